@@ -1,0 +1,53 @@
+# Everything happens in .venv, made from the versions in constraints.txt; nothing is installed outside this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit contract integration e2e chaos lint bench constraints clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+# The fast ones first, so that a mistake shows early.
+BENCHES = $(basename $(notdir $(shell grep -l '^if __name__' bench/*.py)))
+FOLDERS := unit contract model integration e2e chaos
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv from the pinned versions (once; again when pyproject.toml or constraints.txt change)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@.ci/venv $(VENV)
+	@echo "tallyman: installing the pinned packages into $(VENV) (about two minutes the first time)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: setup ## this host and a month of a small cloud, through Kafka and ClickHouse, to alarms and invoices
+	@$(BIN)/python -m examples.demo $(DEMO)
+
+test: setup ## all tests, on a real Kafka broker and the real ClickHouse engine
+	@$(PYTEST) $(wildcard $(addprefix tests/,$(FOLDERS))) $(PYTEST_OPTIONS)
+
+unit: setup ## the tests that need no services
+	@$(PYTEST) $(wildcard tests/unit tests/contract) $(PYTEST_OPTIONS)
+
+integration e2e: setup
+	@$(PYTEST) tests/$@ $(PYTEST_OPTIONS)
+
+chaos: setup ## kill everything at random under load and compare every total (the long run; `make test` has a short one)
+	@$(BIN)/python -m tests.chaos.whole_path $(CHAOS)
+
+lint: setup ## ruff, mypy --strict and the import arrows
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/mypy --strict examples
+	@$(BIN)/lint-imports
+
+bench: setup ## each performance claim, measured here and printed as a table
+	@for name in $(BENCHES); do echo "== python -m bench.$$name"; $(BIN)/python -m bench.$$name; done
+
+constraints: ## resolve all versions anew, in an empty virtual environment, and write constraints.txt
+	@.ci/pin constraints.txt
+
+clean: ## remove what the demo, the tests and the linters left (not .venv)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
