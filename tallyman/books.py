@@ -1,0 +1,185 @@
+"""What the control store says about the books: topics, definitions, and the numbers that closes carry.
+
+Numbers only grow and are given in one transaction, so that copies and reordering of close records are harmless: a later
+close never names older definitions or an older booking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from tallyman.control import migrate, write
+from tallyman.errors import ConfigError, LogError, StoreError
+from tallyman.meter import Definitions, decode_definitions, encode_definitions
+
+BOOKINGS_PER_DAY = 1000
+
+_metadata = sa.MetaData()
+_topics = sa.Table(
+    "topics",
+    _metadata,
+    sa.Column("topic_id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("partitions", sa.Integer, nullable=False),
+    sa.Column("chunk_size", sa.BigInteger, nullable=False),
+    sa.Column("founded", sa.Boolean, nullable=False),
+)
+_definitions = sa.Table(
+    "definitions",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("made_at", sa.String, nullable=False),
+)
+_closes = sa.Table(
+    "closes",
+    _metadata,
+    sa.Column("booking", sa.BigInteger, primary_key=True),
+    sa.Column("definitions", sa.Integer, nullable=False),
+    sa.Column("made_at", sa.String, nullable=False),
+    sa.Column("written", sa.Boolean, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic that was founded. Its partition count and chunk size never change; growth is a new topic."""
+
+    topic_id: str
+    name: str
+    partitions: int
+    chunk_size: int
+    founded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A close: the booking that it opens and the definitions in force from there."""
+
+    booking: int
+    definitions: int
+    written: bool = False
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Make the tables of this module, once."""
+    migrate(engine, "books", [_metadata.create_all])
+
+
+def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
+    """Remember a topic when it is met first; refuse other partitions or another chunk size later.
+
+    Raises:
+        ConfigError: The configuration differs from what the topic was made with.
+        LogError: Another topic of this name was booked before: the topic was made anew.
+    """
+    if topic.chunk_size < 8 or topic.chunk_size & (topic.chunk_size - 1):
+        raise ConfigError(f"kafka.chunk_size: expected a power of two, got {topic.chunk_size}")
+    with write(engine) as connection:
+        rows = connection.execute(sa.select(_topics).where(_topics.c.name == topic.name)).all()
+        for row in rows:
+            known = Topic(*row)
+            if known.topic_id != topic.topic_id:
+                raise LogError(
+                    f'topic "{topic.name}" has the id {topic.topic_id}, but {known.topic_id} was booked: it was made '
+                    "anew. Usage of the old one stays as it is; to go on with the new one, give it another name in "
+                    "kafka.topic"
+                )
+            if (known.partitions, known.chunk_size) != (topic.partitions, topic.chunk_size):
+                raise ConfigError(
+                    f'topic "{topic.name}": made with {known.partitions} partitions and chunks of {known.chunk_size}, '
+                    f"got {topic.partitions} and {topic.chunk_size}; these never change, growth is a new topic"
+                )
+            return known
+        connection.execute(sa.insert(_topics).values(
+            topic_id=topic.topic_id, name=topic.name, partitions=topic.partitions, chunk_size=topic.chunk_size,
+            founded=False,
+        ))  # fmt: skip
+    return replace(topic, founded=False)
+
+
+def mark_founded(engine: sa.Engine, topic_id: str) -> None:
+    """Note that the first close stands in every partition of a topic."""
+    with write(engine) as connection:
+        connection.execute(sa.update(_topics).where(_topics.c.topic_id == topic_id).values(founded=True))
+
+
+def newest_definitions(engine: sa.Engine) -> Definitions | None:
+    """Return the newest definitions, in force or about to be."""
+    with engine.connect() as connection:
+        body = connection.execute(
+            sa.select(_definitions.c.body).order_by(_definitions.c.number.desc()).limit(1)
+        ).scalar()
+    return None if body is None else decode_definitions(body)
+
+
+def load_definitions(engine: sa.Engine, number: int) -> Definitions:
+    """Return one version of the definitions.
+
+    Raises:
+        LogError: The log names a version that the control store does not know: a worker must not guess it.
+    """
+    with engine.connect() as connection:
+        body = connection.execute(sa.select(_definitions.c.body).where(_definitions.c.number == number)).scalar()
+    if body is None:
+        raise LogError(
+            f"the log puts definitions {number} in force, which this control store does not know; "
+            "point control.url at the store where they were applied, or restore it"
+        )
+    return decode_definitions(body)
+
+
+def add_definitions(engine: sa.Engine, wanted: Definitions) -> Definitions:
+    """Store definitions under the next number, unless they equal the newest; return what is newest then."""
+    with write(engine) as connection:
+        row = connection.execute(
+            sa.select(_definitions.c.number, _definitions.c.body).order_by(_definitions.c.number.desc()).limit(1)
+        ).one_or_none()
+        number = row.number if row else 0
+        if row and replace(decode_definitions(row.body), number=0) == replace(wanted, number=0):
+            return decode_definitions(row.body)
+        fresh = replace(wanted, number=number + 1)
+        connection.execute(
+            sa.insert(_definitions).values(number=number + 1, body=encode_definitions(fresh), made_at=_now())
+        )
+        return fresh
+
+
+def next_close(engine: sa.Engine, now: datetime) -> Close:
+    """Give out the number of the next close: behind every earlier close and behind today's first booking.
+
+    Raises:
+        StoreError: A thousand closes on one day.
+    """
+    day = int(now.timestamp()) // 86_400
+    with write(engine) as connection:
+        newest = connection.execute(sa.select(sa.func.max(_closes.c.booking))).scalar() or 0
+        definitions = connection.execute(sa.select(sa.func.max(_definitions.c.number))).scalar() or 0
+        booking = max(newest, day * BOOKINGS_PER_DAY) + 1
+        if booking >= (day + 1) * BOOKINGS_PER_DAY:
+            raise StoreError(f"booking {booking} lies past today's range: at most {BOOKINGS_PER_DAY - 1} closes a day")
+        connection.execute(
+            sa.insert(_closes).values(booking=booking, definitions=definitions, made_at=_now(), written=False)
+        )
+    return Close(booking, definitions)
+
+
+def mark_written(engine: sa.Engine, booking: int) -> None:
+    """Note that a close stands in every partition."""
+    with write(engine) as connection:
+        connection.execute(sa.update(_closes).where(_closes.c.booking == booking).values(written=True))
+
+
+def unwritten_closes(engine: sa.Engine) -> Sequence[Close]:
+    """Return closes that a crash may have left out of some partitions: writing them again is harmless."""
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(_closes).where(_closes.c.written.is_(False)).order_by(_closes.c.booking))
+        return [Close(row.booking, row.definitions) for row in rows]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,155 @@
+"""`tallyman invoice`: look at a month's invoices, and make them final."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from tallyman.cli.context import LazyGroup, Options, leave, load_room, project_options
+from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
+
+_COMMANDS = {"preview": "tallyman.cli.invoice:preview", "run": "tallyman.cli.invoice:run_"}
+
+
+def _month(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    from tallyman.period import MONTH_FORM, previous_month
+
+    if value is None:
+        return previous_month(datetime.now(UTC).date())
+    if not MONTH_FORM.fullmatch(value):
+        raise click.BadParameter(f'expected a year and a month such as 2026-10, got "{value}"')
+    return value
+
+
+_month_option = click.option(
+    "--month", callback=_month, metavar="YYYY-MM", help="Which month.  [default: the one before this]"
+)
+_account_option = click.option(
+    "--account", "accounts", multiple=True, metavar="ID", help="Only this account; repeatable."
+)
+
+
+@click.group(cls=LazyGroup, commands_by_name=_COMMANDS)
+@project_options
+def invoice(options: Options) -> None:
+    """Look at a month's invoices, and make them final.
+
+    \b
+    Examples:
+      tallyman invoice preview --month 2026-10 --account acct-0001
+      tallyman close && tallyman invoice run --month 2026-10
+    """
+
+
+@click.command()
+@_month_option
+@_account_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@project_options
+def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool) -> None:
+    """Show drafts from all usage that has arrived, sealed or not. Nothing is stored.
+
+    \b
+    Example:
+      tallyman invoice preview --month 2026-10
+    """
+    project = options.load()
+    drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts))
+    if as_json:
+        import json
+
+        encode = load_room("invoices.model:encode_invoice")
+        print_json([json.loads(encode(draft), parse_float=str) for draft in drafts])
+        return
+    for draft in drafts:
+        _print_draft(draft)
+    say(
+        f"{month}: {count(len(drafts), 'draft')}; nothing is stored. "
+        f"Make them final with: tallyman invoice run --month {month}"
+    )
+
+
+def _print_draft(draft: Any) -> None:
+    result(f"{draft.account}  {draft.buyer.name}  {draft.first_day} to {draft.last_day}, {draft.plan_name}")
+    rows: list[list[object]] = []
+    for line in draft.lines:
+        quantity = None if line.meter is None else line.quantity / line.per
+        rows.append([line.name, None if quantity is None else f"{quantity:,.3f}", line.unit or None, f"{line.net:,f}"])
+    print_table(["line", "quantity", "unit", draft.currency], _right(rows, 1, 3))
+    for tax in draft.taxes:
+        result(f"tax {tax.rate:f} % on {tax.taxable:,f}: {tax.tax:,f} {draft.currency}")
+    result(f"total {draft.gross:,f} {draft.currency}")
+    result()
+
+
+def _right(rows: list[list[object]], *columns: int) -> list[list[object]]:
+    """Set texts of figures to the right of their column."""
+    for column in columns:
+        size = max((len(str(row[column] or "")) for row in rows), default=0)
+        for row in rows:
+            row[column] = str(row[column] or "").rjust(size)
+    return rows
+
+
+@click.command("run")
+@_month_option
+@_account_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@project_options
+def run_(options: Options, month: str, accounts: Sequence[str], as_json: bool) -> None:
+    """Make a month's invoices final: number them, store them, write their documents.
+
+    Counts sealed usage only. May be run again: what was issued stays as it is.
+
+    \b
+    Example:
+      tallyman invoice run --month 2026-10
+    """
+    project = options.load()
+    show = progress_line("invoices")
+    report = load_room("invoices.batch:run")(
+        project,
+        month,
+        tuple(accounts),
+        on_progress=lambda done, total, account: show(f"{done} of {total}", done=done == total),
+    )
+    if as_json:
+        print_json(_document(report))
+    else:
+        _print_report(report)
+    leave(1 if report.failed else 0)
+
+
+def _print_report(report: Any) -> None:
+    rows = [[each.number, each.account, each.name, str(each.gross), str(each.html)] for each in report.issued]
+    if rows:
+        print_table(["number", "account", "name", "total", "document"], rows)
+    counts = [("issued", report.issued), ("unchanged", report.unchanged), ("empty", report.empty)]
+    counts.append(("failed", report.failed))
+    result(f"{report.month}: " + ", ".join(f"{name} {len(some)}" for name, some in counts))
+    for account, what in report.failed:
+        result(f"  {account}: {what}")
+
+
+def _document(report: Any) -> dict[str, object]:
+    def plainly(issued: Any) -> dict[str, object]:
+        gross = issued.gross
+        return {
+            "number": issued.number,
+            "account": issued.account,
+            "name": issued.name,
+            "gross": {"amount": f"{gross.amount:f}", "currency": gross.currency},
+            "html": str(issued.html),
+            "json": str(issued.json),
+        }
+
+    return {
+        "month": report.month,
+        "issued": [plainly(each) for each in report.issued],
+        "unchanged": [plainly(each) for each in report.unchanged],
+        "empty": list(report.empty),
+        "failed": [{"account": account, "problem": what} for account, what in report.failed],
+    }

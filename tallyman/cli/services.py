@@ -1,0 +1,115 @@
+"""`tallyman agent|pipeline|rules`: run one service in the foreground, as `tallyman up` and production do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from tallyman.cli.context import Options, leave, load_room, project_options
+
+METRICS_PORT = "TALLYMAN_METRICS_PORT"
+
+
+def _service(function: Callable[..., Any]) -> Callable[..., Any]:
+    function = click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT",
+                            help="Serve /metrics, /healthz and /readyz on this loopback port; 0 takes a free one."
+                                 f"  [default: ${METRICS_PORT}, else none]")(function)  # fmt: skip
+    function = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
+                            show_default=True, help="How much is logged.")(function)  # fmt: skip
+    return click.option("--log-json", is_flag=True, help="Log JSON, one object a line.")(function)
+
+
+@click.command()
+@_service
+@project_options
+def agent(options: Options, **settings: Any) -> None:
+    """Measure this host and send what it used.
+
+    Accepts into a spool on disk first, so that nothing accepted is lost while Kafka is away.
+
+    \b
+    Example:
+      tallyman agent --project /etc/tallyman --data /var/lib/tallyman --metrics-port 9464
+    """
+    run_service("collectors.agent:main", options, **settings)
+
+
+@click.command()
+@_service
+@project_options
+def pipeline(options: Options, **settings: Any) -> None:
+    """Count what arrives in Kafka into ClickHouse, exactly once.
+
+    Any number of them may run; a partition that two of them read is still counted once.
+
+    \b
+    Example:
+      tallyman pipeline --metrics-port 9465
+    """
+    run_service("pipeline.worker:main", options, **settings)
+
+
+@click.command()
+@_service
+@project_options
+def rules(options: Options, **settings: Any) -> None:
+    """Evaluate alarms as usage is booked, and deliver them.
+
+    \b
+    Example:
+      tallyman rules --metrics-port 9466
+    """
+    run_service("rules.engine:main", options, **settings)
+
+
+def run_service(target: str, options: Options, *, metrics_port: int | None, log_level: str, log_json: bool) -> None:
+    """Run a room's main function until SIGTERM or SIGINT; a second signal does not wait for it.
+
+    Args:
+        target: "module:function" of `main(project, stop, metrics_port) -> exit code`.
+    """
+    from tallyman.log import setup
+
+    setup(log_level, json=log_json)
+    if metrics_port is None and (given := os.environ.get(METRICS_PORT)):
+        metrics_port = _port(given)
+    project = options.load()
+    main: Callable[..., int] = load_room(target)
+    with stopped_by_signals() as stop:
+        code = main(project, stop, metrics_port)
+    leave(code)
+
+
+def _port(text: str) -> int:
+    try:
+        port = int(text)
+        if 0 <= port <= 65535:
+            return port
+    except ValueError:
+        pass
+    raise click.UsageError(f'{METRICS_PORT}: expected a port from 0 to 65535, got "{text}"')
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

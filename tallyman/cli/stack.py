@@ -1,0 +1,190 @@
+"""`tallyman up`, `down`, `status`: the embedded stack with all services, on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tallyman.cli.context import Options, leave, load_room, project_options
+from tallyman.cli.output import print_json, print_table, result, say, show_time
+
+if TYPE_CHECKING:
+    from tallyman.local.folder import Endpoints
+    from tallyman.local.supervise import ChildEvent
+    from tallyman.project import Project
+
+# In this order, each when the one before is ready: the pipeline makes the topic and puts definitions in force, and what
+# an agent sends before that no meter would want.
+SERVICES = ("pipeline", "rules", "agent")
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return when everything runs, and leave it running.")
+@click.option("--without", multiple=True, type=click.Choice(SERVICES), help="Do not run this service; repeatable.")
+@click.option("--kafka-port", type=click.IntRange(1, 65535), help="Kafka's port.  [default: a free one]")
+@click.option("--clickhouse-port", type=click.IntRange(1, 65535), help="ClickHouse's port.  [default: a free one]")
+@project_options
+def up(
+    options: Options, detach: bool, without: Sequence[str], kafka_port: int | None, clickhouse_port: int | None
+) -> None:
+    """Run Kafka, ClickHouse and all services here.
+
+    Needs no Java, Docker or root. Everything listens on loopback and keeps its data in the data folder; Ctrl-C stops
+    it cleanly. Run only one for each data folder.
+
+    \b
+    Examples:
+      tallyman up
+      tallyman up --detach --without agent && tallyman status
+    """
+    from tallyman.local.stack import StackOptions, default_services
+    from tallyman.local.updown import up as start
+
+    project = options.load()
+    names = [name for name in SERVICES if name not in without]
+    began = time.monotonic()
+
+    def ready(endpoints: Endpoints) -> None:
+        prepare(project)
+        say(f"ready after {time.monotonic() - began:.0f} s; data in {project.data}")
+        print_endpoints(endpoints)
+        _say_next(detach)
+
+    start(
+        project.data,
+        default_services(project.folder, project.data, names),
+        options=StackOptions(kafka_port=kafka_port, clickhouse_port=clickhouse_port),
+        detach=detach,
+        on_event=tell,
+        on_ready=ready,
+    )
+    if not detach:
+        say("stopped")
+
+
+def prepare(project: Project) -> None:
+    """Make schema, topics and books where a service has not done so yet: definitions 1 are in force from the start."""
+    from tallyman.clickhouse import connect, migrate
+
+    client = connect(project.clickhouse)
+    try:
+        migrate(client)
+    finally:
+        client.disconnect()
+    load_room("pipeline.close:found_books")(project)
+
+
+def tell(event: ChildEvent) -> None:
+    """Say what a part of the stack does."""
+    say(f"{event.name:<11} {event.what:<10} {event.detail}".rstrip())
+
+
+def print_endpoints(endpoints: Endpoints) -> None:
+    """Print where everything answers."""
+    clickhouse = endpoints.clickhouse
+    result(f"kafka       {endpoints.kafka}")
+    if clickhouse:
+        result(f"clickhouse  {clickhouse.host}:{clickhouse.port} database {clickhouse.database}")
+    result(f"control     {endpoints.control}")
+    for name, entry in endpoints.services.items():
+        if entry.metrics:
+            result(f"{name:<11} {entry.metrics}")
+
+
+def _say_next(detach: bool) -> None:
+    say("Next: tallyman usage --meter host.cpu --window minute, in another terminal" if not detach else
+        "Next: tallyman status, tallyman usage --meter host.cpu --window minute, tallyman down")  # fmt: skip
+    if not detach:
+        say("Ctrl-C stops everything")
+
+
+@click.command()
+@project_options
+def down(options: Options) -> None:
+    """Stop what `tallyman up` started.
+
+    Cleanly, and also what a killed one has left behind.
+
+    \b
+    Example:
+      tallyman down
+    """
+    from tallyman.local.updown import down as stop
+
+    data = options.data_folder()
+    say("stopped" if stop(data, on_event=tell) else f"nothing runs in {data}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@project_options
+def status(options: Options, as_json: bool) -> None:
+    """Show what runs and how complete usage is.
+
+    Exit code 0 when all of it is ready, 1 when nothing runs, 3 when something is not ready.
+
+    \b
+    Example:
+      tallyman status
+    """
+    from tallyman.local.updown import status as look
+
+    found = look(options.data_folder())
+    books = _books(options) if found.running else {}
+    if as_json:
+        parts = [{name: getattr(part, name) for name in part.__slots__} for part in found.parts]
+        print_json({"running": found.running, "pid": found.pid, "since": found.since, "parts": parts, **books})
+    elif not found.running:
+        say(f"nothing runs in {options.data_folder()}; start it with: tallyman up")
+    else:
+        print_table(
+            ["part", "state", "pid", "address", "up for", "restarts"],
+            [
+                [part.name, part.state, part.pid, part.endpoint or None, _duration(part.uptime_s), part.restarts]
+                for part in found.parts
+            ],
+        )
+        _print_books(books)
+    all_ready = bool(found.parts) and all(part.state == "ready" for part in found.parts)
+    leave(1 if not found.running else 0 if all_ready else 3)
+
+
+def _books(options: Options) -> dict[str, Any]:
+    """Return how complete usage is; nothing where that cannot be said."""
+    from tallyman.cli.context import clickhouse
+    from tallyman.completeness import read_completeness
+    from tallyman.errors import TallymanError
+
+    try:
+        project = options.load()
+        with clickhouse(project) as client:
+            found = read_completeness(
+                client,
+                expected_delay=project.config.usage.expected_delay,
+                partitions=project.config.kafka.partitions,
+            )
+    except TallymanError:
+        return {}
+    return {"complete_to": found.complete_to, "sealed_to": found.sealed_to}
+
+
+def _print_books(books: dict[str, Any]) -> None:
+    if not books:
+        return
+    from datetime import UTC
+
+    result(f"usage is complete up to {show_time(books['complete_to'], UTC)}, sealed up to booking {books['sealed_to']}")
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((i for i, (n, _) in enumerate(parts) if n), 3)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2])

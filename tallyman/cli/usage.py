@@ -1,0 +1,174 @@
+"""`tallyman usage`: exact usage per window, and how complete it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tallyman.cli.context import Options, clickhouse, project_options
+from tallyman.cli.output import plain, print_csv, print_json, print_table, result, say, show_time
+from tallyman.usage import WINDOWS
+
+if TYPE_CHECKING:
+    from tallyman.usage import UsageAnswer, UsageRow
+
+_WHOLE_DAYS = ("day", "week", "month")
+
+
+@click.command()
+@click.argument("tenants", nargs=-1, metavar="[TENANT]...")
+@click.option("--meter", required=True, metavar="METER", help="Which meter; see meters/.")
+@click.option("--from", "from_", default="today", show_default=True, metavar="WHEN",
+              help="First moment: 2026-10-01, 2026-10, 2026-10-01T14:30, today, or an age such as 24h.")  # fmt: skip
+@click.option("--to", metavar="WHEN", help="First moment that no longer counts.  [default: this minute, included]")
+@click.option("--window", type=click.Choice(WINDOWS), default="total", show_default=True, help="One row for each.")
+@click.option("--zone", default="UTC", show_default=True, metavar="ZONE",
+              help="Where days begin: an IANA name such as Europe/Berlin.")  # fmt: skip
+@click.option("--by", multiple=True, metavar="NAME", help="Tell rows apart by a dimension, or by subject; repeatable.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE",
+              help="Only this value of a dimension; repeatable. NAME alone: only where it is missing.")  # fmt: skip
+@click.option("--sealed", is_flag=True, help="Only what sealed bookings hold, as invoices do.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@project_options
+def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any) -> None:
+    """Show what TENANTs used, exactly; without a name, each tenant.
+
+    \b
+    Examples:
+      tallyman usage tenant-zoe --meter host.cpu --from 24h --window hour
+      tallyman usage tenant-zoe --meter host.network --from 2026-10-01 --to 2026-11-01 \\
+          --window day --zone Europe/Berlin --by direction --json
+      tallyman usage --meter host.cpu --where mode=user
+    """
+    from tallyman.aggregates import read_usage
+
+    if as_json and as_csv:
+        raise click.UsageError("--json, --csv: expected one of them, got both")
+    project = options.load()
+    query = make_query(zone=zone, now=datetime.now(UTC), **asked)
+    with clickhouse(project) as client:
+        answer = read_usage(
+            client,
+            query,
+            meters=project.meters,
+            expected_delay=project.config.usage.expected_delay,
+            partitions=project.config.kafka.partitions,
+        )
+    if as_json:
+        print_json(as_document(answer))
+    elif as_csv:
+        header, rows = as_rows(answer, [])
+        print_csv(header, rows)
+        say(completeness(answer))
+    else:
+        _print(answer)
+
+
+def make_query(
+    *,
+    tenants: Sequence[str],
+    meter: str,
+    from_: str,
+    to: str | None,
+    window: str,
+    zone: str,
+    by: Sequence[str],
+    where: Sequence[str],
+    sealed: bool,
+    now: datetime,
+) -> Any:
+    """Return the question that the options ask.
+
+    Raises:
+        UsageQueryError: A time is none, or there is no such zone.
+    """
+    from tallyman.cli.times import next_minute, parse_moment
+    from tallyman.period import find_zone
+    from tallyman.usage import UsageQuery
+
+    find_zone(zone)
+    filters: dict[str, tuple[str | None, ...]] = {}
+    for condition in where:
+        name, given, value = condition.partition("=")
+        filters[name] = (*filters.get(name, ()), value if given else None)
+    names = list(dict.fromkeys(by))
+    if len(tenants) != 1 and "subject" not in names:
+        names.insert(0, "subject")
+    return UsageQuery(
+        meter=meter,
+        start=parse_moment("--from", from_, zone, now),
+        end=parse_moment("--to", to, zone, now) if to else next_minute(now),
+        subjects=tuple(tenants),
+        where=filters,
+        group_by=tuple(names),
+        window=window,  # type: ignore[arg-type]
+        zone=zone,
+        sealed_only=sealed,
+    )
+
+
+def as_document(answer: UsageAnswer) -> dict[str, object]:
+    """Return an answer as `--json` prints it; its fields are a contract."""
+    query = answer.query
+    return {
+        "meter": query.meter,
+        "unit": answer.unit,
+        "from": query.start.astimezone(UTC),
+        "to": query.end.astimezone(UTC),
+        "window": query.window,
+        "zone": query.zone,
+        "complete_to": answer.complete_to,
+        "sealed_to": answer.sealed_to,
+        "rows": [
+            {"from": row.start, "to": row.end, "groups": row.groups, "value": row.value, "events": row.events}
+            for row in answer.rows
+        ],
+    }
+
+
+def as_rows(answer: UsageAnswer, shown: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[object]]]:
+    """Return header and rows; `shown` has each row's times as texts, else they are instants in UTC."""
+    names = answer.query.group_by
+    header = ["from", "to", *names, "value", "events"]
+    rows: list[list[object]] = []
+    for n, row in enumerate(answer.rows):
+        start, end = shown[n] if shown else (row.start.isoformat(), row.end.isoformat())
+        value = row.value if shown else plain(row.value)
+        rows.append([start, end, *(row.groups[name] for name in names), value, row.events])
+    return header, rows
+
+
+def _print(answer: UsageAnswer) -> None:
+    header, rows = as_rows(answer, [_times(answer, row) for row in answer.rows])
+    header[-2] = f"{answer.query.meter} [{answer.unit}]" if answer.unit else answer.query.meter
+    if rows:
+        print_table(header, rows)
+    else:
+        result(f"no usage of {answer.query.meter} in this range")
+    result(completeness(answer))
+
+
+def _times(answer: UsageAnswer, row: UsageRow) -> tuple[str, str]:
+    """Show a day by its date alone where it is a whole one."""
+    from tallyman.period import find_zone
+
+    zone = find_zone(answer.query.zone)
+    moments = row.start.astimezone(zone), row.end.astimezone(zone)
+    if answer.query.window in _WHOLE_DAYS and all(moment.time() == time() for moment in moments):
+        return moments[0].date().isoformat(), moments[1].date().isoformat()
+    return show_time(moments[0], zone), show_time(moments[1], zone)
+
+
+def completeness(answer: UsageAnswer) -> str:
+    """Say up to where nothing is missing, and what is sealed."""
+    from tallyman.period import find_zone
+
+    zone = find_zone(answer.query.zone)
+    sealed = f"sealed up to booking {answer.sealed_to}" if answer.sealed_to else "nothing is sealed yet"
+    if answer.complete_to is None:
+        return f"complete up to: unknown, the pipeline has not reached every partition yet; {sealed}"
+    return f"complete up to {show_time(answer.complete_to, zone)} ({answer.query.zone}); {sealed}"

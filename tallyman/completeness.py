@@ -1,0 +1,131 @@
+"""How far usage is booked: the frontier of each partition, its log clock, and the bookings that are sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+_PROGRESS = (
+    "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
+    " FROM progress FINAL WHERE generation = 0 AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)"
+    " ORDER BY topic_id, partition, chunk"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionProgress:
+    """How far one partition is booked without a hole.
+
+    Attributes:
+        offset: The next record to book.
+        clock: The log clock there; None before anything was booked.
+    """
+
+    topic_id: str
+    partition: int
+    offset: int
+    clock: datetime | None
+    booking: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completeness:
+    """Up to where the books tell everything.
+
+    Attributes:
+        complete_to: Event time up to which nothing is missing that was sent in time; None when that is unknown.
+        sealed_to: The newest booking that is sealed, 0 for none.
+    """
+
+    complete_to: datetime | None
+    sealed_to: int
+    partitions: tuple[PartitionProgress, ...]
+
+
+class _Place(msgspec.Struct):
+    topic_id: str
+    partition: int
+    chunk: int
+    offset: int
+    clock_ms: int
+    booking: int
+
+
+def read_completeness(
+    client: Client, *, expected_delay: timedelta = timedelta(seconds=10), partitions: int | None = None
+) -> Completeness:
+    """Read how complete usage is. Call it before reading usage: what it says is in the tables then.
+
+    Args:
+        expected_delay: How long events take to arrive; the least log clock less this is complete.
+        partitions: How many there are; while some have no progress yet, nothing is known to be complete.
+    """
+    sealed_to, places = _read_seal(client)
+    reached = list(_frontiers(_read_progress(client, places), places))
+    clocks = [each.clock for each in reached if each.clock is not None]
+    known = bool(reached) and len(clocks) == len(reached) and len(reached) >= (partitions or 1)
+    return Completeness(
+        complete_to=min(clocks) - expected_delay if known else None,
+        sealed_to=sealed_to,
+        partitions=tuple(reached),
+    )
+
+
+def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
+    rows = client.execute("SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
+    if not rows:
+        return 0, {}
+    places = msgspec.json.decode(rows[0][1], type=list[_Place]) if rows[0][1] else []
+    return int(rows[0][0]), {(place.topic_id, place.partition): place for place in places}
+
+
+def _read_progress(client: Client, places: Mapping[tuple[str, int], _Place]) -> Sequence[tuple[object, ...]]:
+    sealed = list(places) or [("", 0)]  # an empty list is no SQL
+    lowest = min((place.chunk for place in places.values()), default=0)
+    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, "sealed": sealed})
+    return rows
+
+
+def _frontiers(
+    rows: Iterable[Sequence[object]], places: Mapping[tuple[str, int], _Place]
+) -> Iterable[PartitionProgress]:
+    """Follow each partition's unbroken run of closed chunks to the open one; rows come in order of chunks."""
+    seen = set()
+    for key, group in groupby(rows, key=lambda row: (str(row[0]), _int(row[1]))):
+        seen.add(key)
+        yield _follow(key, [tuple(_int(value) for value in row[2:]) for row in group], places.get(key))
+    for key in sorted(places.keys() - seen):
+        yield _follow(key, [], places[key])
+
+
+def _follow(key: tuple[str, int], chunks: Sequence[tuple[int, ...]], place: _Place | None) -> PartitionProgress:
+    expected = place.chunk if place else 0
+    offset, clock_ms, booking = (place.offset, place.clock_ms, place.booking) if place else (0, 0, 0)
+    # A chunk's size belongs to the topic; every row but the first chunk's tells it.
+    size = next(((reached - covered) // chunk for chunk, covered, reached, _, _ in chunks if chunk), 0)
+    for chunk, covered, reached, reached_clock_ms, reached_booking in chunks:
+        if chunk < expected:
+            continue
+        if chunk > expected:
+            break
+        offset, clock_ms, booking = reached, reached_clock_ms, reached_booking
+        if covered < size:
+            break
+        expected += 1
+    clock = datetime.fromtimestamp(clock_ms // 1000, UTC) + timedelta(milliseconds=clock_ms % 1000)
+    return PartitionProgress(
+        topic_id=key[0], partition=key[1], offset=offset, clock=clock if clock_ms else None, booking=booking
+    )
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

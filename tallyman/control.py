@@ -1,0 +1,188 @@
+"""The door to the control store: SQLite by default, PostgreSQL by URL, one writer at a time in both.
+
+It holds what must change together and never twice: accounts, alarm states and their outbox, invoices and numbers.
+Each room makes its own tables with `migrate` and writes inside `write(engine)`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tallyman.errors import ConfigError, StoreError
+
+Step = Callable[[sa.Connection], object] | str
+
+BUSY_TIMEOUT_S = 30.0
+_WRITER_LOCK = 0x7461_6C6C_796D_616E  # "tallyman", the advisory lock of PostgreSQL that makes writers take turns
+
+_metadata = sa.MetaData()
+_migrations = sa.Table(
+    "migrations",
+    _metadata,
+    sa.Column("room", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("applied_at", sa.String(40), nullable=False),
+)
+
+
+def open_control(url: str) -> sa.Engine:
+    """Return an engine for the control store; a SQLite file and its folder are made when missing.
+
+    Args:
+        url: "sqlite:////absolute/path/control.db" or "postgresql+psycopg://user@host/name".
+
+    Raises:
+        ConfigError: No such kind of store, or its driver is not installed.
+        StoreError: The store does not open.
+    """
+    try:
+        parsed = make_url(url)
+        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else sa.create_engine(parsed)
+    except (exc.ArgumentError, exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        shown = url.split(":", 1)[0]  # the rest may hold a password
+        raise ConfigError(
+            f'control.url: expected sqlite:///PATH or postgresql+psycopg://..., got "{shown}:..." '
+            f"({type(error).__name__}); correct the URL, or install the driver that it names"
+        ) from error
+    try:
+        with engine.connect():
+            return engine
+    except (exc.OperationalError, sqlite3.OperationalError) as error:
+        raise _refused(engine, error) from error
+
+
+@contextmanager
+def write(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open the one write transaction: what is read inside stays true until it commits at the end of the block.
+
+    Raises:
+        StoreError: The store is busy for too long, full or away; the same block may be run again.
+    """
+    try:
+        with engine.connect().execution_options(tallyman_begin="IMMEDIATE") as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
+            yield connection
+    except exc.OperationalError as error:
+        raise _refused(engine, error) from error
+
+
+@contextmanager
+def read(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a read transaction: one snapshot for the whole block, in nobody's way.
+
+    Raises:
+        StoreError: The store is away.
+    """
+    isolation = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    try:
+        with engine.connect().execution_options(**isolation) as connection, connection.begin():
+            yield connection
+    except exc.OperationalError as error:
+        raise _refused(engine, error) from error
+
+
+def migrate(engine: sa.Engine, room: str, steps: Sequence[Step]) -> list[int]:
+    """Apply a room's steps that were not applied yet, in order, each with its number in one transaction.
+
+    Steps are numbered from 1 by their place; a step that is released never changes, a change is a new one.
+    Several processes may call this at once: one applies a step, the others find it applied.
+
+    Args:
+        steps: SQL statements (one each) or callables that get the connection, such as `metadata.create_all`.
+
+    Returns:
+        The numbers that this call has applied.
+
+    Raises:
+        StoreError: The store was migrated by a newer version than this one.
+    """
+    with write(engine) as connection:
+        _metadata.create_all(connection)
+    mine = sa.select(sa.func.max(_migrations.c.number)).where(_migrations.c.room == room)
+    applied: list[int] = []
+    while True:
+        with write(engine) as connection:
+            reached = connection.execute(mine).scalar() or 0
+            if reached > len(steps):
+                raise StoreError(
+                    f"control store: room {room} is at step {reached}, this version knows {len(steps)}; "
+                    "run the version that migrated it, or a newer one"
+                )
+            if reached == len(steps):
+                return applied
+            step = steps[reached]
+            if isinstance(step, str):
+                connection.exec_driver_sql(step)
+            else:
+                step(connection)
+            now = datetime.now(UTC).isoformat()
+            connection.execute(sa.insert(_migrations).values(room=room, number=reached + 1, applied_at=now))
+        applied.append(reached + 1)
+
+
+def compare_and_set(
+    connection: sa.Connection,
+    table: sa.Table,
+    expected: Mapping[str, object],
+    values: Mapping[str, object],
+) -> bool:
+    """Change the one row that still looks as expected; False means that somebody was faster and nothing changed.
+
+    Args:
+        expected: Column -> value, the row's key and what must not have moved (its version).
+    """
+    same = [table.c[name].is_not_distinct_from(value) for name, value in expected.items()]
+    return connection.execute(sa.update(table).where(*same).values(**values)).rowcount == 1
+
+
+def _sqlite(url: URL) -> sa.Engine:
+    if not url.database or url.database == ":memory:":
+        raise ConfigError('control.url: expected a file, as in sqlite:////var/lib/tallyman/control.db, got ":memory:"')
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(raw: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    # The driver would open transactions on its own, late and deferred: two writers would then meet half way.
+    raw.isolation_level = None
+    raw.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+    _use_wal(raw)
+    raw.execute("PRAGMA synchronous = FULL")  # NORMAL may lose the last commits with the power, though never tear
+    raw.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_wal(raw: sqlite3.Connection) -> None:
+    # SQLite does not wait for its busy handler when several processes turn WAL on at once.
+    until = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    kind = connection.get_execution_options().get("tallyman_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {kind}")
+
+
+def _refused(engine: sa.Engine, error: Exception) -> StoreError:
+    cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
+    return StoreError(f"control store {engine.url.render_as_string(hide_password=True)}: {cause}; try again")

@@ -1,0 +1,88 @@
+"""The errors that Tallyman raises on purpose. Each message names the place, what was expected, what came, and
+the next step.
+
+    TallymanError
+    ├── ConfigError        a file of the project is wrong; the message names the file and the line
+    ├── EventError         an event cannot be accepted; carries the reason code of its dead letter
+    ├── QuantityError      a value is no exact number that the meter can hold
+    ├── UsageQueryError    a question about usage that has no answer
+    ├── PriceError         a plan cannot price this
+    ├── InvoiceError       an invoice cannot be built, numbered or changed
+    ├── StackError         the embedded stack did not start, or is held by another process
+    ├── LogError           the Kafka log is not what was booked; nothing is guessed, an operator decides
+    ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
+    ├── StoreError         ClickHouse or the control store said no                       (retriable)
+    ├── BrokerError        Kafka did not acknowledge                                     (retriable)
+    └── DeliveryError      the other side did not take it; sending the same bytes again is safe  (retriable)
+"""
+
+from __future__ import annotations
+
+
+class TallymanError(Exception):
+    """Anything this project raises on purpose."""
+
+    retriable = False
+
+
+class ConfigError(TallymanError):
+    """A file of the project is wrong. Exit code 2 on the command line."""
+
+
+class EventError(TallymanError):
+    """An event cannot be accepted.
+
+    Attributes:
+        reason: One of `tallyman.event.REASONS`, the code under which it becomes a dead letter.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class QuantityError(EventError):
+    """A value is no exact number that the meter can hold."""
+
+
+class UsageQueryError(TallymanError):
+    """A question about usage that has no answer: unknown meter, zone or window, an empty or inverted range."""
+
+
+class PriceError(TallymanError):
+    """A plan cannot price this."""
+
+
+class InvoiceError(TallymanError):
+    """An invoice cannot be built, numbered or changed."""
+
+
+class StackError(TallymanError):
+    """The embedded stack did not start, or another process holds its folder."""
+
+
+class LogError(TallymanError):
+    """The Kafka log is not what was booked: start over the frontier, another topic id, another digest."""
+
+
+class SpoolFullError(TallymanError):
+    """The spool has no room; the caller keeps what it has and asks again later."""
+
+
+class StoreError(TallymanError):
+    """ClickHouse or the control store said no; the same write may be tried again."""
+
+    retriable = True
+
+
+class BrokerError(TallymanError):
+    """Kafka did not acknowledge; the same bytes may be sent again."""
+
+    retriable = True
+
+
+class DeliveryError(TallymanError):
+    """The other side did not take it; sending the same bytes again is safe."""
+
+    retriable = True

@@ -1,0 +1,300 @@
+"""The usage event: CloudEvents 1.0, decoded and encoded without losing a digit.
+
+A record on Kafka holds one event, a batch, lines, or Arrow columns of our own collectors; its `content-type`
+header says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from tallyman.errors import EventError
+
+SINGLE = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+LINES = "application/x-ndjson"
+ARROW = "application/vnd.apache.arrow.stream"
+Format = Literal["single", "batch", "lines", "arrow"]
+FORMATS: Mapping[str, Format] = {
+    SINGLE: "single",
+    BATCH: "batch",
+    LINES: "lines",
+    ARROW: "arrow",
+    "application/json": "single",
+    "application/x-jsonlines": "lines",
+}
+
+# Headers of our own. The last five are honoured only because the broker's ACLs let nobody but the operator's
+# principal write them (docs/decisions/0004).
+CONTENT_TYPE = "content-type"
+COLLECTOR, EPOCH, SEQUENCE = "tallyman-collector", "tallyman-epoch", "tallyman-sequence"
+WATERMARK = "tallyman-watermark-us"
+TICK, CLOSE, DEFINITIONS, ADMITTED = "tallyman-tick", "tallyman-close", "tallyman-definitions", "tallyman-admitted"
+INDEX = "tallyman-index"  # beside a batch's number: one event of it, let in again by itself
+
+MAX_RECORD_BYTES = 4 * 1024 * 1024  # a record over this is a dead letter; the topic's limit is twice this
+MAX_NAME_BYTES = 1024  # id, source, type, subject; longer ones are nobody's name
+FIRST_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+LAST_US = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # ClickHouse DateTime wraps in 2106
+
+REASONS: Mapping[str, str] = {
+    "malformed": "the bytes are no JSON of the announced form",
+    "not_utf8": "the bytes are not UTF-8",
+    "unknown_format": "no decoder for this content type",
+    "missing_field": "a CloudEvents attribute or the metered value is missing",
+    "wrong_type": "an attribute or a value has a type that it cannot have",
+    "bad_time": "the time is no RFC 3339 time with a zone",
+    "year_out_of_range": "the time lies outside the years 2000 to 2099",
+    "too_old": "older than the deployment accepts, by the clock of the log",
+    "too_far_ahead": "further in the future than the deployment accepts, by the clock of the log",
+    "not_a_number": "the metered value is no number",
+    "out_of_range": "the metered value is larger than any meter holds",
+    "too_precise": "the metered value has more digits than the meter's scale; it is never rounded",
+    "negative": "the meter takes no negative values",
+    "unknown_meter": "no meter wants this type of event",
+    "too_large": "the record is larger than a record may be",
+    "bad_schema": "the Arrow batch has another schema than this version reads",
+    "number_reused": "this collector's batch number was used before with other content",
+}
+
+# Arrow batches, version 1: one row is one reading. `series` points into the list that the schema's metadata holds
+# under `tallyman.series` (JSON: type, subject, scale, data, incarnation), so that a row is six integers and a
+# reader meets each name once. `value` is scaled by the series' scale; `first` and `last` are a counter's two ends.
+ARROW_VERSION = "1"
+ARROW_VERSION_KEY, ARROW_SERIES_KEY = "tallyman.version", "tallyman.series"
+ARROW_FIELDS: tuple[tuple[str, str, bool], ...] = (
+    ("series", "int32", False),
+    ("time_us", "int64", False),  # the interval's start: usage belongs to the minute in which it began
+    ("until_us", "int64", False),
+    ("value", "int64", False),
+    ("first", "int64", True),
+    ("last", "int64", True),
+)
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """What all readings of one series share in an Arrow batch.
+
+    Attributes:
+        data: Dimensions, as they would stand in a JSON event's `data` beside `value`.
+        scale: Decimal digits behind the point in the batch's integers.
+        incarnation: What the counter lives in (boot id, container id); a counter is only compared within one.
+    """
+
+    type: str
+    subject: str
+    scale: int = 0
+    data: dict[str, str | None] = {}
+    incarnation: str = ""
+
+
+class Event(NamedTuple):
+    """One usage event. `time_us` is microseconds since 1970 UTC; numbers in `data` are int or Decimal, never float."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time_us: int
+    data: Mapping[str, Any]
+
+
+class Rejected(NamedTuple):
+    """What could not be accepted: reason code, a sentence for a person, and the bytes."""
+
+    reason: str
+    detail: str
+    raw: bytes
+
+
+class _Wire(msgspec.Struct, kw_only=True):
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    specversion: str = "1.0"
+    data: dict[str, Any] = {}
+
+
+def _exact(text: str) -> Decimal | str:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent that no Decimal has; it matters only where somebody reads the value
+        return text
+
+
+_decode_wire = msgspec.json.Decoder(_Wire, float_hook=_exact).decode
+_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder(decimal_format="string").encode
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
+
+
+def format_of(content_type: str | bytes | None) -> Format:
+    """Return the format that a `content-type` names; parameters and letter case do not matter, no header is a
+    single event.
+
+    Raises:
+        EventError: `unknown_format`.
+    """
+    if not content_type:
+        return "single"
+    text = content_type.decode("utf-8", "replace") if isinstance(content_type, bytes) else content_type
+    media_type = text.split(";", 1)[0].strip().lower()
+    if media_type not in FORMATS:
+        known = ", ".join(sorted(FORMATS))
+        raise EventError("unknown_format", f'content-type: expected one of {known}, got "{text[:100]}"')
+    return FORMATS[media_type]
+
+
+def parse_time(text: str) -> int:
+    """Return microseconds since 1970 for an RFC 3339 time with a zone; digits below microseconds are cut off.
+
+    Raises:
+        EventError: `bad_time`, `year_out_of_range`.
+    """
+    try:
+        # Cut before reading, because msgspec rounds: 12:00:59.9999999 would be in the next minute.
+        moment = msgspec.convert(_BELOW_MICROSECONDS.sub(r"\1", text), datetime)
+        if moment.tzinfo is None:
+            raise ValueError("no zone")
+        time_us = (moment - _EPOCH) // _MICROSECOND
+    except (msgspec.ValidationError, ValueError, OverflowError) as error:
+        raise EventError("bad_time", f'time: expected RFC 3339 with a zone, got "{text[:60]}"') from error
+    if not FIRST_US <= time_us < LAST_US:
+        raise EventError("year_out_of_range", f'time: expected a year from 2000 to 2099, got "{text[:60]}"')
+    return time_us
+
+
+def format_time(time_us: int) -> str:
+    """Write microseconds since 1970 as RFC 3339 in UTC."""
+    text = (_EPOCH + time_us * _MICROSECOND).isoformat()
+    return text.replace("+00:00", "Z")
+
+
+def decode_event(body: bytes) -> Event:
+    """Decode one CloudEvents JSON event.
+
+    Raises:
+        EventError: With the reason of its dead letter.
+    """
+    if not body.isascii():
+        _check_utf8(body)  # all of it: msgspec does not look into what it skips
+    try:
+        wire = _decode_wire(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        raise EventError("missing_field" if "missing required field" in text else "wrong_type", text) from error
+    except msgspec.DecodeError as error:
+        raise EventError("malformed", str(error)) from error
+    except RecursionError as error:
+        raise EventError("malformed", f"nested too deeply: {error}"[:300]) from error
+    for name in ("id", "source", "type", "subject"):
+        value: str = getattr(wire, name)
+        if not value:
+            raise EventError("missing_field", f"{name}: expected text, got an empty string")
+        if len(value.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+            raise EventError(
+                "out_of_range", f"{name}: expected at most {MAX_NAME_BYTES} bytes, got {len(value)} characters"
+            )
+    if wire.specversion != "1.0":
+        raise EventError("wrong_type", f'specversion: expected "1.0", got "{wire.specversion[:20]}"')
+    return Event(wire.id, wire.source, wire.type, wire.subject, parse_time(wire.time), wire.data)
+
+
+def _check_utf8(body: bytes) -> None:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EventError("not_utf8", f"expected UTF-8, got {error.reason} at byte {error.start}") from error
+
+
+def split_record(content_type: str | bytes | None, body: bytes) -> list[bytes]:
+    """Cut a JSON record into the bytes of its events, in order; blank lines of NDJSON are no events.
+
+    Raises:
+        EventError: The record as a whole is unusable (`unknown_format`, `malformed`, `not_utf8`, `too_large`).
+    """
+    kind = format_of(content_type)
+    if len(body) > MAX_RECORD_BYTES:
+        raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(body)}")
+    if kind == "lines":
+        return [line for line in body.split(b"\n") if line.strip()]
+    if kind == "batch":
+        try:
+            return [bytes(raw) for raw in _decode_raws(body)]
+        except (msgspec.DecodeError, RecursionError) as error:
+            _check_utf8(body)
+            raise EventError("malformed", f"batch: {error}") from error
+    return [body]
+
+
+def decode_record(content_type: str | bytes | None, body: bytes) -> Iterator[Event | Rejected]:
+    """Yield an event, or why it is none, for each event of a JSON record (not for Arrow batches)."""
+    try:
+        parts = split_record(content_type, body)
+    except EventError as error:
+        yield Rejected(error.reason, error.detail, body)
+        return
+    for part in parts:
+        try:
+            yield decode_event(part)
+        except EventError as error:
+            yield Rejected(error.reason, error.detail, part)
+
+
+def encode_event(event: Event) -> bytes:
+    """Write an event as one line of CloudEvents JSON; Decimals become strings, so that every reader keeps the
+    digits.
+    """
+    wire = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "subject": event.subject,
+        "time": format_time(event.time_us),
+        "data": dict(event.data),
+    }
+    return _encode(wire)
+
+
+def encode_lines(events: list[Event]) -> bytes:
+    """Write events as NDJSON, for a record of type `LINES`."""
+    return b"\n".join(map(encode_event, events))
+
+
+def encode_batch(events: list[Event]) -> bytes:
+    """Write events as a JSON array, for a record of type `BATCH`."""
+    return b"[" + b",".join(map(encode_event, events)) + b"]"
+
+
+def identity(subject: str, source: str, event_id: str) -> bytes:
+    """Return the 16 bytes by which a foreign event is counted once: (tenant, source, id), never its time.
+
+    The parts are length-prefixed, so that source "a-b" id "c" is not source "a" id "b-c".
+    """
+    return hashlib.blake2b(
+        f"{len(subject)}:{subject}{len(source)}:{source}{event_id}".encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
+
+
+def batch_identity(collector: str, epoch: str, sequence: int, index: int | None = None) -> bytes:
+    """Return the 16 bytes of a numbered batch, or of one event of it that is let in again later."""
+    tail = "" if index is None else f"/{index}"
+    text = f"batch {len(collector)}:{collector}{len(epoch)}:{epoch}{sequence}{tail}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def home_key(subject: str, source: str) -> bytes:
+    """Return the Kafka key of a foreign event; Kafka's default partitioner over it names the event's home."""
+    return f"{subject}/{source}".encode("utf-8", "surrogatepass")

@@ -1,0 +1,138 @@
+"""Files of usage events: NDJSON, one JSON event, or a JSON array of them; plain, gzipped, or standard input.
+
+Every line is handed on as it is, decodable or not: what is wrong with it is the pipeline's to say, as a dead letter.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+_PIECE = 1 << 20
+_WHOLE = 256 << 20  # an array or a single event that is written over many lines is read at once, up to here
+_BOM = b"\xef\xbb\xbf"
+_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+@dataclass(slots=True)
+class EventFile:
+    """An opened file; iterate over it to get its events in lists, about a mebibyte at a time.
+
+    Attributes:
+        total: Bytes on disk, None when nobody knows (standard input).
+        done: Bytes on disk that were read so far.
+        too_long: Numbers of lines longer than `longest`, counted from 1; they are not among the events.
+    """
+
+    stream: BinaryIO
+    disk: BinaryIO | None
+    total: int | None
+    longest: int
+    done: int = 0
+    too_long: list[int] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        head = self._read().removeprefix(_BOM)
+        start = head.lstrip()
+        if start.startswith(b"[") or (start.startswith(b"{") and not _is_object(start.split(b"\n", 1)[0])):
+            whole = self._read_whole(head)
+            events = _events_of(whole)
+            if events is not None:
+                yield [event for event in events if self._fits(event, 1)]
+                return
+            head = whole
+        yield from self._lines(head)
+
+    def close(self) -> None:
+        """Close what was opened; standard input stays open."""
+        if self.disk is not None:
+            self.stream.close()
+            self.disk.close()
+
+    def _lines(self, rest: bytes) -> Iterator[list[bytes]]:
+        number, overlong = 0, False
+        while True:
+            piece = self._read()
+            *lines, rest = (rest + piece).split(b"\n")
+            if not piece:
+                lines, rest = [*lines, rest], b""
+            if overlong and lines:
+                lines[0], overlong = b"", False  # the end of a line that was given up
+            if len(rest) > self.longest:
+                self.too_long.append(number + len(lines) + 1)
+                rest, overlong = b"", True
+            elif overlong:
+                rest = b""
+            yield [line for at, line in enumerate(lines, number + 1) if not line.isspace() and self._fits(line, at)]
+            number += len(lines)
+            if not piece:
+                return
+
+    def _fits(self, line: bytes, number: int) -> bool:
+        if len(line) > self.longest:
+            self.too_long.append(number)
+            return False
+        return bool(line)
+
+    def _read(self) -> bytes:
+        piece = self.stream.read(_PIECE)
+        self.done = self.disk.tell() if self.disk is not None else self.done + len(piece)
+        return piece
+
+    def _read_whole(self, head: bytes) -> bytes:
+        pieces, size = [head], len(head)
+        while size < _WHOLE and (piece := self._read()):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+
+def open_events(path: Path | str, longest: int) -> EventFile:
+    """Open a file of events, "-" for standard input; gzip is told by its first bytes, not by the name.
+
+    Args:
+        longest: Bytes that a line may have.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if str(path) == "-":
+        return EventFile(sys.stdin.buffer, None, None, longest)
+    disk = Path(path).open("rb")  # noqa: SIM115  closed by EventFile.close
+    is_gzip = disk.read(2) == b"\x1f\x8b"
+    disk.seek(0)
+    stream: BinaryIO = gzip.GzipFile(fileobj=disk) if is_gzip else disk  # type: ignore[assignment]
+    return EventFile(stream, disk, Path(path).stat().st_size, longest)
+
+
+def _events_of(whole: bytes) -> list[bytes] | None:
+    """Return the events of a whole JSON document, None if it is none."""
+    try:
+        return [_in_one_line(bytes(raw)) for raw in _decode_array(whole)]
+    except (msgspec.DecodeError, RecursionError):
+        return [_in_one_line(whole.strip())] if _is_object(whole) else None
+
+
+def _in_one_line(event: bytes) -> bytes:
+    """Return an event without line ends, which would cut it in two among others; numbers keep all their digits."""
+    if b"\n" not in event:
+        return event
+    try:
+        return msgspec.json.format(event, indent=-1)
+    except msgspec.DecodeError:
+        return event.replace(b"\n", b" ")  # no event; it becomes one dead letter and not several
+
+
+def _is_object(text: bytes) -> bool:
+    try:
+        _decode_object(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""What a record's headers say it is, and what of them goes with a dead letter so that it can be let in again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tallyman.binary import PREFIX, is_binary, read_attributes
+from tallyman.errors import EventError
+from tallyman.event import (
+    ADMITTED,
+    CLOSE,
+    COLLECTOR,
+    CONTENT_TYPE,
+    DEFINITIONS,
+    EPOCH,
+    INDEX,
+    MAX_NAME_BYTES,
+    SEQUENCE,
+    TICK,
+    Format,
+    format_of,
+)
+
+Headers = tuple[tuple[str, bytes], ...]
+_OWN = "tallyman-"
+_LONGEST_KEPT = 4096
+
+
+class RecordKind(NamedTuple):
+    """What a record's headers say it is.
+
+    Attributes:
+        event_index: Of an event of a numbered batch that is let in again; -1 is the batch itself.
+        attributes: Of a CloudEvent in binary mode.
+    """
+
+    format: Format | None
+    content_type: str
+    admitted: bool = False
+    control: bool = False
+    opens: int = 0
+    definitions: int = 0
+    collector: str = ""
+    epoch: str = ""
+    sequence: int = -1
+    event_index: int = -1
+    attributes: dict[str, str] | None = None
+    problem: EventError | None = None
+
+
+PLAIN = RecordKind("single", "")
+
+
+def kind_of(headers: Headers) -> RecordKind:
+    """Read a record's headers; what cannot be read makes the record a dead letter, never an exception."""
+    if not headers:
+        return PLAIN
+    named = {name.lower(): value for name, value in headers}
+    content_type = named.get(CONTENT_TYPE, b"")[:_LONGEST_KEPT].decode("utf-8", "replace")
+    try:
+        if TICK in named or CLOSE in named:
+            opens = _number(named, CLOSE)
+            return RecordKind(None, content_type, control=True, opens=opens, definitions=_number(named, DEFINITIONS))
+        kind = RecordKind("single", content_type, ADMITTED in named)
+        if is_binary(named, content_type):
+            kind = kind._replace(attributes=read_attributes(named, content_type))
+        else:
+            kind = kind._replace(format=format_of(content_type))
+        return _batch(kind, named) if COLLECTOR in named else kind
+    except (EventError, UnicodeDecodeError) as error:
+        problem = error if isinstance(error, EventError) else EventError("not_utf8", f"headers: {error}")
+        return RecordKind(None, content_type, problem=problem)
+
+
+def _batch(kind: RecordKind, named: dict[str, bytes]) -> RecordKind:
+    """Read the number of a batch, or of one event of it."""
+    collector, epoch = (named.get(name, b"").decode("utf-8") for name in (COLLECTOR, EPOCH))
+    if not collector or not epoch or SEQUENCE not in named:
+        raise EventError("missing_field", f"headers: expected {COLLECTOR}, {EPOCH} and {SEQUENCE} together")
+    for name in (COLLECTOR, EPOCH):
+        if len(named[name]) > MAX_NAME_BYTES:
+            raise EventError(
+                "out_of_range", f"header {name}: expected at most {MAX_NAME_BYTES} bytes, got {len(named[name])}"
+            )
+    index = _number(named, INDEX) if INDEX in named else -1
+    if index >= 0 and kind.format != "single":
+        raise EventError("wrong_type", f"header {INDEX}: expected it beside one JSON event, got {kind.content_type}")
+    return kind._replace(collector=collector, epoch=epoch, sequence=_number(named, SEQUENCE), event_index=index)
+
+
+def _number(named: dict[str, bytes], name: str) -> int:
+    text = named.get(name, b"0")
+    if not text.isdigit() or len(text) > 18:
+        raise EventError("wrong_type", f"header {name}: expected a whole number, got {text[:40]!r}")
+    return int(text)
+
+
+def kept_headers(headers: Headers) -> Headers:
+    """Return what a dead letter keeps of its record's headers: what says how it is read, and who it is."""
+    return tuple(
+        (name, value[:_LONGEST_KEPT])
+        for name, value in headers
+        if name.lower() == CONTENT_TYPE or name.lower().startswith((_OWN, PREFIX))
+    )

@@ -1,0 +1,204 @@
+"""A project: the folder with its settings and meters, the data folder beside it, and where its parts answer."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from tallyman.config import ClickHouseConfig, TallymanConfig
+from tallyman.errors import ConfigError, StackError
+from tallyman.files import Secret, load_marked, load_marked_folder, load_yaml, refuse_repeats, show_path
+from tallyman.meter import Meter
+
+SETTINGS_FILE = "tallyman.yaml"
+STACK_FILE = "stack.json"  # written by tallyman.local.folder, whose libraries a host need not have
+
+
+# It stands in URLs, file names and queries of others.
+_SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+
+
+class MetersFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of `meters/`."""
+
+    meters: tuple[Meter, ...] = ()
+
+
+class _StackClickHouse(msgspec.Struct):
+    host: str
+    port: int
+    user: str = "default"
+    password: str = ""
+    database: str = "tallyman"
+
+
+class _Stack(msgspec.Struct):
+    kafka: str = ""
+    clickhouse: _StackClickHouse | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A project, read and checked. Endpoints are looked up when asked for: the stack may have started since."""
+
+    folder: Path
+    data: Path
+    config: TallymanConfig
+    meters: tuple[Meter, ...]
+
+    @property
+    def kafka_brokers(self) -> tuple[str, ...]:
+        """The configured brokers, else the running embedded stack's.
+
+        Raises:
+            StackError: Neither is there.
+        """
+        if self.config.kafka.brokers:
+            return self.config.kafka.brokers
+        stack = read_stack(self.data)
+        if stack is None or not stack.kafka:
+            raise self._not_there("Kafka", "kafka.brokers")
+        return (stack.kafka,)
+
+    @property
+    def kafka_replication(self) -> int:
+        """Copies of a topic: as configured for brokers of your own; 1 for the embedded stack's only broker."""
+        return self.config.kafka.replication if self.config.kafka.brokers else 1
+
+    @property
+    def clickhouse(self) -> ClickHouseConfig:
+        """The configured ClickHouse, else the running embedded stack's.
+
+        Raises:
+            StackError: Neither is there.
+        """
+        if self.config.clickhouse.host:
+            return self.config.clickhouse
+        stack = read_stack(self.data)
+        if stack is None or stack.clickhouse is None:
+            raise self._not_there("ClickHouse", "clickhouse.host")
+        found = stack.clickhouse
+        return ClickHouseConfig(
+            host=found.host,
+            port=found.port,
+            user=found.user,
+            password=Secret(found.password),
+            database=found.database,
+        )
+
+    @property
+    def control_url(self) -> str:
+        """The configured control store, else SQLite in the data folder."""
+        return self.config.control.url or f"sqlite:///{self.data / 'control.db'}"
+
+    @property
+    def invoices_folder(self) -> Path:
+        """Where invoice documents go."""
+        return self.data / (self.config.invoices.folder or "invoices")
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where the agent keeps what Kafka has not acknowledged."""
+        return self.data / (self.config.agent.spool_folder or "spool")
+
+    @property
+    def agent_subject(self) -> str:
+        """Whose usage the agent measures."""
+        return self.config.agent.subject or self.config.agent.collector
+
+    def _not_there(self, part: str, setting: str) -> StackError:
+        where = show_path(self.data)
+        settings = show_path(self.folder / SETTINGS_FILE)
+        return StackError(
+            f"{part}: no stack runs in {where} and {settings} has no {setting}; "
+            f"start one with: tallyman up, or set {setting}"
+        )
+
+
+def load_project(folder: Path, data: Path | None = None, environment: Mapping[str, str] = os.environ) -> Project:
+    """Read a project's settings and meters.
+
+    Args:
+        folder: Has `tallyman.yaml`.
+        data: Its data folder; else $TALLYMAN_DATA, else `.tallyman/` in the project's folder.
+
+    Raises:
+        ConfigError: A file is missing or wrong; all problems at once, one line each.
+    """
+    settings = folder / SETTINGS_FILE
+    if not settings.is_file():
+        raise ConfigError(
+            f"{show_path(settings)}: no such file; "
+            "make a project with: tallyman init FOLDER, or name one with --project"
+        )
+    problems = []
+    config = TallymanConfig()
+    meters: tuple[Meter, ...] = ()
+    try:
+        config = load_yaml(settings, TallymanConfig)
+    except ConfigError as error:
+        problems.append(str(error))
+    try:
+        meters = load_meters(folder / "meters")
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Project(folder=folder.absolute(), data=find_data(folder, data, environment), config=config, meters=meters)
+
+
+def settings_place(project: Project, path: str) -> str:
+    """Return "tallyman.yaml:12: rules.endpoints.operations.url", for a message about a setting."""
+    settings = project.folder / SETTINGS_FILE
+    try:
+        return load_marked(settings, TallymanConfig).place(path)
+    except ConfigError:  # gone or broken since it was read
+        return f"{show_path(settings)}: {path}"
+
+
+def find_data(folder: Path, data: Path | None = None, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return a project's data folder, absolute."""
+    named = data or environment.get("TALLYMAN_DATA")
+    return Path(named).absolute() if named else folder.absolute() / ".tallyman"
+
+
+def load_meters(folder: Path) -> tuple[Meter, ...]:
+    """Read every meter of a folder, sorted by slug.
+
+    Raises:
+        ConfigError: A file is wrong, or two meters share a slug; both places are named.
+    """
+    meters, places, problems = [], [], []
+    for marked in load_marked_folder(folder, MetersFile):
+        for i, meter in enumerate(marked.value.meters):
+            meters.append(meter)
+            places.append((meter.meter, marked.place(f"meters[{i}].meter")))
+            if not _SLUG.fullmatch(meter.meter):
+                problems.append(
+                    f'{places[-1][1]}: expected a slug of small letters, digits and ". _ -", such as server.seconds, '
+                    f'got "{meter.meter}"'
+                )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    refuse_repeats("meter", places)
+    return tuple(sorted(meters, key=lambda meter: meter.meter))
+
+
+def read_stack(data: Path) -> _Stack | None:
+    """Read what the embedded stack of this data folder says about itself; None when none runs."""
+    try:
+        return msgspec.json.decode((data / STACK_FILE).read_bytes(), type=_Stack)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, OSError) as error:
+        raise StackError(f"{show_path(data / STACK_FILE)}: {error}; stop the stack and start it again") from error
+
+
+def with_config(project: Project, config: TallymanConfig) -> Project:
+    """Return the same project with other settings."""
+    return replace(project, config=config)

@@ -1,0 +1,281 @@
+"""Send a file of usage events to Kafka, each to its home partition, and wait until it is counted.
+
+A file may simply be sent again: an id counts once. Nothing is judged here; a line that is no event is sent like the
+others and becomes a dead letter, which can be looked at and put right.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kafka.errors import KafkaError
+
+from tallyman.errors import BrokerError, StoreError
+from tallyman.event import CONTENT_TYPE, LINES, SINGLE
+from tallyman.event_file import EventFile, open_events
+from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, check_topic, make_producer
+from tallyman.packing import LINES_PER_RECORD, PackedRecord, Packer
+from tallyman.project import Project
+
+log = logging.getLogger(__name__)
+
+LONGEST_LINE = MAX_MESSAGE_BYTES - 4096  # more than this no record can hold
+_WINDOW_BYTES = 32 * 1024 * 1024  # handed to the producer and not yet acknowledged
+_WINDOW_RECORDS = 5000
+_RUNS_PER_QUERY = 500
+_ASK_AGAIN_S = 0.5
+
+Progress = Callable[[int, int | None], None]  # (bytes of the file acknowledged, bytes of the file or None)
+Runs = Sequence[tuple[int, int]]
+Ask = Callable[[str, Mapping[str, Any]], Any]  # a statement and its values to the rows of the answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReport:
+    """What was sent and acknowledged.
+
+    Attributes:
+        events: Events, or lines that are none.
+        offsets: Partition -> runs of offsets (first, last), in order, that hold them and nothing else.
+        types: Event type -> how many of them.
+        too_long: Lines that no Kafka record can hold; they were not sent.
+    """
+
+    topic: TopicInfo
+    events: int
+    records: int
+    bytes: int
+    took_s: float
+    offsets: Mapping[int, Runs]
+    types: Mapping[str, int]
+    too_long: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of the events of a `SendReport`; the four numbers add up to all that was sent."""
+
+    aggregated: int
+    duplicate: int
+    dead: int
+    ignored: int = 0
+
+
+def send_file(
+    project: Project, path: Path | str, on_progress: Progress | None = None, *, single: bool = False
+) -> SendReport:
+    """Send a file of events; return when every record is acknowledged by every in-sync replica.
+
+    Args:
+        path: NDJSON, one JSON event or an array of them, gzipped or not; "-" for standard input.
+        single: One record for each event, as an application would send it, instead of up to 500 in one.
+
+    Raises:
+        BrokerError: Kafka did not acknowledge all of it; the same file may be sent again.
+        LogError: The topic is missing or wrong.
+        OSError: The file cannot be read.
+    """
+    began = time.monotonic()
+    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    file = open_events(path, LONGEST_LINE)
+    producer = make_producer(project.kafka_brokers)
+    try:
+        sending = _Sending(producer, topic, str(path), file, on_progress or (lambda done, total: None))
+        packer = Packer(topic.partitions, 1 if single else LINES_PER_RECORD)
+        for lines in file:
+            for record in packer.pack(lines):
+                sending.send(record)
+        for record in packer.rest():
+            sending.send(record)
+        sending.finish()
+    finally:
+        file.close()
+        producer.close(timeout=5)  # nothing is under way any more, or it failed
+    return SendReport(
+        topic=topic,
+        events=sending.events,
+        records=sending.records,
+        bytes=sending.bytes,
+        took_s=time.monotonic() - began,
+        offsets={partition: runs_of(offsets) for partition, offsets in sorted(sending.offsets.items())},
+        types=packer.types,
+        too_long=tuple(sorted(file.too_long)),
+    )
+
+
+class _Sending:
+    """Records handed to the producer, and what Kafka said of each; in order, with a bound."""
+
+    def __init__(self, producer: Any, topic: TopicInfo, name: str, file: EventFile, on_progress: Progress) -> None:
+        self._producer, self._topic, self._name = producer, topic, name
+        self._file, self._on_progress = file, on_progress
+        self._flying: deque[tuple[Any, PackedRecord, int]] = deque()
+        self._flying_bytes = 0
+        self.events = self.records = self.bytes = 0  # acknowledged
+        self.offsets: dict[int, list[int]] = {}
+
+    def send(self, record: PackedRecord) -> None:
+        """Hand over a record, waiting for older ones when too much is under way."""
+        content_type = SINGLE if record.key is not None else LINES
+        try:
+            future = self._producer.send(
+                self._topic.name,
+                record.value,
+                key=record.key,
+                partition=record.partition,
+                headers=[(CONTENT_TYPE, content_type.encode())],
+            )
+        except KafkaError as error:
+            raise self._failed(error) from error
+        self._flying.append((future, record, self._file.done))
+        self._flying_bytes += len(record.value)
+        while self._flying_bytes > _WINDOW_BYTES or len(self._flying) > _WINDOW_RECORDS:
+            self._land()
+        while self._flying and self._flying[0][0].is_done:
+            self._land()
+
+    def finish(self) -> None:
+        """Wait until all is acknowledged."""
+        self._producer.flush()
+        while self._flying:
+            self._land()
+        self._on_progress(self._file.done, self._file.total)
+
+    def _land(self) -> None:
+        future, record, done = self._flying[0]
+        try:
+            told = future.get(timeout=300)
+        except KafkaError as error:
+            raise self._failed(error) from error
+        self._flying.popleft()
+        self._flying_bytes -= len(record.value)
+        self.events += record.events
+        self.records += 1
+        self.bytes += len(record.value)
+        self.offsets.setdefault(record.partition, []).append(told.offset)
+        self._on_progress(done, self._file.total)
+
+    def _failed(self, error: KafkaError) -> BrokerError:
+        return BrokerError(
+            f'{self._name}: expected Kafka to acknowledge every record in "{self._topic.name}", got '
+            f"{type(error).__name__}: {error}; {self.events} events are acknowledged. "
+            "Send the same file again when Kafka is back: an id counts once"
+        )
+
+
+def runs_of(offsets: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return offsets as runs (first, last) without holes.
+
+    >>> runs_of([4, 3, 5, 9])
+    ((3, 5), (9, 9))
+    """
+    runs: list[tuple[int, int]] = []
+    for offset in sorted(offsets):
+        if runs and offset == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], offset
+        else:
+            runs.append((offset, offset))
+    return tuple(runs)
+
+
+def wait_for(
+    project: Project,
+    report: SendReport,
+    *,
+    on_progress: Callable[[int], None] | None = None,
+    patience_s: float = 120.0,
+) -> Outcome:
+    """Wait until the pipeline has booked everything that was sent; say what became of it.
+
+    Args:
+        on_progress: Told how many offsets are still to be booked.
+        patience_s: How long the pipeline may stand still.
+
+    Raises:
+        StoreError: Nothing was booked for `patience_s`, or ClickHouse did not answer for as long.
+    """
+    from tallyman.clickhouse import connect
+
+    client = connect(project.clickhouse)
+    try:
+        ask = partial(_ask, client, patience_s)
+        _wait_until_booked(ask, report, on_progress or (lambda left: None), patience_s)
+        aggregated = _count(ask, "ids", report)
+        dead = _count(ask, "dead_letters", report)
+    finally:
+        client.disconnect()
+    wanted = {meter.event_type for meter in project.meters}
+    unwanted = set(project.config.usage.ignore) - wanted
+    ignored = min(sum(report.types.get(kind, 0) for kind in unwanted), report.events - aggregated - dead)
+    duplicate = report.events - aggregated - dead - ignored
+    return Outcome(aggregated=aggregated, duplicate=duplicate, dead=dead, ignored=ignored)
+
+
+def _wait_until_booked(ask: Ask, report: SendReport, on_progress: Callable[[int], None], patience_s: float) -> None:
+    ends = {partition: runs[-1][1] + 1 for partition, runs in report.offsets.items()}
+    best, moved = None, time.monotonic()
+    while True:
+        # A chunk begins when the one before is closed, so the furthest place says that all before it is booked.
+        rows = ask(
+            "SELECT partition, max(reached_offset) FROM progress FINAL"
+            " WHERE topic_id = %(topic_id)s AND generation = 0 GROUP BY partition",
+            {"topic_id": report.topic.topic_id},
+        )
+        reached = dict(rows)
+        left = sum(max(0, end - reached.get(partition, 0)) for partition, end in ends.items())
+        on_progress(left)
+        if left == 0:
+            return
+        if best is None or left < best:
+            best, moved = left, time.monotonic()
+        elif time.monotonic() - moved > patience_s:
+            raise StoreError(
+                f'topic "{report.topic.name}": expected everything sent to be booked, but {left} offsets have waited '
+                f"{patience_s:.0f} s without a step; everything sent is safe in Kafka. Is the pipeline running? "
+                'See "tallyman status"'
+            )
+        time.sleep(0.2)
+
+
+def _count(ask: Ask, table: str, report: SendReport) -> int:
+    """Count the rows of a table at exactly the places that were sent."""
+    total = 0
+    for partition, runs in report.offsets.items():
+        for start in range(0, len(runs), _RUNS_PER_QUERY):
+            some = runs[start : start + _RUNS_PER_QUERY]
+            places = " OR ".join(f"offset BETWEEN {int(first)} AND {int(last)}" for first, last in some)
+            ((count,),) = ask(
+                f"SELECT count() FROM {table} FINAL WHERE topic_id = %(topic_id)s AND partition = %(partition)s"  # noqa: S608
+                f" AND ({places})",
+                {"topic_id": report.topic.topic_id, "partition": partition},
+            )
+            total += count
+    return total
+
+
+def _ask(client: Any, patience_s: float, sql: str, values: Mapping[str, Any]) -> Any:
+    """Ask ClickHouse; wait for one that is away, as it is while it is started again."""
+    from clickhouse_driver.errors import Error
+
+    from tallyman.clickhouse import NETWORK_ERRORS
+
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.execute(sql, values)
+        except (Error, *NETWORK_ERRORS) as error:
+            client.disconnect()
+            if not isinstance(error, NETWORK_ERRORS) or time.monotonic() > deadline:
+                said = (getattr(error, "message", "") or str(error) or type(error).__name__).splitlines()[0]
+                raise StoreError(
+                    f"ClickHouse: expected how far usage is booked, got {said}; everything sent is safe in Kafka. "
+                    'See "tallyman status", and send the same file again: an id counts once'
+                ) from error
+        time.sleep(_ASK_AGAIN_S)

@@ -1,0 +1,116 @@
+"""Usage as readers see it: exact quantities per window, and how complete they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from tallyman.meter import Aggregation
+
+Window = Literal["minute", "hour", "day", "week", "month", "total"]
+WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "week", "month", "total")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is known of one series in one span of time, scaled integers as stored.
+
+    Merging is associative and commutative; `EMPTY` is its identity. `latest` is ordered by (time, identity),
+    so that two readings at the same time have one winner, whoever adds them and in whichever order.
+    """
+
+    count: int = 0
+    sum: int = 0
+    min: int | None = None
+    max: int | None = None
+    latest: int | None = None
+    latest_at: tuple[int, bytes] = (-1, b"")
+
+
+EMPTY = Totals()
+
+
+def merge(a: Totals, b: Totals) -> Totals:
+    """Return what is known when both are."""
+    newer = a if a.latest_at >= b.latest_at else b
+    return Totals(
+        a.count + b.count,
+        a.sum + b.sum,
+        b.min if a.min is None else a.min if b.min is None else min(a.min, b.min),
+        b.max if a.max is None else a.max if b.max is None else max(a.max, b.max),
+        newer.latest,
+        newer.latest_at,
+    )
+
+
+def scaled(value: int, scale: int) -> Decimal:
+    """Return a stored integer as the exact decimal it stands for."""
+    return Decimal(value).scaleb(-scale) if abs(value) < 10**27 else Decimal(f"{value}e-{scale}")
+
+
+def value_of(totals: Totals, aggregation: Aggregation, scale: int) -> Decimal | None:
+    """Return the figure that a meter of this aggregation shows; None when nothing was measured.
+
+    An average is the one figure that may not be exact: it carries 28 significant digits.
+    """
+    if aggregation == "count":
+        return Decimal(totals.count)
+    if totals.count == 0:
+        return None
+    if aggregation == "sum":
+        return scaled(totals.sum, scale)
+    if aggregation == "avg":
+        return scaled(totals.sum, scale) / totals.count
+    figure = {"min": totals.min, "max": totals.max, "latest": totals.latest}[aggregation]
+    return None if figure is None else scaled(figure, scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageQuery:
+    """A question about one meter.
+
+    Attributes:
+        start: First instant, with a zone.
+        end: First instant that is not asked for, with a zone.
+        subjects: Tenants; empty for all.
+        where: Dimension name -> values of which one must match; None matches a missing dimension.
+        group_by: Dimension names, and `subject`, by which rows are told apart.
+        zone: IANA name in which hours, days, weeks (from Monday) and months begin.
+        sealed_only: Only what the books have closed, up to `up_to_booking` if given. Invoices ask so.
+    """
+
+    meter: str
+    start: datetime
+    end: datetime
+    subjects: tuple[str, ...] = ()
+    where: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    group_by: tuple[str, ...] = ("subject",)
+    window: Window = "total"
+    zone: str = "UTC"
+    sealed_only: bool = False
+    up_to_booking: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """One figure: half-open window, the groups asked for, and the value as an exact decimal in the meter's unit."""
+
+    start: datetime
+    end: datetime
+    groups: Mapping[str, str | None]
+    value: Decimal
+    events: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageAnswer:
+    """Rows in order of (start, groups), and up to which event time nothing is missing that has been sent."""
+
+    query: UsageQuery
+    unit: str
+    rows: tuple[UsageRow, ...]
+    complete_to: datetime | None
+    sealed_to: int
