@@ -1,0 +1,1 @@
+"""The pipeline books usage events from Kafka into ClickHouse, each exactly once."""

@@ -1,0 +1,143 @@
+"""Close the books now, and put definitions in force: one record into each partition, named by numbers that
+only grow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from pipeline.outlet import write_close
+from pipeline.seal import read_sealed_to
+from tallyman import books
+from tallyman.clickhouse import connect
+from tallyman.control import open_control
+from tallyman.errors import StoreError
+from tallyman.kafka import TopicInfo, ensure_topics
+from tallyman.meter import Definitions
+from tallyman.project import Project
+
+
+@dataclass(frozen=True, slots=True)
+class CloseReport:
+    """A close that stands in every partition.
+
+    Attributes:
+        booking: The booking that it opened: what was received before lies in a smaller one.
+        definitions: The definitions in force from there.
+    """
+
+    booking: int
+    definitions: int
+
+
+def definitions_of(project: Project) -> Definitions:
+    """Return what the files of a project define, not numbered yet."""
+    usage = project.config.usage
+    return Definitions(
+        number=0,
+        meters=project.meters,
+        oldest_accepted=usage.oldest_accepted,
+        furthest_ahead=usage.furthest_ahead,
+        ignore=tuple(usage.ignore),
+    )
+
+
+def found_books(project: Project) -> books.Topic:
+    """Make topics and control tables if they are missing; the topic's first close puts definitions 1 in force.
+
+    Safe to call at every start, by several processes at once.
+
+    Raises:
+        ConfigError: The topic was made with other partitions or chunks, or has settings that lose usage.
+        LogError: The topic was made anew since it was booked.
+    """
+    engine = _engine(project)
+    info = _topic(project)
+    topic = books.register_topic(
+        engine, books.Topic(info.topic_id, info.name, info.partitions, project.config.kafka.chunk_size, founded=False)
+    )
+    if not topic.founded:
+        books.add_definitions(engine, definitions_of(project))
+        _write_next(project, engine, topic)
+        books.mark_founded(engine, topic.topic_id)
+    for close in books.unwritten_closes(engine):
+        _write(project, engine, topic, close)
+    return topic
+
+
+def close_books(project: Project) -> CloseReport:
+    """End the booking that is open and begin the next, in every partition.
+
+    Raises:
+        BrokerError: Not every partition acknowledged; call again.
+    """
+    engine = _engine(project)
+    return _write_next(project, engine, found_books(project))
+
+
+def pending_definitions(project: Project) -> tuple[Definitions | None, Definitions]:
+    """Return the newest definitions of the control store, and those of the project's files."""
+    return books.newest_definitions(_engine(project)), definitions_of(project)
+
+
+def apply_definitions(project: Project) -> CloseReport | None:
+    """Put the project's definitions in force by a close; None when they are in force already."""
+    engine = _engine(project)
+    topic = found_books(project)
+    before = books.newest_definitions(engine)
+    after = books.add_definitions(engine, definitions_of(project))
+    if before is not None and before.number == after.number:
+        return None
+    return _write_next(project, engine, topic)
+
+
+def wait_until_sealed(
+    project: Project, booking: int, *, timeout_s: float = 600, on_wait: Callable[[int], None] = lambda sealed: None
+) -> int:
+    """Wait until every booking up to `booking` is sealed; the pipeline seals when all partitions have left it.
+
+    Raises:
+        StoreError: It was not within `timeout_s`.
+    """
+    client = connect(project.clickhouse)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            sealed_to = read_sealed_to(client)
+            if sealed_to >= booking:
+                return sealed_to
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"booking {booking} was not sealed within {timeout_s:.0f} s (sealed up to {sealed_to}); "
+                    'is the pipeline running? See "tallyman status"'
+                )
+            on_wait(sealed_to)
+            time.sleep(0.2)  # seals are rare and read by people: nobody pushes them
+    finally:
+        client.disconnect()
+
+
+def _engine(project: Project) -> sa.Engine:
+    engine = open_control(project.control_url)
+    books.prepare(engine)
+    return engine
+
+
+def _topic(project: Project) -> TopicInfo:
+    events, _ = ensure_topics(project.kafka_brokers, project.config.kafka, project.kafka_replication)
+    return events
+
+
+def _write_next(project: Project, engine: sa.Engine, topic: books.Topic) -> CloseReport:
+    return _write(project, engine, topic, books.next_close(engine, datetime.now(UTC)))
+
+
+def _write(project: Project, engine: sa.Engine, topic: books.Topic, close: books.Close) -> CloseReport:
+    write_close(project.kafka_brokers, topic.name, topic.partitions, close.booking, close.definitions)
+    books.mark_written(engine, close.booking)
+    return CloseReport(close.booking, close.definitions)

@@ -1,0 +1,104 @@
+"""Events as columns: what `DecodeUsage` makes of a stretch of log, and what `CountOnce` and `SumUsage` work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.aggregate import Readings, encode_keys
+from pipeline.book import Counts, DeadLetter, Forward, Place, RawRecord
+from pipeline.identities import IdColumns
+from tallyman.headers import Headers
+
+
+class Records(NamedTuple):
+    """The records of a fetch as they came: a dead letter keeps what it was made of."""
+
+    offsets: npt.NDArray[np.int64]
+    appended_ms: npt.NDArray[np.int64]
+    values: list[bytes | None]
+    headers: list[Headers]
+
+    def at(self, offset: int) -> tuple[int, Headers, bytes]:
+        """Return when a record was appended, its headers and its value."""
+        row = int(np.searchsorted(self.offsets, offset))
+        return int(self.appended_ms[row]), self.headers[row], self.values[row] or b""
+
+
+@dataclass(slots=True)
+class Events:
+    """Well-formed events that some meter wants, in log order, and their readings.
+
+    Attributes:
+        high, low: The identity's two halves. Of a numbered batch all rows share one.
+        homes: The partition in which each event counts.
+        admitted: Judged before (a dead letter let in again, or forwarded): only its identity is checked.
+        bodies: The bytes of each event, for dead letters and conflicts; of a numbered batch, of its record.
+        reading_event, reading_series, reading_value: One row for each meter that wants an event.
+        claim: The one identity of a numbered batch: it is accepted, or a copy, as a whole. None: foreign events.
+        dead: Of a numbered batch, the rows that are dead if this is its first copy.
+        body_of: Of a numbered batch, writes a row as the JSON event that it stands for.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    indexes: npt.NDArray[np.int64]
+    appended_ms: npt.NDArray[np.int64]
+    clocks_ms: npt.NDArray[np.int64]
+    times_us: npt.NDArray[np.int64]
+    high: npt.NDArray[np.uint64]
+    low: npt.NDArray[np.uint64]
+    digests: npt.NDArray[np.uint64]
+    homes: npt.NDArray[np.int64]
+    admitted: npt.NDArray[np.bool_]
+    bodies: list[bytes]
+    reading_event: npt.NDArray[np.int64]
+    reading_series: npt.NDArray[np.int32]
+    reading_value: npt.NDArray[Any]
+    content_type: str = ""
+    claim: IdColumns | None = None
+    dead: list[DeadLetter] = field(default_factory=list)
+    body_of: Callable[[int], bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def readings(self, accepted: npt.NDArray[np.bool_]) -> Readings:
+        """Return the readings of the accepted events."""
+        event, series, value = self.reading_event, self.reading_series, self.reading_value
+        if not accepted.all():
+            chosen = accepted[event]
+            event, series, value = event[chosen], series[chosen], value[chosen]
+        times = self.times_us[event]
+        return Readings(encode_keys(series, times // 60_000_000), value, times, self.high[event], self.low[event])
+
+
+@dataclass(slots=True)
+class Block:
+    """A stretch of log inside one chunk, one booking and one version of the definitions.
+
+    Attributes:
+        after: The place behind it; its counts are filled in when the block is folded.
+        turn: A booking begins here: what is dirty is written before.
+        closes: The chunk ends behind it: everything is written before the next begins.
+    """
+
+    topic_id: str
+    partition: int
+    before: Place
+    after: Place
+    turn: bool = False
+    closes: bool = False
+    idle: bool = False
+    parts: list[Events] = field(default_factory=list)
+    readings: list[Readings] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    forwards: list[Forward] = field(default_factory=list)
+    raw: list[RawRecord] = field(default_factory=list)
+    records: Records | None = None
+    received: int = 0
+    ignored: int = 0
+    counts: Counts = field(default_factory=Counts)

@@ -1,0 +1,181 @@
+"""Count once: judge every event of a block by the log alone, and let through those that nobody counted before.
+
+The order of the questions is the model's: too late or too early (unless judged before), not at home, seen before.
+"Seen" means accepted at a smaller position, so that a replay gives the same answer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.book import Conflict, Counts, Forward, OpenChunk
+from pipeline.catalog import Catalog
+from pipeline.columns import Block, Events
+from pipeline.identities import Accepted, IdColumns, IdFilter, IdStore
+from pipeline.letters import event_letter, record_letter
+from tallyman.errors import EventError
+from tallyman.event import ADMITTED, CONTENT_TYPE, SINGLE, format_time
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Judge(NamedTuple):
+    """What counting once asks of the outside world."""
+
+    ids: IdStore
+    filter: IdFilter
+
+
+def count_once(block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -> Block:
+    """Fill in the block's accepted readings, counts, dead letters, conflicts and forwards; remember what was
+    accepted.
+    """
+    counts = Counts(received=block.received, ignored=block.ignored)
+    for part in block.parts:
+        if part.claim is not None:
+            counts = counts.plus(_count_numbered(part, block, chunk, catalog, judge))
+        else:
+            counts = counts.plus(_count_foreign(part, block, chunk, catalog, judge))
+    block.counts = counts._replace(dead=len(block.dead), forwarded=len(block.forwards))
+    block.parts = []
+    chunk.dead += block.dead
+    chunk.forwards += block.forwards
+    chunk.raw += block.raw
+    return block
+
+
+def _count_foreign(part: Events, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -> Counts:
+    undecided = ~_late(part, block, catalog)
+    stray = undecided & (part.homes != block.partition)
+    if stray.any():
+        _forward(part, np.flatnonzero(stray), block)
+        undecided &= ~stray
+    duplicate, conflict = _duplicates(part, undecided, block, chunk, catalog, judge)
+    accepted = undecided & ~duplicate
+    _accept(part, accepted, chunk, judge.filter, np.maximum(part.clocks_ms * 1000, part.times_us))
+    block.readings.append(part.readings(accepted))
+    return Counts(aggregated=int(accepted.sum()), duplicate=int(duplicate.sum()), conflict=conflict)
+
+
+def _count_numbered(part: Events, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -> Counts:
+    """A numbered batch has one identity: it is accepted, or a copy, as a whole, at any age.
+
+    The first copy decides for all its rows, also for those that are dead: a later copy brings none of them in, so that
+    only a dead letter that is let in again can, by the identity of its own.
+    """
+    claim = part.claim
+    assert claim is not None
+    key = (int(claim.high[0]), int(claim.low[0]))
+    events = len(part) + len(part.dead)
+    first = None
+    if judge.filter.perhaps(block.topic_id, block.partition, claim.high, claim.low)[0]:
+        first = _find(block, chunk, judge, [key]).get(key)
+    if first is not None and first.digest != int(claim.digests[0]):
+        detail = f"this number was used at offset {first.offset} with other content"
+        block.dead.append(record_letter(block, int(claim.offsets[0]), EventError("number_reused", detail)))
+        return Counts(received=1 - events)  # the record is one dead letter
+    if first is not None:
+        return Counts(duplicate=events)
+    block.dead += part.dead
+    accepted = ~_late(part, block, catalog)
+    chunk.accepted.add(claim)
+    judge.filter.add(claim.high, claim.low)
+    block.readings.append(part.readings(accepted))
+    return Counts(aggregated=int(accepted.sum()))
+
+
+def _late(part: Events, block: Block, catalog: Catalog) -> Mask:
+    """Set aside what is too old or too far ahead, by the clock of the log."""
+    clocks = part.clocks_ms * 1000
+    old = ~part.admitted & (part.times_us < clocks - catalog.oldest_us)
+    ahead = ~part.admitted & (part.times_us > clocks + catalog.ahead_us)
+    late: Mask = old | ahead
+    for row in np.flatnonzero(late).tolist() if late.any() else ():
+        reason = "too_old" if old[row] else "too_far_ahead"
+        log_clock = format_time(int(clocks[row]))
+        detail = f"time {format_time(int(part.times_us[row]))}, clock of the log {log_clock}"
+        block.dead.append(event_letter(part, row, block, reason, detail))
+    return late
+
+
+def _duplicates(
+    part: Events, undecided: Mask, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge
+) -> tuple[Mask, int]:
+    """Tell which events were accepted before; the exact question is asked only of those the filter is not sure
+    about.
+    """
+    duplicate = np.zeros(len(part), bool)
+    suspects = undecided & judge.filter.perhaps(block.topic_id, block.partition, part.high, part.low)
+    suspects |= undecided & _repeated(part.high)
+    if not suspects.any():
+        return duplicate, 0
+    rows = np.flatnonzero(suspects).tolist()
+    keys = {row: (int(part.high[row]), int(part.low[row])) for row in rows}
+    seen = _find(block, chunk, judge, sorted(set(keys.values())))
+    conflicts = 0
+    for row in rows:
+        clock_us, first = int(part.clocks_ms[row]) * 1000, seen.get(keys[row])
+        if first is not None and (part.admitted[row] or clock_us - first.remembered_us <= catalog.remember_us):
+            duplicate[row] = True
+            if first.digest != int(part.digests[row]):
+                conflicts += 1
+                chunk.conflicts.append(_conflict(part, row, block, first))
+        else:
+            seen[keys[row]] = Accepted(
+                int(part.offsets[row]),
+                int(part.indexes[row]),
+                max(clock_us, int(part.times_us[row])),
+                int(part.digests[row]),
+            )
+    return duplicate, conflicts
+
+
+def _repeated(high: npt.NDArray[np.uint64]) -> Mask:
+    """Tell which values occur more than once."""
+    order = np.argsort(high)
+    ordered = high[order]
+    same = ordered[1:] == ordered[:-1]
+    result = np.zeros(len(high), bool)
+    if same.any():
+        result[order[1:][same]] = True
+        result[order[:-1][same]] = True
+    return result
+
+
+def _find(
+    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]]
+) -> dict[tuple[int, int], Accepted]:
+    """Return the newest acceptance of each identity below this block."""
+    found = judge.ids.find(block.topic_id, block.partition, chunk.base, identities)
+    found.update(chunk.accepted.find(identities))
+    return found
+
+
+def _accept(part: Events, accepted: Mask, chunk: OpenChunk, known: IdFilter, remembered: npt.NDArray[np.int64]) -> None:
+    rows: npt.NDArray[np.int64] | slice = slice(None) if accepted.all() else np.flatnonzero(accepted)
+    columns = IdColumns(
+        part.high[rows], part.low[rows], part.offsets[rows], part.indexes[rows], remembered[rows], part.digests[rows]
+    )
+    chunk.accepted.add(columns)
+    known.add(columns.high, columns.low)
+
+
+def _forward(part: Events, rows: npt.NDArray[np.int64], block: Block) -> None:
+    """Send foreign events home one by one, marked as judged."""
+    headers = ((CONTENT_TYPE, SINGLE.encode()), (ADMITTED, b"1"))
+    block.forwards += [Forward(int(part.homes[row]), b"", part.bodies[row], headers) for row in rows.tolist()]
+
+
+def _conflict(part: Events, row: int, block: Block, first: Accepted) -> Conflict:
+    return Conflict(
+        offset=int(part.offsets[row]),
+        index=int(part.indexes[row]),
+        first_offset=first.offset,
+        first_index=first.event_index,
+        booking=block.after.booking,
+        appended_ms=int(part.appended_ms[row]),
+        body=part.bodies[row],
+    )

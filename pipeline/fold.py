@@ -1,0 +1,71 @@
+"""Fold blocks into the open chunk, and say when it must be flushed. The heart of `SumUsage`; pure but for the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.book import OPEN, OpenChunk
+from pipeline.catalog import Catalog
+from pipeline.columns import Block
+from pipeline.decode import Decoders
+from pipeline.write import Flush
+
+MAX_CHANGED_KEYS = 900_000  # ClickHouse cuts blocks at 1,048,449 rows; a cut block is no longer one cut of the log
+_FLUSH_SHARE, _LONGEST_PAUSE_S = 3, 0.6
+
+
+def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) -> Iterator[Flush]:
+    """Add a judged block to its chunk, yielding flushes; each must be acknowledged before the next is asked for."""
+    if not block.idle:
+        if block.turn:
+            if chunk.table.changed:
+                yield Flush(chunk, decoders.catalog(chunk.here.definitions))
+            chunk.turn()
+        catalog = decoders.catalog(block.after.definitions)
+        if not len(chunk.table):
+            chunk.table.ordered = catalog.ordered
+        for readings in block.readings:
+            chunk.table.add(readings)
+        chunk.here = replace(block.after, counts=block.before.counts.plus(block.counts))
+    if block.closes:
+        yield Flush(chunk, decoders.catalog(chunk.here.definitions))
+        chunk.go_on()
+        return
+    yield from due(chunk, decoders, flush_s)
+
+
+def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
+    """Yield a flush if the chunk has one to make and it is time; what the process's other chunks have goes with it."""
+    if not chunk.unwritten:
+        return
+    # A flush rewrites every series that changed, so under load they come less often: never more than a quarter
+    # of the time.
+    pause_s = max(flush_s, min(_FLUSH_SHARE * chunk.flush_cost_s, _LONGEST_PAUSE_S))
+    waited = time.monotonic() - chunk.flushed_at >= pause_s
+    if waited or _changed_keys(chunk) > MAX_CHANGED_KEYS:
+        catalog = decoders.catalog(chunk.here.definitions)
+        yield Flush(chunk, catalog, tuple(_companions(chunk, decoders)))
+
+
+def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
+    """Yield the flushes that are due in the other open chunks of this process: flushing needs no timers."""
+    for key, chunk in list(OPEN.items()):
+        if key != (block.topic_id, block.partition):
+            yield from due(chunk, decoders, flush_s)
+
+
+def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChunk, Catalog]]:
+    """Yield the other open chunks that have something to write, as long as all fits one block."""
+    keys = _changed_keys(chunk)
+    for other in list(OPEN.values()):
+        if other is not chunk and other.unwritten:
+            keys += _changed_keys(other)
+            if keys > MAX_CHANGED_KEYS:
+                return
+            yield other, decoders.catalog(other.here.definitions)
+
+
+def _changed_keys(chunk: OpenChunk) -> int:
+    return chunk.table.pending_rows + len(chunk.table.dirty)

@@ -1,0 +1,128 @@
+"""Where to go on: the frontier of each partition, read from ClickHouse, and the ids below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from clickhouse_driver import Client
+
+from pipeline.aggregate import Table
+from pipeline.book import Counts, OpenChunk, Place
+from pipeline.identities import U64, Accepted, AcceptedIds
+
+_PLACES = (
+    "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
+    " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest, turned_counts"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """The unbroken run of closed chunks, and the open one behind it.
+
+    Attributes:
+        chunk: Number of the first open chunk; `start`: the place where it begins.
+        turned: Where a restart begins; `reached`: how far any writer's progress goes.
+    """
+
+    topic_id: str
+    partition: int
+    chunk: int
+    start: Place
+    turned: Place
+    reached: Place
+
+    def open(self, size: int, *, ordered: bool) -> OpenChunk:
+        """Return the open chunk as a restart finds it: nothing folded since its last booking began."""
+        earlier = self.reached if self.reached.offset > self.turned.offset else None
+        return OpenChunk(self.topic_id, self.partition, size, self.chunk, self.turned, self.turned,
+                         self.turned.offset, Table(ordered=ordered), AcceptedIds(), earlier)  # fmt: skip
+
+
+def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
+    """Read the frontier of a partition, counted from the place that the last seal recorded."""
+    chunk, start = _sealed_place(client, topic_id, partition)
+    rows = client.execute(
+        f"SELECT chunk, covered, {_PLACES} FROM progress FINAL"  # noqa: S608 - our own words
+        " WHERE topic_id = %(topic)s AND partition = %(partition)s AND generation = 0 AND chunk >= %(chunk)s"
+        " ORDER BY chunk",
+        {"topic": topic_id, "partition": partition, "chunk": chunk},
+    )
+    turned = reached = start
+    for number, covered, *columns in rows:
+        if number != chunk:
+            break
+        reached, turned = _place(columns[:6]), _place(columns[6:])
+        if covered < size:
+            break
+        chunk, start = chunk + 1, Place(*_place_values(reached), Counts())
+        turned = reached = start
+    return Frontier(topic_id, partition, chunk, start, turned, reached)
+
+
+def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, Place]:
+    rows = client.execute("SELECT places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
+    for place in msgspec.json.decode(rows[0][0]) if rows else ():
+        if (place["topic_id"], place["partition"]) == (topic_id, partition):
+            # The seal records the start of the chunk that was open: everything before it is closed.
+            return place["chunk"], Place(
+                place["offset"], place["clock_ms"], place["booking"], place["definitions"], place["digest"]
+            )
+    return 0, Place()
+
+
+def _place(columns: Any) -> Place:
+    offset, clock_ms, booking, definitions, digest, counts = columns
+    return Place(offset, clock_ms, booking, definitions, digest, Counts(*counts))
+
+
+def _place_values(place: Place) -> tuple[int, int, int, int, int]:
+    return place.offset, place.clock_ms, place.booking, place.definitions, place.digest
+
+
+class StoredIds:
+    """The `ids` table: see `pipeline.identities.IdStore`.
+
+    Args:
+        client: With numpy columns.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def find(
+        self, topic_id: str, partition: int, below: int, identities: list[tuple[int, int]]
+    ) -> dict[tuple[int, int], Accepted]:
+        found: dict[tuple[int, int], Accepted] = {}
+        if not below:
+            return found
+        for first in range(0, len(identities), 20_000):
+            wanted = set(identities[first : first + 20_000])
+            numbers = ",".join(str(high) for high, _ in wanted)
+            columns = self._client.execute(
+                "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest FROM ids"  # noqa: S608 - integers
+                f" WHERE identity_high IN ({numbers}) AND topic_id = %(topic)s AND partition = %(partition)s"
+                " AND offset < %(below)s ORDER BY offset, event_index",
+                {"topic": topic_id, "partition": partition, "below": below},
+                columnar=True,
+            )
+            for high, low, *rest in zip(*(np.asarray(column).tolist() for column in columns), strict=True):
+                if (high, low) in wanted:
+                    found[high, low] = Accepted(*rest)  # the newest comes last
+        return found
+
+    def stream(self, topic_id: str, partition: int) -> Iterator[tuple[U64, U64]]:
+        """Yield the accepted identities of a partition, a sixteenth of the hash space at a time."""
+        for part in range(16):
+            columns = self._client.execute(
+                "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition = %(partition)s"
+                " AND identity_high >= %(from)s AND identity_high <= %(to)s",
+                {"topic": topic_id, "partition": partition, "from": part << 60, "to": ((part + 1) << 60) - 1},
+                columnar=True,
+            )
+            if len(columns):
+                yield np.asarray(columns[0], np.uint64), np.asarray(columns[1], np.uint64)

@@ -1,0 +1,173 @@
+"""Which identities were accepted: a filter that says "certainly new", and the exact answer for the few that may not be.
+
+"Seen" means accepted at a smaller position of the log. Ids below the chunk's base are rows in ClickHouse, looked up by
+batch; ids from the base on are kept here until the chunk is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+_PROBES = 4
+
+
+class Accepted(NamedTuple):
+    """An accepted identity: where, until when its copies count as copies, and the digest of its content."""
+
+    offset: int
+    event_index: int
+    remembered_us: int
+    digest: int
+
+
+class IdColumns(NamedTuple):
+    """Accepted identities as columns, in log order; what `ids` holds."""
+
+    high: U64
+    low: U64
+    offsets: npt.NDArray[np.int64]
+    indexes: npt.NDArray[np.int64]
+    remembered_us: npt.NDArray[np.int64]
+    digests: U64
+
+
+class IdStore(Protocol):
+    """The `ids` table, as far as counting once needs it."""
+
+    def find(
+        self, topic_id: str, partition: int, below: int, identities: list[tuple[int, int]]
+    ) -> dict[tuple[int, int], Accepted]:
+        """Return the newest acceptance below an offset of each identity that has one."""
+        ...
+
+    def stream(self, topic_id: str, partition: int) -> Iterator[tuple[U64, U64]]:
+        """Yield all accepted identities of a partition as columns."""
+        ...
+
+
+class AcceptedIds:
+    """The identities accepted since the chunk's base, in log order; those not yet acknowledged are at the end."""
+
+    def __init__(self) -> None:
+        self._blocks: list[IdColumns] = []
+        self._written = 0
+
+    def add(self, columns: IdColumns) -> None:
+        if len(columns.high):
+            self._blocks.append(columns)
+
+    def clear(self) -> None:
+        self._blocks.clear()
+        self._written = 0
+
+    def __len__(self) -> int:
+        return sum(len(block.high) for block in self._blocks)
+
+    def unwritten(self) -> list[IdColumns]:
+        return self._blocks[self._written :]
+
+    def acknowledge(self, blocks: int) -> None:
+        self._written += blocks
+
+    def find(self, identities: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Accepted]:
+        """Return the newest acceptance of each identity that was accepted since the base. Rare, so it may cost."""
+        wanted = set(identities)
+        high = np.fromiter((i[0] for i in wanted), np.uint64, len(wanted))
+        found: dict[tuple[int, int], Accepted] = {}
+        for block in self._blocks:
+            for row in np.flatnonzero(np.isin(block.high, high)).tolist():
+                key = (int(block.high[row]), int(block.low[row]))
+                if key in wanted:
+                    found[key] = Accepted(
+                        int(block.offsets[row]),
+                        int(block.indexes[row]),
+                        int(block.remembered_us[row]),
+                        int(block.digests[row]),
+                    )
+        return found
+
+
+class IdFilter:
+    """A Bloom filter over identities, one for the process. It may say "perhaps" for a new one, never "new" for
+    an old one.
+
+    Until `load` has read what ClickHouse holds, everything is "perhaps": a worker may start at once, only slower.
+    """
+
+    def __init__(self, bits: int = 1 << 27) -> None:
+        self._layers: list[_Layer] = [_Layer(bits)]
+        self._loaded: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()
+
+    def add(self, high: U64, low: U64) -> None:
+        with self._lock:
+            while len(high):
+                room = self._layers[-1].room
+                if not room:
+                    # Twenty bits for each id instead of ten: 0.1 % more false ones for each further layer, not 1.2 %.
+                    self._layers.append(_Layer(self._layers[-1].bits * 2, bits_each=20))
+                    continue
+                self._layers[-1].add(high[:room], low[:room])
+                high, low = high[room:], low[room:]
+
+    def perhaps(self, topic_id: str, partition: int, high: U64, low: U64) -> npt.NDArray[np.bool_]:
+        """Tell which identities may have been accepted before."""
+        if (topic_id, partition) not in self._loaded:
+            return np.ones(len(high), bool)
+        result = self._layers[0].perhaps(high, low)
+        for layer in self._layers[1:]:
+            result |= layer.perhaps(high, low)
+        return result
+
+    def load(self, store: IdStore, topic_id: str, partition: int) -> None:
+        """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
+        is missed.
+        """
+        for high, low in store.stream(topic_id, partition):
+            self.add(high, low)
+        self._loaded.add((topic_id, partition))
+
+
+class _Layer:
+    """One fixed Bloom filter: four probes; full at one id for each ten bits (1.2 % false "perhaps")."""
+
+    def __init__(self, bits: int, *, bits_each: int = 10) -> None:
+        self.bits = bits
+        self._capacity = bits // bits_each
+        self._bytes = np.zeros(bits >> 3, np.uint8)
+        self._count = 0
+
+    @property
+    def room(self) -> int:
+        """How many more identities go in."""
+        return self._capacity - self._count
+
+    def _positions(self, high: U64, low: U64) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+        # Kirsch and Mitzenmacher: two independent hashes make any number of probes. Identities are hashes already.
+        mask, step = np.uint64(self.bits - 1), low | np.uint64(1)
+        at = high
+        for _ in range(_PROBES):
+            bit = at & mask
+            yield (bit >> np.uint64(3)).astype(np.int64), np.uint8(1) << (bit & np.uint64(7)).astype(np.uint8)
+            at = at + step
+
+    def add(self, high: U64, low: U64) -> None:
+        self._count += len(high)
+        for byte, bit in self._positions(high, low):
+            # Two identities that share a byte overwrite each other in one assignment: repeat for those, they are few.
+            while len(byte):
+                self._bytes[byte] |= bit
+                missing = (self._bytes[byte] & bit) == 0
+                byte, bit = byte[missing], bit[missing]
+
+    def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
+        result = np.ones(len(high), bool)
+        for byte, bit in self._positions(high, low):
+            result &= (self._bytes[byte] & bit) != 0
+        return result

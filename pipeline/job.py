@@ -1,0 +1,101 @@
+"""The Beam job: read usage, decode it, count it once, sum it, write it.
+
+Five fused transforms, no shuffle between them: a block is folded and its flushes are acknowledged before the next
+block of its partition is cut. What each does is a method of `pipeline.runtime.Runtime`, so that tests and other
+drivers need no runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import apache_beam as beam
+
+from pipeline import coder as coder  # registers the coder of our elements
+from pipeline.batches import Fetch
+from pipeline.columns import Block
+from pipeline.read import ReadUsage
+from pipeline.runtime import JobConfig, next_position, restart_place, runtime
+from pipeline.write import Flush
+
+
+class _Stage(beam.DoFn):
+    def __init__(self, config: JobConfig) -> None:
+        self.config = config
+
+
+class _Decode(_Stage):
+    def process(self, fetch: Fetch) -> Iterator[Block]:
+        yield from runtime(self.config).decode(fetch)
+
+
+class _Count(_Stage):
+    def process(self, block: Block) -> Iterator[Block]:
+        yield runtime(self.config).count(block)
+
+
+class _Sum(_Stage):
+    def process(self, block: Block) -> Iterator[Flush]:
+        yield from runtime(self.config).sum(block)
+
+
+class _Write(_Stage):
+    def process(self, flush: Flush) -> None:
+        runtime(self.config).write(flush)
+
+
+class _Transform(beam.PTransform):
+    stage: type[_Stage]
+    output: type
+
+    def __init__(self, config: JobConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def expand(self, elements: beam.PCollection) -> beam.PCollection:
+        return elements | beam.ParDo(self.stage(self.config)).with_output_types(self.output)
+
+
+class DecodeUsage(_Transform):
+    """Fetch -> Block: cut at chunks, bookings and definitions; JSON and Arrow to columns of scaled integers."""
+
+    stage, output = _Decode, Block
+
+
+class CountOnce(_Transform):
+    """Block -> Block: late events, strangers and copies set aside; what is left counts."""
+
+    stage, output = _Count, Block
+
+
+class SumUsage(_Transform):
+    """Block -> Flush: totals by (meter, subject, dimensions, minute) of the open chunk, cut now and then."""
+
+    stage, output = _Sum, Flush
+
+
+class WriteUsage(_Transform):
+    """Flush -> nothing: rows to ClickHouse, in the order on which the promises rest."""
+
+    stage, output = _Write, type(None)
+
+
+def build(pipeline: beam.Pipeline, config: JobConfig) -> None:
+    """Lay out the streaming job."""
+    (
+        pipeline
+        | "ReadUsage"
+        >> ReadUsage(
+            config.brokers,
+            config.topic,
+            config.topic_id,
+            config.assigned,
+            positions=partial(next_position, config),
+            restart=partial(restart_place, config),
+        )
+        | "DecodeUsage" >> DecodeUsage(config)
+        | "CountOnce" >> CountOnce(config)
+        | "SumUsage" >> SumUsage(config)
+        | "WriteUsage" >> WriteUsage(config)
+    )

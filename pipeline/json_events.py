@@ -1,0 +1,383 @@
+"""JSON events to columns: shape by shape, else one typed pass over all lines, and the contract's decoder for the rest.
+
+The ways must agree on every event, because which one runs depends on its neighbours and the
+result may not: a property test holds them equal.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from pipeline.book import DeadLetter
+from pipeline.catalog import Catalog
+from pipeline.columns import Events
+from pipeline.homes import Homes
+from pipeline.lookalikes import FEW, Lookalikes
+from pipeline.values import Failures, narrow, parse_times, scale_values
+from pipeline.work import Work
+from tallyman.errors import EventError
+from tallyman.event import MAX_NAME_BYTES, Event, decode_event, identity
+from tallyman.meter import measure
+
+_SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
+
+
+@dataclass(slots=True)
+class Lines:
+    """The bytes of JSON events, and where each stands."""
+
+    bodies: list[bytes] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    indexes: list[int] = field(default_factory=list)
+    appended_ms: list[int] = field(default_factory=list)
+    clocks_ms: list[int] = field(default_factory=list)
+    admitted: list[bool] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _MeterPlan:
+    number: int
+    scale: int
+    counts: bool
+    key: Callable[[Any], Any]
+    value: Callable[[Any], Any]
+    cache: dict[Any, int]
+
+
+class JsonDecoder:
+    """Turn JSON events into columns under one catalog.
+
+    Args:
+        few: Fewer lines of one shape are not worth reading together.
+    """
+
+    def __init__(self, catalog: Catalog, partitions: int, few: int = FEW) -> None:
+        self.catalog = catalog
+        self._homes = Homes(partitions)
+        names = _fields(catalog)
+        data = msgspec.defstruct(
+            "Data", [(slot, kind, None) for slot, kind in names.values()], rename={s: n for n, (s, _) in names.items()}
+        )
+        wire = msgspec.defstruct(
+            "Wire",
+            [
+                ("id", str),
+                ("source", str),
+                ("type", str),
+                ("subject", str),
+                ("time", str),
+                ("specversion", Literal["1.0"], "1.0"),
+                ("data", data, msgspec.field(default_factory=data)),
+            ],
+        )
+        decoder = msgspec.json.Decoder(wire, float_hook=Decimal)
+        self._decode, self._decode_lines = decoder.decode, decoder.decode_lines
+        self._plans = {name: tuple(self._plan(number, names) for number in numbers if _is_flat(catalog, number))
+                       for name, numbers in catalog.by_type.items()}  # fmt: skip
+        self._slow_types = {
+            name for name, numbers in catalog.by_type.items() if not all(_is_flat(catalog, n) for n in numbers)
+        }
+        self._lookalikes = Lookalikes(catalog, self._homes, self._slow_types, few)
+
+    def _plan(self, number: int, names: dict[str, tuple[str, Any]]) -> _MeterPlan:
+        meter = self.catalog.meters[number]
+        paths = (*meter.dimensions.values(), *meter.where)
+        key = operator.attrgetter("subject", *(f"data.{names[path][0]}" for path in paths))
+        counts = meter.aggregation == "count"
+        value = operator.attrgetter(f"data.{names[meter.value][0]}") if not counts else operator.attrgetter("id")
+        return _MeterPlan(number, meter.scale, counts, key, value, {})
+
+    def decode(self, lines: Lines, content_type: str, booking: int) -> tuple[Events, list[DeadLetter], int]:
+        """Return the events that some meter wants, the dead letters, and how many events were ignored."""
+        count = len(lines.bodies)
+        lengths = np.fromiter(map(len, lines.bodies), np.int64, count)
+        work = Work.of(count)
+        found, rest = self._lookalikes.read(lines.bodies, lengths)
+        for each in found:
+            work.take(each)
+        dead: list[DeadLetter] = []
+        if len(rest):
+            named = self._one_by_one(lines.bodies, rest.tolist(), work)
+            dead = [self._dead(lines, row, error, content_type, booking, named.get(row))
+                    for row, error in sorted(work.errors.items())]  # fmt: skip
+        return self._events(lines, lengths, work, content_type), dead, int((work.kind == 2).sum())
+
+    def _one_by_one(self, bodies: list[bytes], rows: list[int], work: Work) -> dict[int, Any]:
+        """Decode lines of any shape, and return what names they have."""
+        wires, slow = self._parse([bodies[row] for row in rows] if len(rows) < len(bodies) else bodies)
+        quick = [i for i, wire in enumerate(wires) if wire is not None] if slow else list(range(len(rows)))
+        if quick:
+            chosen = [wires[i] for i in quick] if slow else wires
+            self._quick(chosen, np.array([rows[i] for i in quick], np.int64), work)
+        named: dict[int, Any] = {rows[i]: wires[i] for i in quick} if work.errors else {}
+        for i in slow:
+            self._slow(rows[i], bodies[rows[i]], work, named)
+        return named
+
+    def _parse(self, bodies: list[bytes]) -> tuple[list[Any], list[int]]:
+        """Decode all lines at once; where that fails, each alone, and name those that are left to the slow path."""
+        joined = b"\n".join(bodies)
+        # Each line must be one object: one that is cut over two lines beside two on one line would pass for whole ones.
+        ends = len(bodies) - 1
+        whole = joined.startswith(b"{") and joined.endswith(b"}") and joined.count(b"}\n{") == ends
+        if whole and joined.count(b"\n") == ends and _is_utf8(joined):
+            try:
+                together = self._decode_lines(joined)
+                if len(together) == len(bodies):
+                    return together, []
+            except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError, RecursionError):
+                pass  # find out which, below
+        wires: list[Any] = []
+        for body in bodies:
+            try:
+                wires.append(self._decode(body) if _is_utf8(body) else None)
+            except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError, RecursionError):
+                wires.append(None)
+        slow = [row for row, wire in enumerate(wires) if wire is None]
+        return wires, slow
+
+    def _quick(self, wires: list[Any], rows: npt.NDArray[np.int64], work: Work) -> None:
+        find, dead_name = self._homes.get, self._bad_name
+        identities: list[bytes] = [bytes(16)] * len(wires)
+        homes = [0] * len(wires)
+        where = rows.tolist()
+        by_type: dict[str, list[int]] = {}
+        for i, wire in enumerate(wires):
+            row, name = where[i], wire.type
+            known = find((wire.subject, wire.source))
+            if known is None or not 0 < len(wire.id) <= _SHORT or not 0 < len(name) <= _SHORT:
+                error_or_none = dead_name(wire)
+                if error_or_none is not None:
+                    work.fail(row, error_or_none)
+                    continue
+                known = self._homes.find(wire.subject, wire.source)
+            hasher = known.begin()
+            hasher.update(wire.id.encode())
+            identities[i], homes[i] = hasher.digest(), known.partition
+            if name in by_type:
+                by_type[name].append(i)
+            else:
+                by_type[name] = [i]
+        work.identify(rows, b"".join(identities))
+        work.homes[rows] = homes
+        work.times[rows], failures = parse_times([wire.time for wire in wires])
+        for i, error in failures:
+            work.fail(int(rows[i]), error)
+        for name, members in by_type.items():
+            if name in self._slow_types:
+                for i in members:
+                    event = Event(
+                        wires[i].id, wires[i].source, name, wires[i].subject, 0, msgspec.to_builtins(wires[i].data)
+                    )
+                    self._measure_slowly(where[i], event, work)
+                continue
+            plans = self._plans.get(name)
+            if plans is None:
+                self._unwanted(name, [where[i] for i in members], work)
+                continue
+            chosen = wires if len(members) == len(wires) else [wires[i] for i in members]
+            self._measure(plans, chosen, rows if chosen is wires else rows[members], work)
+
+    def _measure(
+        self,
+        plans: tuple[_MeterPlan, ...],
+        wires: list[Any],
+        rows: npt.NDArray[np.int64],
+        work: Work,
+    ) -> None:
+        wanted = np.zeros(len(wires), bool)
+        for plan in plans:
+            keys = list(map(plan.key, wires))
+            series = list(map(plan.cache.get, keys))
+            if None in series:
+                self._fill(plan, wires, keys, series, rows, work)
+            numbers = np.array(series, np.int32)
+            mine = numbers >= 0
+            wanted |= mine
+            everything = bool(mine.all())
+            chosen = wires if everything else [wire for wire, yes in zip(wires, mine.tolist(), strict=True) if yes]
+            if not chosen:
+                continue
+            if plan.counts:
+                values: npt.NDArray[Any] = np.ones(len(chosen), np.int64)
+                failures: Failures = []
+            else:
+                values, failures = scale_values(list(map(plan.value, chosen)), plan.scale)
+                failures += self._negative(plan, values)
+            mine_rows = rows if everything else rows[mine]
+            for i, error in failures:
+                work.fail(int(mine_rows[i]), error)
+            work.read(mine_rows, numbers if everything else numbers[mine], values)
+        unwanted = ~wanted & (work.kind[rows] == 0)
+        work.kind[rows[unwanted]] = 2  # a meter's filter says so, on purpose
+
+    def _negative(self, plan: _MeterPlan, values: npt.NDArray[Any]) -> Failures:
+        meter = self.catalog.meters[plan.number]
+        if meter.allow_negative:
+            return []
+        error = EventError("negative", f"value: {meter.meter} takes no negative values")
+        return [(int(i), error) for i in np.flatnonzero(values < 0)]
+
+    def _fill(
+        self,
+        plan: _MeterPlan,
+        wires: list[Any],
+        keys: list[Any],
+        series: list[Any],
+        rows: npt.NDArray[np.int64],
+        work: Work,
+    ) -> None:
+        """Give numbers to series that are met for the first time."""
+        for i, number in enumerate(series):
+            if number is None:
+                try:
+                    series[i] = self.catalog.series_of(
+                        plan.number, wires[i].subject, msgspec.to_builtins(wires[i].data)
+                    )
+                    plan.cache[keys[i]] = series[i]
+                except EventError as error:
+                    work.fail(int(rows[i]), error)
+                    series[i] = -1
+
+    def _slow(self, row: int, body: bytes, work: Work, named: dict[int, Any]) -> None:
+        try:
+            event = decode_event(body)
+        except EventError as error:
+            work.fail(row, error)
+            return
+        named[row] = event
+        work.times[row] = event.time_us
+        work.homes[row] = self._homes.find(event.subject, event.source).partition
+        work.identify(row, identity(event.subject, event.source, event.id))
+        self._measure_slowly(row, event, work)
+
+    def _measure_slowly(self, row: int, event: Event, work: Work) -> None:
+        meters = self.catalog.by_type.get(event.type)
+        if meters is None:
+            self._unwanted(event.type, [row], work)
+            return
+        found: list[tuple[int, int]] = []
+        try:
+            for number in meters:
+                reading = measure(self.catalog.meters[number], event)
+                if reading is not None:
+                    found.append((self.catalog.series_of(number, event.subject, event.data), reading.value))
+        except EventError as error:
+            work.fail(row, error)
+            return
+        if not found and work.kind[row] == 0:
+            work.kind[row] = 2
+        for series, value in found:
+            work.read(np.array([row], np.int64), np.array([series], np.int32), narrow([value]))
+
+    def _unwanted(self, name: str, rows: list[int], work: Work) -> None:
+        ignored = name in self.catalog.ignored
+        for row in rows:
+            if ignored and work.kind[row] == 0:
+                work.kind[row] = 2
+            elif not ignored:
+                work.fail(row, EventError("unknown_meter", f'type: no meter wants "{name}"'))
+
+    def _bad_name(self, wire: Any) -> EventError | None:
+        for name in ("id", "source", "type", "subject"):
+            value: str = getattr(wire, name)
+            if not value:
+                return EventError("missing_field", f"{name}: expected text, got an empty string")
+            if len(value) > _SHORT and len(value.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+                return EventError(
+                    "out_of_range", f"{name}: expected at most {MAX_NAME_BYTES} bytes, got {len(value)} characters"
+                )
+        return None
+
+    def _dead(
+        self, lines: Lines, row: int, error: EventError, content_type: str, booking: int, named: Any
+    ) -> DeadLetter:
+        return DeadLetter(
+            lines.offsets[row],
+            lines.indexes[row],
+            lines.appended_ms[row],
+            booking,
+            error.reason,
+            error.detail,
+            lines.bodies[row],
+            content_type,
+            named.type if named else "",
+            named.source if named else "",
+            named.subject if named else "",
+        )
+
+    def _events(self, lines: Lines, lengths: npt.NDArray[np.int64], work: Work, content_type: str) -> Events:
+        kept = work.kind == 0
+        rows, series, values = work.readings()
+        bodies, words, times, homes = lines.bodies, work.identities, work.times, work.homes
+        places = np.array([lines.offsets, lines.indexes, lines.appended_ms, lines.clocks_ms], np.int64)
+        admitted = np.frombuffer(bytes(lines.admitted), bool)
+        if not kept.all():
+            chosen = kept[rows]
+            rows, series, values = (np.cumsum(kept) - 1)[rows[chosen]], series[chosen], values[chosen]
+            words, times, homes = words[kept], times[kept], homes[kept]
+            admitted, lengths = admitted[kept], lengths[kept]
+            places = places[:, kept]
+            bodies = [body for body, yes in zip(bodies, kept.tolist(), strict=True) if yes]
+        digests = np.fromiter(map(crc32c, bodies), np.uint64, len(bodies)) | lengths.astype(np.uint64) << np.uint64(32)
+        offsets, indexes, appended, clocks = places
+        return Events(offsets, indexes, appended, clocks, times, words[:, 0], words[:, 1], digests, homes, admitted,
+                      bodies, rows, series, values, content_type=content_type)  # fmt: skip
+
+
+def _is_utf8(body: bytes) -> bool:
+    """Tell whether all of it is UTF-8; msgspec does not look into what it skips."""
+    if body.isascii():
+        return True
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_flat(catalog: Catalog, number: int) -> bool:
+    """Tell whether a meter reads only the first level of `data`, by names that no dimension shares with a value.
+
+    Nor with the first part of a path that goes deeper: such a field may hold anything, also what is no dictionary key.
+    """
+    meter = catalog.meters[number]
+    paths = (*meter.dimensions.values(), *meter.where, meter.value)
+    texts = {path for each in catalog.meters for path in (*each.dimensions.values(), *each.where)}
+    values = {each.value for each in catalog.meters if each.aggregation != "count"}
+    deeper = {path.split(".", 1)[0] for path in texts | values if "." in path}
+    mine = set(meter.dimensions.values()) | set(meter.where)
+    return (
+        not any("." in path for path in paths)
+        and not mine & (values | deeper)
+        and (meter.aggregation == "count" or meter.value not in texts)
+    )
+
+
+def _fields(catalog: Catalog) -> dict[str, tuple[str, Any]]:
+    """Return the fields of `data` that some meter reads: name -> (slot, type).
+
+    Dimensions are text, integers or null; anything else (1.0, true) takes the slow path, because Python takes 1, 1.0
+    and True for the same dictionary key and their texts differ.
+    """
+    values = {meter.value for meter in catalog.meters if meter.aggregation != "count"}
+    fields: dict[str, tuple[str, Any]] = {}
+    for meter in catalog.meters:
+        for path in (*meter.dimensions.values(), *meter.where, meter.value):
+            name = path.split(".", 1)[0]
+            kind: Any = Any if name in values or "." in path else str | int | None
+            known = fields.get(name)
+            fields[name] = (
+                f"f{len(fields)}" if known is None else known[0],
+                Any if known and known[1] is Any else kind,
+            )
+    return fields

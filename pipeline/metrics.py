@@ -1,0 +1,105 @@
+"""How the pipeline is doing: what it counts for Prometheus, and whether it is ready (one that stands still is not)."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.batches import Fetch
+from pipeline.book import OPEN
+from pipeline.columns import Block
+from pipeline.seal import Seal
+from pipeline.write import Flush
+from tallyman.metrics import counter, gauge, histogram
+
+STANDS_STILL_S = 15.0
+_OUTCOMES = ("aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
+
+
+@dataclass(slots=True)
+class _Pulse:
+    """When things last happened in this process, by the monotonic clock."""
+
+    started: float = field(default_factory=time.monotonic)
+    polled: float = 0.0
+    appended: dict[int, float] = field(default_factory=dict)
+    ticked: dict[int, float] = field(default_factory=dict)  # partition -> when the tick was sent that is still away
+    failed: float = 0.0
+    failure: str = ""
+
+
+_pulse = _Pulse()
+
+
+def note_fetch(fetch: Fetch) -> None:
+    """Count a fetch; an empty one still says that the job polls."""
+    now = time.monotonic()
+    _pulse.polled = now
+    if len(fetch.offsets):
+        _pulse.appended[fetch.partition] = now
+        _pulse.ticked.pop(fetch.partition, None)
+        counter("tallyman_pipeline_records_total").labels(str(fetch.partition)).inc(len(fetch.offsets))
+    else:
+        _pulse.appended.setdefault(fetch.partition, now)
+
+
+def note_flush(flush: Flush, took_s: float) -> None:
+    """Count an acknowledged flush."""
+    histogram("tallyman_pipeline_flush_seconds").observe(took_s)
+    place, partition = flush.chunk.here, str(flush.chunk.partition)
+    gauge("tallyman_pipeline_offset").labels(partition).set(place.offset)
+    gauge("tallyman_pipeline_log_clock_seconds").labels(partition).set(place.clock_ms / 1000)
+
+
+def note_block(block: Block) -> None:
+    """Count the events of a judged block by what became of them. A restart counts what it reads again a second time."""
+    for outcome, number in zip(_OUTCOMES, block.counts[1:], strict=True):
+        if number:
+            counter("tallyman_pipeline_events_total").labels(outcome).inc(number)
+    for reason, number in Counter(letter.reason for letter in block.dead).items():
+        counter("tallyman_pipeline_dead_letters_total").labels(reason).inc(number)
+
+
+def note_failure(error: BaseException) -> None:
+    """Remember why the pipeline had to start again."""
+    _pulse.failed, _pulse.failure = time.monotonic(), f"{type(error).__name__}: {error}"[:300]
+    counter("tallyman_pipeline_flush_errors_total").inc()
+
+
+def note_rebuild() -> None:
+    counter("tallyman_pipeline_rebuilds_total").inc()
+
+
+def note_seal(seal: Seal) -> None:
+    counter("tallyman_pipeline_seals_total").inc()
+
+
+def note_tick(partition: int) -> None:
+    """A tick was sent: it will come back as a record, until then the partition need not be asked again."""
+    now = _pulse.appended[partition] = time.monotonic()
+    _pulse.ticked.setdefault(partition, now)
+
+
+def silent_s(partition: int) -> float:
+    """Return for how long nothing came from a partition; 0 before it was first polled."""
+    last = _pulse.appended.get(partition)
+    return 0.0 if last is None else time.monotonic() - last
+
+
+def ready() -> tuple[bool, str]:
+    """Say whether usage is being booked, and if not, why."""
+    now = time.monotonic()
+    if not _pulse.polled:
+        return False, "no partition was read yet" + (f"; {_pulse.failure}" if _pulse.failure else "")
+    if now - _pulse.polled > STANDS_STILL_S:
+        return False, f"nothing was read for {now - _pulse.polled:.0f} s; {_pulse.failure or 'the job stands still'}"
+    late = [chunk for chunk in OPEN.values() if chunk.unwritten and now - chunk.flushed_at > STANDS_STILL_S]
+    if late:
+        return False, f"partition {late[0].partition}: nothing was acknowledged for {now - late[0].flushed_at:.0f} s"
+    # A broker that is away answers a poll with nothing, as a silent partition does; but it gives no tick back.
+    away = [(sent, partition) for partition, sent in list(_pulse.ticked.items()) if now - sent > STANDS_STILL_S]
+    if away:
+        sent, partition = min(away)
+        return False, f"partition {partition}: the tick sent {now - sent:.0f} s ago did not come back; is Kafka away?"
+    return True, f"{len(OPEN)} partitions"

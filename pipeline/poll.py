@@ -1,0 +1,208 @@
+"""Fetches from a `KafkaConsumer`, walked batch by batch. The only place that knows kafka-python's private names.
+
+`Poller` puts a class of ours where the consumer keeps the records of a response (`consumer._fetcher.PartitionRecords`);
+when a later kafka-python has no such place it falls back on plain `poll`, which is correct but several times slower.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from kafka import TopicPartition
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+
+from pipeline.batches import BatchWalk, Fetch
+from tallyman.errors import BrokerError, LogError
+from tallyman.kafka import end_offsets, log_starts, topic_id_text
+
+log = logging.getLogger(__name__)
+
+# A fetch is folded in one go, so its size bounds how long the other partitions wait: about 15 ms of single events.
+PORTION_BYTES = 2 * 1024 * 1024
+_EXPECTED = {"fetch_offset", "tp", "records", "aborted_transactions", "on_drain"}
+
+
+class Poller:
+    """Reads partitions of one topic through one consumer.
+
+    Attributes:
+        walks: False when the private names were not there; then fetches carry no digests.
+    """
+
+    def __init__(self, consumer: Any, topic: str, topic_id: str, portion_bytes: int = PORTION_BYTES) -> None:
+        self.consumer = consumer
+        self._topic, self._topic_id = topic, topic_id
+        self._doubtful: dict[int, int] = {}  # partition -> position at which its bytes were wrong once
+        self.walks = _put_walk_into(consumer, topic_id, portion_bytes)
+        if not self.walks:
+            log.warning("batch_walk_unavailable", extra={"next_step": "pin kafka-python to 3.0.12; reading is slow"})
+
+    def assign(self, partitions: Sequence[int]) -> None:
+        """Read these partitions from now on; those that were read before keep their positions."""
+        self.consumer.assign([self._place(partition) for partition in partitions])
+
+    def seek(self, partition: int, position: int) -> None:
+        """Go on at `position`; what was fetched for another one is thrown away."""
+        self.consumer.seek(self._place(partition), position)
+
+    def pause(self, partitions: Sequence[int]) -> None:
+        """Fetch nothing for exactly these partitions until told otherwise."""
+        wanted = {self._place(partition) for partition in partitions}
+        now = self.consumer.paused()
+        if wanted - now:
+            self.consumer.pause(*(wanted - now))
+        if now - wanted:
+            self.consumer.resume(*(now - wanted))
+
+    def poll(self, timeout_ms: int) -> list[Fetch]:
+        """Return what has arrived, waiting for it up to `timeout_ms`; fetches of one partition are in order.
+
+        Raises:
+            LogError: The log does not have what was asked for, is another topic's, or its bytes are wrong twice.
+            BrokerError: Kafka refused; after a while it may be asked again.
+        """
+        self._check_topic_id()
+        try:
+            fetches = self._poll_walked(timeout_ms) if self.walks else self._poll_plain(timeout_ms)
+        except OffsetOutOfRangeError as error:
+            self._explain(error.args[0])
+            return []
+        except LogTruncationError as error:
+            raise LogError(
+                f'topic "{self._topic}": the log was cut behind a place that was read already ({error}); an unclean '
+                "leader election does that. Nothing more is counted; "
+                'see "When the pipeline stops" in docs/operations.md'
+            ) from error
+        except KafkaError as error:
+            said = f"{type(error).__name__}: {error}"
+            raise BrokerError(f'topic "{self._topic}": expected records, got {said}') from error
+        for fetch in fetches:
+            self._doubtful.pop(fetch.partition, None)
+        return fetches
+
+    def close(self) -> None:
+        self.consumer.close()
+
+    def _poll_walked(self, timeout_ms: int) -> list[Fetch]:
+        found: list[Fetch | _Unreadable] = []
+        for portions in self.consumer.poll(timeout_ms=timeout_ms).values():
+            found += portions
+        for item in found:
+            if isinstance(item, _Unreadable):
+                self._ask_again(item)
+        return [item for item in found if isinstance(item, Fetch)]
+
+    def _ask_again(self, item: _Unreadable) -> None:
+        """Read the place once more: what was damaged on its way comes whole, what is damaged on disk does not."""
+        if self._doubtful.get(item.partition) == item.position:
+            raise LogError(f'topic "{self._topic}", {item.error}') from item.error
+        log.warning("fetch_unreadable", extra={"partition": item.partition, "reason": str(item.error)})
+        self._doubtful[item.partition] = item.position
+
+    def _poll_plain(self, timeout_ms: int) -> list[Fetch]:
+        places = [place for place in self.consumer.assignment() if place not in self.consumer.paused()]
+        before = {place: self.consumer.position(place) for place in places}
+        found = self.consumer.poll(timeout_ms=timeout_ms)
+        fetches = []
+        for place, first in before.items():
+            behind = self.consumer.position(place)
+            if behind != first:
+                fetches.append(_columns(self._topic_id, place.partition, first, behind, found.get(place, [])))
+        return fetches
+
+    def _check_topic_id(self) -> None:
+        cluster: Any = getattr(self.consumer, "_cluster", None)
+        known = cluster.topic_id(self._topic) if hasattr(cluster, "topic_id") else None
+        if known is not None and topic_id_text(known) != self._topic_id:
+            raise LogError(
+                f'topic "{self._topic}": expected the topic {self._topic_id} that was booked, got another one of the '
+                f"same name ({topic_id_text(known)}); give the new one a new name"
+            )
+
+    def _explain(self, wanted: dict[TopicPartition, int]) -> None:
+        """Say why a position is not in the log; return if it is there after all."""
+        partitions = [place.partition for place in wanted]
+        starts = log_starts(self.consumer, self._topic, partitions)
+        ends = end_offsets(self.consumer, self._topic, partitions)
+        for place, position in wanted.items():
+            start, end = starts[place.partition], ends[place.partition]
+            where = f'topic "{self._topic}", partition {place.partition}: expected to go on at offset {position}'
+            if position < start:
+                raise LogError(
+                    f"{where}, but the log begins at {start}: retention removed {start - position} offsets that are "
+                    'not booked. Nothing is guessed: see "When the pipeline stops" in docs/operations.md'
+                )
+            if position > end:
+                raise LogError(
+                    f"{where}, but the log ends at {end}: it was cut or made anew. "
+                    'Nothing is guessed: see "When the pipeline stops" in docs/operations.md'
+                )
+
+    def _place(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topic, partition)
+
+
+class _Unreadable:
+    """Stands among fetches for bytes that are no batches: the other partitions' fetches must not be lost with them."""
+
+    __slots__ = ("error", "partition", "position")
+
+    def __init__(self, error: LogError, partition: int, position: int) -> None:
+        self.error, self.partition, self.position = error, partition, position
+
+
+def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
+    """Let the consumer keep `Fetch`es where it kept records; return False when it has no such place."""
+    fetcher: Any = getattr(consumer, "_fetcher", None)
+    base = getattr(fetcher, "PartitionRecords", None)
+    if not isinstance(base, type) or not all(callable(getattr(base, name, None)) for name in ("take", "drain")):
+        return False
+    if not set(inspect.signature(base).parameters) >= _EXPECTED:
+        return False
+
+    class WalkedRecords(base):  # type: ignore[valid-type,misc]
+        """The response for one partition; the fetcher takes portions from it until it is drained."""
+
+        def __init__(self, fetch_offset: int, tp: TopicPartition, records: Any, **options: Any) -> None:
+            super().__init__(fetch_offset, tp, records, **options)
+            aborted = [(entry.producer_id, entry.first_offset) for entry in options.get("aborted_transactions") or ()]
+            self._walk = BatchWalk(bytes(records._buffer), topic_id, tp.partition, fetch_offset, aborted)
+
+        def take(self, n: int | None = None) -> list[Fetch | _Unreadable]:
+            first = self._walk.position
+            try:
+                fetch = self._walk.next_fetch(portion_bytes)
+            except LogError as error:
+                self.drain()  # the position stays, so that the same place is asked for again
+                return [_Unreadable(error, self.topic_partition.partition, first)]
+            if fetch is None:
+                self.drain()
+                return []
+            self.next_fetch_offset = self._walk.position
+            self.leader_epoch = self._walk.leader_epoch
+            self.bytes_read = 1  # nonzero: the fetcher moves this partition to the end of its round
+            return [fetch]
+
+    fetcher.PartitionRecords = WalkedRecords
+    return True
+
+
+def _columns(topic_id: str, partition: int, first: int, behind: int, records: Sequence[Any]) -> Fetch:
+    """Return consumer records as a `Fetch`."""
+    headers = [tuple((name, value or b"") for name, value in record.headers or ()) for record in records]
+    return Fetch(
+        topic_id,
+        partition,
+        first,
+        behind,
+        np.array([record.offset for record in records], np.int64),
+        np.array([record.timestamp for record in records], np.int64),
+        [record.value for record in records],
+        [record.key for record in records],
+        headers if any(headers) else None,
+        (),
+    )

@@ -1,0 +1,161 @@
+"""What one worker process holds while it books: clients, decoders, the id filter, its open chunks.
+
+Beam hands `JobConfig` around (small, picklable); each process makes its `Runtime` from it once. `DoFn`s keep nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from clickhouse_driver import errors as driver_errors
+
+from pipeline import metrics as counted
+from pipeline.batches import Fetch
+from pipeline.book import OPEN, OpenChunk
+from pipeline.columns import Block
+from pipeline.decode import Decoders, blocks
+from pipeline.dedupe import Judge, count_once
+from pipeline.fold import due_elsewhere, fold
+from pipeline.frontier import StoredIds, read_frontier
+from pipeline.identities import IdFilter
+from pipeline.outlet import KafkaOutlet
+from pipeline.write import Flush, Outlet, Tables, write
+from tallyman.books import load_definitions
+from tallyman.clickhouse import NETWORK_ERRORS, connect
+from tallyman.control import open_control
+
+log = logging.getLogger(__name__)
+_LOAD_AGAIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """Where ClickHouse answers; a picklable copy of the project's setting."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """Everything that a worker process needs to know to book a topic."""
+
+    brokers: tuple[str, ...]
+    topic: str
+    topic_id: str
+    partitions: int
+    assigned: tuple[int, ...]
+    chunk_size: int
+    progress_topic: str
+    database: Database
+    control_url: str
+    flush_s: float = 0.2
+    archive: bool = False
+    expected_delay_us: int = 10_000_000
+    tick_s: float = 30
+
+
+class Runtime:
+    """The stages of the job, as methods on blocks and flushes; Beam's transforms only call them."""
+
+    def __init__(self, config: JobConfig, tables: Tables, judge: Judge, decoders: Decoders, outlet: Outlet) -> None:
+        self.config = config
+        self.tables = tables
+        self.judge = judge
+        self.decoders = decoders
+        self.outlet = outlet
+
+    def open_chunk(self, partition: int) -> OpenChunk:
+        """Return the open chunk of a partition; the first time, read its frontier."""
+        key = (self.config.topic_id, partition)
+        if key not in OPEN:
+            client = connect(self.config.database)
+            try:
+                frontier = read_frontier(client, *key, self.config.chunk_size)
+            finally:
+                client.disconnect()
+            ordered = self.decoders.catalog(frontier.turned.definitions).ordered
+            chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
+            # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
+            threading.Thread(target=self._load_ids, args=(chunk,), name=f"ids-{partition}", daemon=True).start()
+        return OPEN[key]
+
+    def _load_ids(self, chunk: OpenChunk) -> None:
+        """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
+        key = chunk.topic_id, chunk.partition
+        while OPEN.get(key) is chunk:
+            client = connect(self.config.database, numpy=True)
+            try:
+                self.judge.filter.load(StoredIds(client), *key)
+                return
+            except (*NETWORK_ERRORS, driver_errors.Error) as error:
+                log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
+                time.sleep(_LOAD_AGAIN_S)
+            finally:
+                client.disconnect()
+
+    def decode(self, fetch: Fetch) -> Iterator[Block]:
+        counted.note_fetch(fetch)
+        yield from blocks(fetch, self.open_chunk(fetch.partition), self.decoders, archive=self.config.archive)
+
+    def count(self, block: Block) -> Block:
+        if block.idle:
+            return block
+        chunk = OPEN[block.topic_id, block.partition]
+        count_once(block, chunk, self.decoders.catalog(block.after.definitions), self.judge)
+        counted.note_block(block)
+        return block
+
+    def sum(self, block: Block) -> Iterator[Flush]:
+        chunk = OPEN[block.topic_id, block.partition]
+        yield from fold(block, chunk, self.decoders, flush_s=self.config.flush_s)
+        yield from due_elsewhere(block, self.decoders, self.config.flush_s)
+
+    def write(self, flush: Flush) -> None:
+        began = time.perf_counter()
+        write(flush, self.tables, self.outlet)
+        counted.note_flush(flush, time.perf_counter() - began)
+
+
+_runtimes: dict[JobConfig, Runtime] = {}
+
+
+def runtime(config: JobConfig) -> Runtime:
+    """Return this process's runtime for a job, made at the first call."""
+    if config not in _runtimes:
+        engine: sa.Engine = open_control(config.control_url)
+        _runtimes[config] = Runtime(
+            config,
+            Tables(connect(config.database), connect(config.database, numpy=True)),
+            Judge(StoredIds(connect(config.database, numpy=True)), IdFilter()),
+            Decoders(lambda number: load_definitions(engine, number), config.partitions),
+            KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
+        )
+    return _runtimes[config]
+
+
+def forget() -> None:
+    """Drop open chunks and clients: after a failure, everything is read again from the frontier."""
+    OPEN.clear()
+    for each in _runtimes.values():
+        each.outlet.close()
+        each.tables.close()
+    _runtimes.clear()
+
+
+def next_position(config: JobConfig, topic_id: str, partition: int) -> int:
+    """Return the offset that this process reads next of a partition."""
+    return runtime(config).open_chunk(partition).here.offset
+
+
+def restart_place(config: JobConfig, topic_id: str, partition: int) -> int:
+    """Return the offset from which a new process would have to read."""
+    return runtime(config).open_chunk(partition).turned.offset

@@ -1,0 +1,162 @@
+"""Seal bookings that every partition has left: total their rows into `usage`, once and for ever.
+
+The bytes do not depend on who seals or when, so several sealers need no lock: each works in its own staging table, and
+before it replaces the partition it looks once more whether the booking is still unsealed.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+from clickhouse_driver import Client
+from clickhouse_driver import errors as driver_errors
+
+from pipeline.frontier import Frontier, read_frontier
+from tallyman.clickhouse import NETWORK_ERRORS
+from tallyman.errors import StoreError
+
+log = logging.getLogger(__name__)
+KEEP_HOT_BOOKINGS_MS = 86_400_000
+_KEYS = "meter, subject, dimensions, minute, booking, definitions, generation"
+_TOTALS = (
+    f"SELECT {_KEYS}, any(h.aggregation), any(h.scale), sum(h.count), sum(h.sum), min(h.min), max(h.max),"  # noqa: S608
+    " argMax(h.latest, (h.latest_us, h.latest_by)), max(h.latest_us),"
+    " argMax(h.latest_by, (h.latest_us, h.latest_by))"
+    f" FROM usage_hot AS h FINAL WHERE booking = %(booking)s AND generation = 0 GROUP BY {_KEYS}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A sealed booking."""
+
+    booking: int
+    rows: int
+    events: int
+
+
+class Sealer:
+    """Seals what can be sealed; any number of them may run.
+
+    Args:
+        partitions: (topic id, partition, chunk size) of everything that is booked.
+    """
+
+    def __init__(self, client: Client, partitions: Sequence[tuple[str, int, int]]) -> None:
+        self._client = client
+        self._partitions = partitions
+
+    def seal_all(self) -> list[Seal]:
+        """Seal every booking that all partitions have left.
+
+        Raises:
+            StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
+        """
+        sealed: list[Seal] = []
+        try:
+            while True:
+                steps = list(self.steps())
+                if not steps or not isinstance(steps[-1], Seal):
+                    return sealed
+                sealed.append(steps[-1])
+        except (*NETWORK_ERRORS, driver_errors.Error) as error:
+            self._client.disconnect()
+            raise StoreError(f"sealing: {str(error).splitlines()[0][:300]}") from error
+
+    def steps(self) -> Iterator[Seal | str]:
+        """Seal the oldest booking that can be sealed, if any, step by step; the last step is its seal."""
+        client = self._client
+        # Progress is read before the rows: what the frontier has left is complete in usage_hot.
+        frontiers = [read_frontier(client, topic, partition, size) for topic, partition, size in self._partitions]
+        open_from = min((frontier.reached.booking for frontier in frontiers), default=0)
+        sealed_to = read_sealed_to(client)
+        booking = self._oldest_waiting(sealed_to, open_from)
+        yield "frontier"
+        if booking is None:
+            if open_from - 1 > sealed_to:
+                yield from self._record(open_from - 1, frontiers, empty=True)
+            return
+        staging = f"usage_staging_{uuid.uuid4().hex}"
+        client.execute(f"CREATE TABLE {staging} AS usage")
+        try:
+            yield "staging"
+            client.execute(f"INSERT INTO {staging} {_TOTALS}", {"booking": booking})
+            yield "totalled"
+            if read_sealed_to(client) >= booking:
+                return
+            yield "checked"
+            client.execute(f"ALTER TABLE usage REPLACE PARTITION {booking} FROM {staging}")
+        finally:
+            client.execute(f"DROP TABLE IF EXISTS {staging}")
+        yield "replaced"
+        yield from self._record(booking, frontiers, empty=False)
+
+    def _oldest_waiting(self, sealed_to: int, open_from: int) -> int | None:
+        rows = self._client.execute(
+            "SELECT min(booking), count() FROM usage_hot WHERE booking > %(from)s AND booking < %(to)s",
+            {"from": sealed_to, "to": open_from},
+        )
+        return int(rows[0][0]) if rows[0][1] else None
+
+    def _record(self, booking: int, frontiers: Sequence[Frontier], *, empty: bool) -> Iterator[Seal]:
+        """Write the seal: from here on readers take this booking from `usage`."""
+        count, events, first, last = 0, 0, datetime.fromtimestamp(0, UTC), datetime.fromtimestamp(0, UTC)
+        if not empty:
+            count, events, first, last = self._client.execute(
+                "SELECT count(), sum(count), min(minute), max(minute) FROM usage WHERE booking = %(booking)s",
+                {"booking": booking},
+            )[0]
+        places = msgspec.json.encode([_place(frontier) for frontier in frontiers]).decode()
+        self._client.execute(
+            "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES",
+            [(booking, 0, count, events, first, last, places)],
+        )
+        log.info("booking_sealed", extra={"booking": booking, "rows": count, "events": events})
+        yield Seal(booking, count, events)
+
+    def drop_leftovers(self) -> None:
+        """Drop staging tables that a killed sealer left a day ago."""
+        rows = self._client.execute(
+            "SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE 'usage_staging_%%'"
+            " AND metadata_modification_time < now() - INTERVAL 1 DAY"
+        )
+        for (name,) in rows:
+            self._client.execute(f"DROP TABLE IF EXISTS {name}")
+
+    def drop_old_hot(self, now_ms: int) -> list[int]:
+        """Drop hot partitions of sealed bookings that are older than a day; readers do not look at them any more."""
+        newest = (now_ms - KEEP_HOT_BOOKINGS_MS) // 86_400_000 * 1000
+        rows = self._client.execute(
+            "SELECT DISTINCT booking FROM usage_hot"
+            " WHERE booking <= %(sealed)s AND booking < %(newest)s ORDER BY booking",
+            {"sealed": read_sealed_to(self._client), "newest": newest},
+        )
+        dropped = [int(row[0]) for row in rows]
+        for booking in dropped:
+            self._client.execute(f"ALTER TABLE usage_hot DROP PARTITION {booking}")
+        return dropped
+
+
+def read_sealed_to(client: Client) -> int:
+    """Return the newest sealed booking, 0 if none."""
+    return int(client.execute("SELECT max(booking) FROM seals")[0][0])
+
+
+def _place(frontier: Frontier) -> dict[str, object]:
+    start = frontier.start
+    return {
+        "topic_id": frontier.topic_id,
+        "partition": frontier.partition,
+        "chunk": frontier.chunk,
+        "offset": start.offset,
+        "clock_ms": start.clock_ms,
+        "booking": start.booking,
+        "definitions": start.definitions,
+        "digest": start.digest,
+        "reached": frontier.reached.offset,
+    }

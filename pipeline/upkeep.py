@@ -1,0 +1,95 @@
+"""What a worker does beside booking: seal, keep silent partitions' clocks moving, look at the topic's settings again.
+
+Each duty is a thread that survives what goes wrong in it: ClickHouse or Kafka may be away, and the next try comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pipeline import metrics as counted
+from pipeline.outlet import KafkaOutlet
+from pipeline.runtime import JobConfig
+from pipeline.seal import Sealer
+from tallyman.clickhouse import connect
+from tallyman.errors import LogError
+from tallyman.kafka import check_topic
+
+log = logging.getLogger(__name__)
+SEAL_EVERY_S, CHECK_EVERY_S, REST_S = 1.0, 60.0, 5.0
+
+
+class Upkeep:
+    """The duties of one worker; `fault` says why it must stop, if it must.
+
+    Args:
+        replication: Copies of the topic; 1 for the embedded stack.
+    """
+
+    def __init__(self, config: JobConfig, stop: threading.Event, replication: int) -> None:
+        self._config = config
+        self._stop = stop
+        self._replication = replication
+        self.fault: LogError | None = None
+        everything = [(config.topic_id, number, config.chunk_size) for number in range(config.partitions)]
+        self._sealer = Sealer(connect(config.database), everything)
+        self._outlet = KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us)
+        self._threads = [
+            threading.Thread(target=self._keep, args=duty, name=duty[0].__name__.strip("_"), daemon=True)
+            for duty in (
+                (self._seal, SEAL_EVERY_S),
+                (self._tick, min(1.0, config.tick_s / 4)),
+                (self._check, CHECK_EVERY_S),
+            )
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Wait for the duties to end, once `stop` is set."""
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._outlet.close()
+
+    def _keep(self, duty: Callable[[], None], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            try:
+                duty()
+            except LogError as error:
+                self.fault = error
+                self._stop.set()
+            except Exception as error:  # noqa: BLE001 - a duty that dies silently would be missed for days
+                log.warning(
+                    "upkeep_retried", extra={"duty": duty.__name__, "error": f"{type(error).__name__}: {error}"[:300]}
+                )
+                self._stop.wait(REST_S)
+
+    def _seal(self) -> None:
+        """Seal what all partitions have left."""
+        for seal in self._sealer.seal_all():
+            counted.note_seal(seal)
+        self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
+        self._sealer.drop_leftovers()
+
+    def _tick(self) -> None:
+        """Write a tick into every partition that was silent too long: its clock, and so its bookings, move on."""
+        for partition in self._config.assigned:
+            if counted.silent_s(partition) > self._config.tick_s:
+                counted.note_tick(partition)
+                self._outlet.tick(partition)
+
+    def _check(self) -> None:
+        """Refuse to go on when somebody made the topic anew, resized it or changed a setting that loses usage."""
+        config = self._config
+        check_topic(
+            config.brokers,
+            config.topic,
+            topic_id=config.topic_id,
+            partitions=config.partitions,
+            replication=self._replication,
+        )

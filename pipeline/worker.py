@@ -1,0 +1,160 @@
+"""Run the job as a service: rebuild the pipeline now and then, seal, keep silent partitions' clocks moving,
+say how it is.
+
+Beam's local runner keeps some kilobytes for every bundle, so a pipeline lives for minutes and is built anew; the open
+chunks outlive it. After a failure everything is forgotten and read again from the frontier.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.worker.statesampler import StateSampler
+
+from pipeline import metrics as counted
+from pipeline.close import found_books
+from pipeline.job import build
+from pipeline.read import STOP
+from pipeline.runtime import Database, JobConfig, forget
+from pipeline.source import close_readers
+from pipeline.upkeep import Upkeep
+from tallyman.books import Topic
+from tallyman.clickhouse import connect, migrate
+from tallyman.errors import LogError, TallymanError
+from tallyman.metrics import serve
+from tallyman.project import Project
+
+log = logging.getLogger(__name__)
+
+# Beam samples which step is busy, at pauses that grow up to its default of 200 ms, and a bundle ends only with the
+# sampler's last pause: a tenth of all the time went there (bench/latency.py). Sampling this often is a thread in C.
+_SAMPLE_EVERY_MS = 5
+StateSampler.__init__.__defaults__ = (_SAMPLE_EVERY_MS,)
+
+
+def job_config(project: Project, topic: Topic) -> JobConfig:
+    """Return what the worker processes of a project need to know."""
+    settings, endpoint = project.config.pipeline, project.clickhouse
+    return JobConfig(
+        brokers=tuple(project.kafka_brokers),
+        topic=topic.name,
+        topic_id=topic.topic_id,
+        partitions=topic.partitions,
+        assigned=tuple(settings.partitions) or tuple(range(topic.partitions)),
+        chunk_size=topic.chunk_size,
+        progress_topic=project.config.kafka.progress_topic,
+        database=Database(
+            host=endpoint.host,
+            port=endpoint.port,
+            user=endpoint.user,
+            password=endpoint.password,
+            database=endpoint.database,
+        ),
+        control_url=project.control_url,
+        flush_s=settings.flush.total_seconds(),
+        archive=settings.archive,
+        expected_delay_us=round(project.config.usage.expected_delay.total_seconds() * 1e6),
+        tick_s=settings.tick.total_seconds(),
+    )
+
+
+def main(project: Project, stop: threading.Event, metrics_port: int | None) -> int:
+    """Run the pipeline until told to stop; return the exit code.
+
+    A retriable failure (ClickHouse or Kafka away) is waited out; a log that is not what was booked ends the process
+    with a sentence, because going on would mean guessing.
+    """
+    config = prepare(project)
+    settings = project.config.pipeline
+    server = serve(metrics_port, counted.ready) if metrics_port is not None else None
+    upkeep = Upkeep(config, stop, project.kafka_replication)
+    upkeep.start()
+    wait_s = 0.2
+    try:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                run_once(config, stop, settings.rebuild_after.total_seconds(), settings.rebuild_bundles)
+                wait_s = 0.2
+            except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
+                cause = cause_of(error)
+                if isinstance(cause, LogError):
+                    log.error("log_differs", extra={"error": str(cause)})
+                    return 1
+                log.warning("pipeline_restarts", extra={"error": f"{type(cause).__name__}: {cause}"[:500]})
+                counted.note_failure(cause)
+                close_readers()
+                forget()
+                if time.monotonic() - began > 60:
+                    wait_s = 0.2
+                stop.wait(wait_s)
+                wait_s = min(wait_s * 2, 10)
+    finally:
+        stop.set()
+        close_readers()
+        forget()
+        upkeep.close()
+        if server is not None:
+            server.close()
+    if upkeep.fault is not None:
+        log.error("topic_refused", extra={"error": str(upkeep.fault)})
+        return 1
+    return 0
+
+
+def prepare(project: Project) -> JobConfig:
+    """Bring schema, topics and books up to date, waiting for servers that are not up yet."""
+    client = connect(project.clickhouse)
+    try:
+        migrate(client)
+    finally:
+        client.disconnect()
+    return job_config(project, found_books(project))
+
+
+def run_once(config: JobConfig, stop: threading.Event, seconds: float, bundles: int) -> None:
+    """Run one pipeline until it is time to build the next, or to stop."""
+    STOP.clear()
+    over = threading.Event()
+    watch = threading.Thread(target=_end_in_time, args=(stop, over, seconds, bundles), name="rebuild", daemon=True)
+    watch.start()
+    try:
+        with beam.Pipeline(runner=FnApiRunner(), options=beam_options()) as pipeline:
+            build(pipeline, config)
+    finally:
+        over.set()
+        watch.join()
+    counted.note_rebuild()
+
+
+def beam_options() -> PipelineOptions:
+    """Return the options of the local runner: one worker, because more drop data without an error.
+
+    `flags=[]` keeps Beam from reading the command line. The runner is named by its class, because "DirectRunner" would
+    first try a download.
+    """
+    return PipelineOptions(flags=[], direct_num_workers=1, direct_running_mode="in_memory", streaming=False)
+
+
+def _end_in_time(stop: threading.Event, over: threading.Event, seconds: float, bundles: int) -> None:
+    """Ask the readers to stop when the service ends, or when the pipeline has lived long enough."""
+    deadline = time.monotonic() + seconds
+    while not over.wait(0.05):
+        if stop.is_set() or time.monotonic() > deadline or STOP.turns > bundles:
+            STOP.ask()
+            return
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return our own error inside what a runner raised, or the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TallymanError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error

@@ -1,0 +1,383 @@
+"""Write a flush of an open chunk to ClickHouse, in the order on which the promises rest.
+
+Forwards, ids, dead letters and conflicts, raw records, usage, progress; then the push to whoever waits for progress.
+Every row is keyed by position or by (series, minute, chunk) and replaces itself, so that a flush may be written again,
+by this process or by a zombie of it, as often as need be.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+from clickhouse_driver import Client
+from clickhouse_driver import errors as driver_errors
+
+from pipeline.aggregate import Reduced
+from pipeline.book import Forward, OpenChunk, Place
+from pipeline.catalog import Catalog
+from pipeline.identities import IdColumns
+from tallyman.clickhouse import NETWORK_ERRORS
+from tallyman.errors import StoreError
+
+log = logging.getLogger(__name__)
+GENERATION = 0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_TOUCHED = 20_000
+_IDS = (
+    "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset, event_index, remembered_us, digest)"
+    " VALUES"
+)
+_DEAD = (
+    "INSERT INTO dead_letters (topic_id, partition, offset, event_index, generation, appended_at, booking, reason,"
+    " detail, content_type, type, source, subject, headers, body) VALUES"
+)
+_CONFLICTS = (
+    "INSERT INTO conflicts (topic_id, partition, offset, event_index, first_offset, first_event_index, booking,"
+    " appended_at, body) VALUES"
+)
+_EVENTS = "INSERT INTO events (topic_id, partition, offset, appended_at, booking, headers, body) VALUES"
+_USAGE = (
+    "INSERT INTO usage_hot (meter, subject, dimensions, minute, booking, definitions, topic_id, partition, chunk,"
+    " generation, covered, aggregation, scale, count, sum, min, max, latest, latest_us, latest_by) VALUES"
+)
+_PROGRESS = (
+    "INSERT INTO progress (topic_id, partition, chunk, generation, covered,"
+    " reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest,"
+    " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest,"
+    " reached_counts, turned_counts) VALUES"
+)
+
+
+class Outlet(Protocol):
+    """What leaves the writer for Kafka: forwards, which must be acknowledged, and pushes of progress, which
+    need not.
+    """
+
+    def forward(self, forwards: Sequence[Forward]) -> None:
+        """Send records to their home partitions; return when all are acknowledged.
+
+        Raises:
+            BrokerError: Not all were; sending all again is safe, their ids count once.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+    def push(self, progress: Progress) -> None:
+        """Tell whoever waits that usage is readable up to a place. Losing a push loses nothing: the next one
+        tells more.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a flush made readable."""
+
+    topic_id: str
+    partition: int
+    chunk: int
+    covered: int
+    place: Place
+    touched: list[tuple[str, str, int, int]] | None  # (meter, subject, first minute, last minute); None: too many
+
+
+@dataclass(slots=True)
+class Cut:
+    """What one open chunk has to write: everything folded in so far that is not acknowledged yet."""
+
+    chunk: OpenChunk
+    catalog: Catalog
+    ids: list[IdColumns]
+    changes: Reduced
+    slots: list[int]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.chunk.topic_id, self.chunk.partition
+
+    def acknowledge(self, now: float, cost_s: float) -> None:
+        """Note that all of it is written."""
+        chunk = self.chunk
+        chunk.accepted.acknowledge(len(self.ids))
+        chunk.dead.clear()
+        chunk.conflicts.clear()
+        chunk.raw.clear()
+        chunk.table.acknowledge(self.slots)
+        chunk.acknowledged = chunk.here
+        chunk.forget_written_ids()
+        chunk.flushed_at, chunk.flush_cost_s = now, cost_s
+
+    def progress(self) -> Progress:
+        chunk, touched = self.chunk, _touched(self.changes, self.catalog) if self.slots else []
+        return Progress(*self.key, chunk.number, chunk.covered, chunk.here, touched)
+
+
+@dataclass(slots=True)
+class Flush:
+    """A cut through an open chunk, and through others that have something to write: together they cost little more."""
+
+    chunk: OpenChunk
+    catalog: Catalog
+    others: tuple[tuple[OpenChunk, Catalog], ...] = ()
+
+    def steps(self, tables: Tables, outlet: Outlet) -> Iterator[str]:
+        """Write step by step, yielding the name of each table that was acknowledged.
+
+        Raises:
+            StoreError: A write was not acknowledged. What was is there already; write the whole flush again.
+        """
+        began = time.monotonic()
+        chunks = [(self.chunk, self.catalog), *self.others]
+        forwards = [forward for chunk, _ in chunks for forward in chunk.forwards]
+        if forwards:
+            outlet.forward(forwards)
+            for chunk, _ in chunks:
+                chunk.forwards.clear()
+            yield "forwards"
+        cuts = [
+            Cut(chunk, catalog, chunk.accepted.unwritten(), *chunk.table.take_changes()) for chunk, catalog in chunks
+        ]
+        if any(cut.ids for cut in cuts):
+            tables.insert_ids([(cut.key, cut.ids) for cut in cuts if cut.ids])
+            yield "ids"
+        for table, name in (("dead_letters", "dead"), ("conflicts", "conflicts"), ("events", "raw")):
+            rows = [(cut.key, getattr(cut.chunk, name)) for cut in cuts if getattr(cut.chunk, name)]
+            for key, mine in rows:
+                tables.insert_rows(table, key, mine)
+            if rows:
+                yield table
+        for booking in sorted({cut.chunk.here.booking for cut in cuts if cut.slots}):
+            tables.insert_usage([cut for cut in cuts if cut.slots and cut.chunk.here.booking == booking])
+            yield "usage_hot"
+        tables.insert_progress([cut.chunk for cut in cuts])
+        now = time.monotonic()
+        for cut in cuts:
+            cut.acknowledge(now, now - began)
+        yield "progress"
+        for cut in cuts:
+            outlet.push(cut.progress())
+
+
+class Tables:
+    """The tables that a worker writes.
+
+    Args:
+        client: For columns of Python values.
+        numbers: For numpy columns: eight times as fast, but it has no 128-bit integers, maps or arrays.
+    """
+
+    def __init__(self, client: Client, numbers: Client) -> None:
+        self._client = client
+        self._numbers = numbers
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.disconnect()
+        self._numbers.disconnect()
+
+    def _insert(self, sql: str, columns: Sequence[Any]) -> None:
+        client = self._numbers if isinstance(columns[0], np.ndarray) else self._client
+        try:
+            client.execute(sql, columns, columnar=True)
+        except (*NETWORK_ERRORS, driver_errors.Error) as error:
+            client.disconnect()
+            raise StoreError(
+                f"ClickHouse did not acknowledge: {sql.split('(')[0].strip()}: {_first_line(error)}"
+            ) from error
+
+    def insert_ids(self, cuts: Sequence[tuple[tuple[str, int], list[IdColumns]]]) -> None:
+        """Insert accepted identities of some partitions as one block."""
+        blocks = [block for _, mine in cuts for block in mine]
+        sizes = [sum(len(block.high) for block in mine) for _, mine in cuts]
+        joined = IdColumns(
+            *(np.concatenate(column) if len(blocks) > 1 else column[0] for column in zip(*blocks, strict=True))
+        )
+        self._insert(
+            _IDS,
+            [
+                joined.high,
+                joined.low,
+                np.repeat(np.array([key[0] for key, _ in cuts], object), sizes),
+                np.repeat(np.array([key[1] for key, _ in cuts], np.uint32), sizes),
+                joined.offsets.astype(np.uint64),
+                joined.indexes.astype(np.uint32),
+                joined.remembered_us,
+                joined.digests,
+            ],
+        )
+
+    def insert_rows(self, table: str, key: tuple[str, int], rows: Sequence[Any]) -> None:
+        """Insert dead letters, conflicts or raw records, one block for each booking."""
+        for booking in sorted({row.booking for row in rows}):
+            mine = [row for row in rows if row.booking == booking]
+            common: list[Any] = [[key[0]] * len(mine), [key[1]] * len(mine), [row.offset for row in mine]]
+            appended = [row.appended_ms for row in mine]
+            columns = _ROW_COLUMNS[table](mine, appended)
+            self._insert(_ROW_SQL[table], common + columns)
+
+    def insert_usage(self, cuts: Sequence[Cut]) -> None:
+        """Insert the changed rows of cuts of one booking: one block of one ClickHouse partition."""
+        columns = [_usage_columns(cut.chunk, cut.changes, cut.catalog) for cut in cuts]
+        joined = (
+            columns[0]
+            if len(columns) == 1
+            else [list(chain.from_iterable(each)) for each in zip(*columns, strict=True)]
+        )
+        self._insert(_USAGE, joined)
+
+    def insert_progress(self, chunks: Sequence[OpenChunk]) -> None:
+        """Insert how far chunks are booked: what they hold up to there is acknowledged."""
+        self._insert(_PROGRESS, [list(column) for column in zip(*map(_progress_row, chunks), strict=True)])
+
+
+def write(
+    flush: Flush, tables: Tables, outlet: Outlet, *, patience_s: float = 60, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Write a flush until all of it is acknowledged.
+
+    Raises:
+        StoreError: ClickHouse did not acknowledge for `patience_s`; the caller starts again from the frontier.
+    """
+    deadline = time.monotonic() + patience_s
+    wait_s = 0.05
+    while True:
+        try:
+            for _ in flush.steps(tables, outlet):
+                pass
+            return
+        except StoreError as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("flush_retried", extra={"partition": flush.chunk.partition, "error": str(error)})
+            pause(wait_s)
+            wait_s = min(2 * wait_s, 5)
+
+
+def _progress_row(chunk: OpenChunk) -> tuple[Any, ...]:
+    here, turned = chunk.here, chunk.turned
+    return (
+        chunk.topic_id,
+        chunk.partition,
+        chunk.number,
+        GENERATION,
+        chunk.covered,
+        *_place_columns(here),
+        *_place_columns(turned),
+        list(here.counts),
+        list(turned.counts),
+    )
+
+
+def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[list[Any]]:
+    size = len(rows.keys)
+    codes = (rows.keys >> 32).tolist()
+    series = [catalog.series[code] for code in codes]
+    meters = [catalog.meters[each.meter] for each in series]
+    extremes = np.array([meter.aggregation in ("min", "max") for meter in meters], bool)
+    latest = np.array([meter.aggregation == "latest" for meter in meters], bool)
+    return [
+        [meter.meter for meter in meters],
+        [each.subject for each in series],
+        [each.dimensions for each in series],
+        ((rows.keys & 0xFFFFFFFF) * 60).tolist(),
+        [chunk.here.booking] * size,
+        [chunk.here.definitions] * size,
+        [chunk.topic_id] * size,
+        [chunk.partition] * size,
+        [chunk.number] * size,
+        [GENERATION] * size,
+        [chunk.covered] * size,
+        [meter.aggregation for meter in meters],
+        [meter.scale for meter in meters],
+        rows.count.tolist(),
+        rows.sum.tolist(),
+        np.where(extremes, rows.min, 0).tolist(),
+        np.where(extremes, rows.max, 0).tolist(),
+        np.where(latest, rows.latest, 0).tolist(),
+        np.where(latest, rows.latest_us, 0).tolist(),
+        _identity_bytes(rows, latest),
+    ]
+
+
+def _touched(rows: Reduced, catalog: Catalog) -> list[tuple[str, str, int, int]] | None:
+    spans: dict[tuple[int, str], tuple[int, int]] = {}
+    for key in rows.keys.tolist():
+        series, minute = catalog.series[key >> 32], key & 0xFFFFFFFF
+        name = series.meter, series.subject
+        first, last = spans.get(name, (minute, minute))
+        spans[name] = min(first, minute), max(last, minute)
+        if len(spans) > MAX_TOUCHED:
+            return None
+    return [(catalog.meters[meter].meter, subject, *span) for (meter, subject), span in spans.items()]
+
+
+def _identity_bytes(rows: Reduced, latest: Any) -> list[bytes]:
+    nothing = bytes(16)
+    if not latest.any():
+        return [nothing] * len(rows.keys)
+    # Big-endian, so that ClickHouse orders the bytes as we order (high, low).
+    words = np.stack([rows.by_high, rows.by_low], axis=1).astype(">u8").tobytes()
+    return [words[16 * i : 16 * i + 16] if yes else nothing for i, yes in enumerate(latest.tolist())]
+
+
+def _same(text: str, size: int) -> Any:
+    return np.full(size, text, object)
+
+
+def _place_columns(place: Place) -> list[int]:
+    return [place.offset, place.clock_ms, place.booking, place.definitions, place.digest]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
+
+
+def _milliseconds(appended: list[int]) -> list[datetime]:
+    return [_EPOCH + timedelta(milliseconds=each) for each in appended]
+
+
+def _dead_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
+    return [
+        [row.index for row in rows],
+        [GENERATION] * len(rows),
+        _milliseconds(appended),
+        [row.booking for row in rows],
+        *(
+            [getattr(row, name) for row in rows]
+            for name in ("reason", "detail", "content_type", "type", "source", "subject")
+        ),
+        [dict(row.headers) for row in rows],
+        [row.body for row in rows],
+    ]
+
+
+def _conflict_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
+    names = ("index", "first_offset", "first_index", "booking")
+    return [
+        *([getattr(row, name) for row in rows] for name in names),
+        _milliseconds(appended),
+        [row.body for row in rows],
+    ]
+
+
+def _event_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
+    headers = [{name: value.decode("utf-8", "replace") for name, value in row.headers} for row in rows]
+    return [_milliseconds(appended), [row.booking for row in rows], headers, [row.body for row in rows]]
+
+
+_ROW_SQL = {"dead_letters": _DEAD, "conflicts": _CONFLICTS, "events": _EVENTS}
+_ROW_COLUMNS: dict[str, Callable[[Sequence[Any], list[int]], list[Any]]] = {
+    "dead_letters": _dead_columns,
+    "conflicts": _conflict_columns,
+    "events": _event_columns,
+}
