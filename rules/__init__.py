@@ -1,0 +1,1 @@
+"""Rules decide: when an alarm fires, and what a quantity costs."""
