@@ -1,0 +1,131 @@
+"""Read the usage of many accounts for one month: one question for each meter, filter and span, not for each account."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Protocol
+
+from invoices.account import Account
+from invoices.build import Usage
+from invoices.model import SubjectUsage
+from rules.plan import Charge, Plan
+from tallyman.money import plain
+from tallyman.period import Period, month_period, start_of_day
+from tallyman.usage import UsageAnswer, UsageQuery
+
+MAX_SUBJECTS = 5_000  # of one question; a query is text and has a size
+
+Where = tuple[tuple[str, tuple[str | None, ...]], ...]
+
+
+class ReadUsage(Protocol):
+    """Answers a question about usage: `tallyman.aggregates.read_usage` with its client."""
+
+    def __call__(self, query: UsageQuery, /) -> UsageAnswer: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tenant that an account pays for, within a period."""
+
+    subject: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What all accounts that are priced alike ask together."""
+
+    meter: str
+    where: Where
+    start: datetime
+    end: datetime
+
+
+def period_of(plan: Plan, month: str) -> Period:
+    """Return a plan's billing period of a month."""
+    return month_period(month, plan.zone, plan.anchor_day)
+
+
+def find_spans(account: Account, period: Period) -> tuple[Span, ...]:
+    """Return which tenants an account pays for in a period, and from when to when; empty when for none."""
+    spans = []
+    for paid in account.subjects:
+        start = max(period.start, start_of_day(paid.from_, period.zone))
+        end = period.end if paid.to is None else min(period.end, start_of_day(paid.to, period.zone))
+        if start < end:
+            spans.append(Span(paid.subject, start, end))
+    return tuple(spans)
+
+
+def gather_usage(
+    read: ReadUsage,
+    month: str,
+    accounts: Sequence[tuple[Account, Plan]],
+    up_to_booking: int | None,
+) -> dict[str, Usage]:
+    """Return what each account used in a month, by account and charge.
+
+    Args:
+        up_to_booking: Count sealed usage up to this booking only; None counts all that has arrived (a preview).
+    """
+    asked: dict[_Question, set[str]] = defaultdict(set)
+    for account, plan in accounts:
+        for span in find_spans(account, period_of(plan, month)):
+            for charge in plan.charges:
+                if charge.meter is not None:
+                    asked[_question(charge.meter, charge, span)].add(span.subject)
+    answers = {question: _ask(read, question, sorted(subjects), up_to_booking) for question, subjects in asked.items()}
+    return {account.account: _usage_of(account, plan, month, answers) for account, plan in accounts}
+
+
+def _question(meter: str, charge: Charge, span: Span) -> _Question:
+    where = tuple((name, tuple(values)) for name, values in sorted(charge.where.items()))
+    return _Question(meter, where, span.start, span.end)
+
+
+def _ask(
+    read: ReadUsage, question: _Question, subjects: Sequence[str], up_to_booking: int | None
+) -> dict[str, tuple[Decimal, int]]:
+    found: dict[str, tuple[Decimal, int]] = {}
+    for first in range(0, len(subjects), MAX_SUBJECTS):
+        query = UsageQuery(
+            meter=question.meter,
+            start=question.start,
+            end=question.end,
+            subjects=tuple(subjects[first : first + MAX_SUBJECTS]),
+            where=dict(question.where),
+            sealed_only=up_to_booking is not None,
+            up_to_booking=up_to_booking,
+        )
+        for row in read(query).rows:
+            subject = row.groups.get("subject")
+            if subject is not None:  # the one 0 row of an empty count names nobody
+                found[subject] = (Decimal(plain(row.value)), row.events)
+    return found
+
+
+def _usage_of(
+    account: Account,
+    plan: Plan,
+    month: str,
+    answers: Mapping[_Question, Mapping[str, tuple[Decimal, int]]],
+) -> Usage:
+    usage: dict[str, list[SubjectUsage]] = defaultdict(list)
+    for span in find_spans(account, period_of(plan, month)):
+        for charge in plan.charges:
+            if charge.meter is None:
+                continue
+            found = answers[_question(charge.meter, charge, span)].get(span.subject)
+            if found is not None:
+                usage[charge.charge].append(
+                    SubjectUsage(
+                        subject=span.subject, start=span.start, end=span.end, quantity=found[0], events=found[1]
+                    )
+                )
+    return usage
