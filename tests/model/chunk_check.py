@@ -1,0 +1,224 @@
+"""Check `chunk_model.py` with seeded interleavings of producers, workers, sealers, readers and log events.
+
+With all rules on no invariant breaks; without one of them, one does, and names itself:
+    I1 amounts   final totals = the sum over distinct accepted events
+    I2 prefix    what is visible of a partition = the aggregate of a log prefix that reaches the progress read before
+    I3 monotone  no key that a reader has seen goes backwards
+    I4 sealed    a sealed booking never changes and is right; sealed + later bookings = total
+    I5 replay    booking the same log again from offset 0 gives the same rows
+
+    python -m tests.model.chunk_check 20000                              # all rules on
+    python -m tests.model.chunk_check 2000 judge_by_log_time             # without the rules named
+    python -m tests.model.chunk_check 500 each                           # without one rule at a time
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from itertools import chain
+from typing import NamedTuple
+
+from tests.model.chunk_model import (
+    CHUNK,
+    CLOSES,
+    DAY,
+    Broken,
+    Event,
+    Rules,
+    World,
+    add,
+    booking_after,
+    close,
+    home,
+    judge,
+    meter,
+    seal,
+    work,
+)
+
+
+class Booking(NamedTuple):
+    """One accepted event where it counts; `row` is (chunk, booking, meters, subject, minute)."""
+
+    offset: int
+    identity: str
+    row: tuple
+    value: tuple
+
+
+class CheckedWorld(World):
+    """A world that knows what should be visible in it."""
+
+    def __init__(self, seed: int, rules: Rules) -> None:
+        super().__init__(seed, rules)
+        self.produced: list[Event] = []
+        self.read_counts: dict[tuple, int] = {}
+
+    def bookings(self) -> list[list[Booking]]:
+        """Book every partition from offset 0 without any fault; everything visible is compared with this."""
+        booked: list[list[Booking]] = []
+        for partition, log in enumerate(self.logs):
+            clock, number, meters, seen, mine = 0, 0, 0, {}, []
+            for record in log.records:
+                clock, event = max(clock, record.appended_at), record.event
+                number, meters = booking_after(number, clock, record), max(record.meters, meters)
+                if judge(record, clock, bool(event) and home(event, len(self.logs)) == partition, seen) == "accepted":
+                    seen[event.identity] = max(clock, event.minute)
+                    chunk, by_log = record.offset // CHUNK, self.rules.book_by_log_day
+                    subject, value = meter(event, meters)
+                    booked_in = number if by_log else event.minute // DAY * CLOSES
+                    row = (chunk, booked_in, meters if self.rules.meters_in_key else 0, subject, event.minute)
+                    mine.append(Booking(record.offset, event.identity, row, value))
+            booked.append(mine)
+        return booked
+
+    def check_prefix(self, rows: dict[tuple, tuple], sealed_to: int, reported: list[int]) -> None:
+        """I2: the rows of each partition are the first n bookings for some n, and n reaches the reported offset."""
+        for partition, booked in enumerate(self.bookings()):
+            booked = [b for b in booked if b.row[1] > sealed_to or not self.rules.book_by_log_day]
+            visible = {key[1:]: value for key, value in rows.items() if key[0] == partition}
+            count, expected = sum(value[0] for value in visible.values()), {}
+            for booking in booked[:count]:
+                add(expected, booking.row, booking.value)
+            if visible != expected:
+                raise Broken(f"I2 partition {partition}: the visible rows are not a prefix of the log")
+            if count < sum(booking.offset < reported[partition] for booking in booked):
+                raise Broken(f"I2 partition {partition}: the rows end before the progress that was read")
+
+    def check_monotone(self) -> None:
+        """I3."""
+        usage = self.usage()
+        if any(usage.get(key, (0,))[0] < count for key, count in self.read_counts.items()):
+            raise Broken("I3 a key went back")
+        self.read_counts = {key: value[0] for key, value in usage.items()}
+
+    def check_end(self) -> None:
+        """I1, I4 and I5, when everything has come to rest."""
+        by_booking: dict[tuple, tuple] = {}
+        by_minute: dict[tuple, tuple] = {}
+        for booking in chain.from_iterable(self.bookings()):
+            add(by_booking, booking.row[1:], booking.value)
+            add(by_minute, booking.row[3:], booking.value)
+        if max(Counter(booking.identity for booking in chain.from_iterable(self.bookings())).values(), default=0) > 1:
+            raise Broken("I1 an identity is booked twice")
+        if self.usage() != by_minute:
+            raise Broken("I1 the totals differ from the distinct accepted events")
+        for number, rows in self.store.sealed.items():
+            right = {key: value for key, value in by_booking.items() if key[0] == number}
+            if self.rules.book_by_log_day and rows != right:
+                raise Broken(f"I4 sealed booking {number} is wrong")
+        again = CheckedWorld(0, self.rules)
+        again.logs, again.meters = self.logs, self.meters
+        again.now, again.replaying = self.now, True
+        for log in again.logs:
+            log.start = 0  # the raw archive still has what retention removed
+        settle(again, [])
+        if again.usage() != self.usage():
+            raise Broken("I5 a replay differs")
+
+
+def read(world: CheckedWorld):
+    """Run a reader that needs two queries, one for progress and one for data."""
+    while True:
+        if world.rules.progress_read_first:
+            reported = world.reached()
+            yield
+            rows, sealed_to = world.hot_rows(), world.sealed_to
+        else:
+            rows, sealed_to = world.hot_rows(), world.sealed_to
+            yield
+            reported = world.reached()
+        world.check_prefix(rows, sealed_to, reported)
+        world.check_monotone()
+
+
+def happen(world: CheckedWorld) -> None:
+    """Let one thing happen: send, repeat, replay, tick, abort, expire, step a clock, drop old rows."""
+    rng, partition = world.rng, world.rng.randrange(len(world.logs))
+    log = world.logs[partition]
+    world.now += rng.choice((0, 0, 1, 1, 2))
+    what = rng.choices(
+        ("event", "copy", "replay", "tick", "gap", "retention", "clock", "drop"), (50, 20, 3, 6, 5, 5, 3, 6)
+    )[0]
+    if what == "event" or (what in ("copy", "replay") and not world.produced):
+        minute = max(0, world.now - rng.choice((-12, -2, 0, 0, 0, 1, 3, 9, 20, 24, 40)))
+        world.produced.append(Event(f"id-{len(world.produced)}", rng.choice("ab"), minute, rng.randint(1, 9)))
+    if what in ("event", "copy", "replay"):
+        event = world.produced[-1] if what == "event" else rng.choice(world.produced[-8 if rng.random() < 0.6 else 0 :])
+        if what == "replay" or rng.random() < 0.85:  # else a producer with another partitioner
+            log = world.logs[home(event, len(world.logs))]
+        log.append(event, world.now + world.broker_skew, admitted=what == "replay")
+    elif what == "tick":
+        log.append(None, world.now + world.broker_skew)
+    elif what == "gap":
+        log.end += rng.randint(1, 5)
+    elif what == "retention":  # it must never reach an open booking: alert long before
+        kept_from = world.frontier(partition)[2].offset
+        log.start = max(log.start, rng.choice((kept_from, rng.randint(0, kept_from))))
+    elif what == "clock":
+        world.broker_skew = rng.choice((-8, -3, 0, 0, 3))
+    elif what == "drop" and world.rules.book_by_log_day:
+        hot = world.store.tables["usage_hot"]
+        for key in [key for key in hot if key[2] < world.sealed_to]:
+            del hot[key]
+
+
+def settle(world: CheckedWorld, actors: list) -> None:
+    """End the faults; let the old processes go on, and a fresh worker book whatever is left."""
+    world.calm, world.broker_skew = True, 0
+    actors = [*actors, work(world)]
+    for _ in range(6000):
+        next(world.rng.choice(actors))
+        if world.rng.random() < 0.05 and all(
+            offset >= log.end for offset, log in zip(world.reached(), world.logs, strict=True)
+        ):
+            return
+    raise Broken("I1 the log was never booked to its end")
+
+
+def run_schedule(seed: int, rules: Rules, steps: int = 260) -> None:
+    """Run one interleaving; raise Broken at the first step that breaks an invariant."""
+    world = CheckedWorld(seed, rules)
+    makers = [work, work, work, seal, seal, close, read]
+    actors, asleep = [make(world) for make in makers], [0] * len(makers)
+    for step in range(steps):
+        if world.rng.random() < 0.35:
+            happen(world)
+            continue
+        who, blocks, fate = world.rng.randrange(len(actors)), world.store.blocks, world.rng.random()
+        if asleep[who] > step:
+            continue
+        next(actors[who])
+        if world.store.blocks != blocks:
+            world.check_prefix(world.hot_rows(), world.sealed_to, world.reached())
+        if fate < 0.02:
+            actors[who] = makers[who](world)  # killed, and started again
+        elif fate < 0.05:
+            asleep[who] = step + world.rng.choice((10, 40, 120))  # a zombie: goes on later with what it knew
+    settle(world, actors[:5])
+    world.check_end()
+
+
+def survey(rules: Rules, schedules: int) -> dict:
+    """Run schedules; return how many held, how many broke which invariant, and the first seed that broke."""
+    found: Counter = Counter()
+    first = None
+    for seed in range(schedules):
+        try:
+            run_schedule(seed, rules)
+            found["held"] += 1
+        except Broken as broken:
+            found[str(broken)[:2]] += 1
+            first = seed if first is None else first
+    return {**dict(sorted(found.items())), "first_seed": first}
+
+
+if __name__ == "__main__":
+    schedules, names = int(sys.argv[1]), sys.argv[2:]
+    if names == ["each"]:
+        for rule in fields(Rules):
+            print(f"without {rule.name:28}", survey(replace(Rules(), **{rule.name: False}), schedules), flush=True)
+    else:
+        print(survey(replace(Rules(), **dict.fromkeys(names, False)), schedules))

@@ -1,0 +1,389 @@
+"""Executable specification of how Tallyman books usage: log -> chunks -> usage_hot -> usage.
+
+Every rule of the protocol is a switch in `Rules`; `chunk_check.py` runs seeded interleavings and shows what
+each is for. Workers, sealers and readers are generators: at each `yield` a process may be paused, killed or overtaken.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+CHUNK = 8  # offsets in a chunk, fixed for the life of a topic
+DAY = 10  # minutes in a day; small, so that a schedule crosses several
+CLOSES = 100  # booking = day * CLOSES + the number of the close on that day
+OLDEST, AHEAD = 25, 5  # an event may be so much older or newer than the log clock
+REMEMBER = OLDEST + AHEAD  # an accepted id is remembered at least so long; after that its copies are too old anyway
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The protocol: each field is one rule that an implementation must keep."""
+
+    seen_at_start: bool = True  # a re-read knows the ids accepted below its start, and only those
+    restart_at_turn: bool = True  # a re-read starts where the chunk's last booking began: retention is safe
+    ids_before_progress: bool = True  # accepted ids are durable before the progress row
+    remember_longer_than_late: bool = True  # ids outlive the lateness limit
+    remember_from_event_time: bool = True  # counted from the later of log clock and event time (replays may lie ahead)
+    home_partition: bool = True  # an event counts only in the partition that its identity hashes to
+    judge_by_log_time: bool = True  # lateness is judged by append times in the log, never by a worker's clock
+    clock_never_back: bool = True  # the log clock is the running maximum of append times
+    meters_in_key: bool = True  # rows of different definitions never replace each other
+    meters_from_log: bool = True  # the meter definitions in force at an offset are those that the log names
+    chunk_size_pinned: bool = True  # the chunk size belongs to the topic, not to a worker's configuration
+    refuse_truncated_head: bool = True  # a read below the log start fails (auto_offset_reset="none")
+    clean_when_acked: bool = True  # a key stays dirty until the block that holds it was acknowledged
+    close_before_next: bool = True  # the next chunk starts when the last flush of this one was acknowledged
+    progress_after_data: bool = True  # the progress row follows its data rows
+    progress_read_first: bool = True  # a reader asks for progress, then for data
+    longest_prefix_wins: bool = True  # a row's version = the offsets covered from the chunk start
+    book_by_log_day: bool = True  # rows carry and are partitioned by their booking; one block each, in order
+    private_staging: bool = True  # each sealing attempt has its own staging table
+    recheck_before_replace: bool = True  # after reading the rows, check that the booking is still unsealed
+
+
+class Event(NamedTuple):
+    """One usage event; `identity` is (tenant, source, id), or (collector, epoch, sequence) for a numbered batch."""
+
+    identity: str
+    subject: str
+    minute: int
+    value: int
+
+
+class Record(NamedTuple):
+    """One offset of the log. Without event: a tick, which moves the clock of an idle partition, or a close."""
+
+    offset: int
+    appended_at: int
+    event: Event | None
+    admitted: bool  # judged before, as a dead letter or on a foreign partition: only its identity is checked
+    opens: int  # a close record: the booking that begins here (0: none)
+    meters: int  # a close record: the meter definitions in force from here (0: as before)
+
+
+class Place(NamedTuple):
+    """A position in a partition, with the log clock, the booking and the meters before the record at it."""
+
+    offset: int
+    clock: int
+    booking: int
+    meters: int
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+class TruncatedError(Exception):
+    """The wanted offset is below the start of the log."""
+
+
+class InsertError(Exception):
+    """An insert was not acknowledged: it happened or it did not."""
+
+
+class PartitionLog:
+    """One Kafka partition: offsets with gaps (markers, aborted records) and a start that retention moves."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.start = self.end = 0
+
+    def append(
+        self, event: Event | None, appended_at: int, admitted: bool = False, opens: int = 0, meters: int = 0
+    ) -> None:
+        self.records.append(Record(self.end, appended_at, event, admitted, opens, meters))
+        self.end += 1
+
+    def next(self, position: int, stop: int, strict: bool) -> tuple[Record | None, int]:
+        """Return the next record below `stop` and the position after it; gaps move the position too."""
+        if position < self.start and strict:
+            raise TruncatedError(position)
+        for record in self.records:
+            if record.offset >= max(position, self.start):
+                return (record, record.offset + 1) if record.offset < stop else (None, stop)
+        return None, max(position, min(stop, self.end))
+
+
+class Store:
+    """ClickHouse. Tables are {key: (version, block number, value)}: the highest version stays, of ties the last."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.blocks = rng, 0
+        self.tables: dict[str, dict] = defaultdict(dict)
+        self.staging: dict[str, dict] = defaultdict(dict)
+        self.sealed: dict[int, dict] = {}
+
+    def insert(self, table: str, rows: list[tuple[tuple, int, tuple]], failing: float) -> None:
+        """Insert (key, version, value) rows as one block of one ClickHouse partition, the only thing that is atomic."""
+        fails = self.rng.random() < failing
+        if not fails or self.rng.random() < 0.5:
+            self.blocks += 1
+            for key, version, value in rows:
+                if version >= self.tables[table].get(key, (-1,))[0]:
+                    self.tables[table][key] = (version, self.blocks, value)
+        if fails:
+            raise InsertError(table)
+
+    def final(self, table: str) -> dict[tuple, tuple]:
+        return {key: value for key, (_, _, value) in self.tables[table].items()}
+
+
+def add(totals: dict, key: tuple, value: tuple) -> None:
+    """Merge a (count, sum, latest) into `totals`; latest is (minute, identity), so that ties have one winner."""
+    old = totals.get(key, (0, 0, value[2]))
+    totals[key] = (old[0] + value[0], old[1] + value[1], max(old[2], value[2]))
+
+
+def home(event: Event, partitions: int) -> int:
+    return zlib.crc32(event.identity.encode()) % partitions
+
+
+def meter(event: Event, meters: int) -> tuple[str, tuple]:
+    """Apply the meter definitions: the second ones merge subjects and change the unit."""
+    subject, factor = (event.subject, 1) if meters == 0 else ("a", 1000)
+    return subject, (1, event.value * factor, (event.minute, event.identity))
+
+
+def booking_after(booking: int, clock: int, record: Record) -> int:
+    """Return the record's booking: its log day, or what a close opened (it names it: a second copy is harmless)."""
+    return max(booking, clock // DAY * CLOSES, record.opens)
+
+
+def judge(record: Record, clock: int, at_home: bool, seen: dict[str, int]) -> str:
+    """Decide from the log alone: record, log clock, the ids accepted at smaller offsets (-> remembered from)."""
+    event = record.event
+    if event is None:
+        return "tick"
+    if not record.admitted and not clock - OLDEST <= event.minute <= clock + AHEAD:
+        return "dead"
+    if not at_home:
+        return "stray"
+    if event.identity in seen and (record.admitted or clock - seen[event.identity] <= REMEMBER):
+        return "duplicate"
+    return "accepted"
+
+
+class World:
+    """What outlives every process: the log, the store, the control store; and the queries that services ask."""
+
+    def __init__(self, seed: int, rules: Rules) -> None:
+        self.rng, self.rules, self.store = random.Random(seed), rules, Store(random.Random(seed))
+        self.now, self.broker_skew, self.calm, self.replaying = 20, 0, False, False
+        self.logs = [PartitionLog(), PartitionLog()]
+        self.meters = 0  # control store: the newest meter definitions
+        self.sealed_to = -1  # control store: every booking up to this one is sealed
+        self.opened = 0  # control store: the booking of the newest close
+
+    def frontier(self, partition: int) -> tuple[int, Place, Place, Place]:
+        """Return the first open chunk, its start, where its last booking began, and the place reached.
+
+        The frontier is the unbroken run of closed chunks from the first one.
+        """
+        mine = {key[1]: value for key, value in self.store.final("progress").items() if key[0] == partition}
+        chunk, start = 0, Place(0, 0, 0, 0)
+        while mine.get(chunk, (0,))[0] >= CHUNK:
+            chunk, start = chunk + 1, mine[chunk][1]
+        _, here, turned = mine.get(chunk, (0, start, start))
+        return chunk, start, turned, here
+
+    def reached(self) -> list[int]:
+        return [self.frontier(partition)[3].offset for partition in range(len(self.logs))]
+
+    def booking_to_seal(self) -> int | None:
+        """Return the oldest unsealed booking that every partition has left, so that nothing can be booked into it."""
+        ends = [self.frontier(partition)[3] for partition in range(len(self.logs))]
+        by_log = self.rules.book_by_log_day
+        open_from = min(end.booking if by_log else (end.clock - AHEAD) // DAY * CLOSES for end in ends)
+        waiting = sorted({key[2] for key in self.hot_rows() if self.sealed_to < key[2] < open_from})
+        return waiting[0] if waiting else None
+
+    def hot_rows(self) -> dict[tuple, tuple]:
+        """Rows above the seal. What lies below is sealed already, or a zombie's late write."""
+        return {
+            key: value
+            for key, value in self.store.final("usage_hot").items()
+            if key[2] > self.sealed_to or not self.rules.book_by_log_day
+        }
+
+    def usage(self) -> dict[tuple, tuple]:
+        """Total per (subject, minute), as a dashboard or an invoice reads it."""
+        totals: dict[tuple, tuple] = {}
+        for booking in self.store.sealed if self.rules.book_by_log_day else ():
+            for key, value in self.store.sealed[booking].items() if booking <= self.sealed_to else ():
+                add(totals, key[2:], value)
+        for key, value in self.hot_rows().items():
+            add(totals, key[4:], value)
+        return totals
+
+
+def work(world: World):
+    """Run a worker: take any partition, book it from its frontier, let go. No lock, no lease, no fencing."""
+    rng, rules = world.rng, world.rules
+    while True:
+        partition = rng.randrange(len(world.logs))
+        chunk, start, turned, _ = world.frontier(partition)
+        start = turned if rules.restart_at_turn else start
+        seen: dict[str, int] = {}
+        for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
+            below = offset < start.offset or not rules.seen_at_start
+            forgotten = start.clock - remembered_from > OLDEST // 3 and not rules.remember_longer_than_late
+            if owner == partition and below and not forgotten:
+                seen[identity] = remembered_from  # ids older than REMEMBER answer for admitted records only
+        yield
+        for _ in range(rng.randint(1, 3)):
+            task = ChunkTask(world, partition, chunk, start, seen)
+            if not (yield from task.book()):
+                break
+            chunk, start = chunk + 1, task.here
+        yield
+
+
+@dataclass
+class ChunkTask:
+    """Book one chunk from its start, or from where its last booking began. Its state is a function of the log."""
+
+    world: World
+    partition: int
+    chunk: int
+    here: Place
+    seen: dict[str, int]
+    totals: dict[tuple, tuple] = field(default_factory=dict)
+    dirty: set = field(default_factory=set)  # keys whose newest value is not acknowledged
+    ids: list = field(default_factory=list)  # accepted ids that are not acknowledged
+    strays: list = field(default_factory=list)
+
+    def book(self):
+        """Read to the end of the chunk, flushing now and then; return whether the chunk was closed."""
+        world, rules = self.world, self.world.rules
+        size = CHUNK if rules.chunk_size_pinned or world.rng.random() < 0.5 else CHUNK * 2
+        self.start, self.turned = self.chunk * size, self.here
+        if not rules.chunk_size_pinned:
+            self.here = self.here._replace(offset=self.start)
+        while True:
+            try:
+                record, position = world.logs[self.partition].next(
+                    self.here.offset, self.start + size, rules.refuse_truncated_head
+                )
+            except TruncatedError:
+                return False  # read the frontier again; if it persists, an operator decides
+            there = self.place_after(record, position) if record else self.here._replace(offset=position)
+            if (there.booking, there.meters) != (self.here.booking, self.here.meters):
+                if self.dirty and rules.book_by_log_day and not (yield from self.flush()):
+                    return False  # a flush ends where the booking or the meters end
+                self.turned = self.here  # what lies before is booked: nobody need read it again
+            self.here = there
+            if record:
+                self.fold(record)
+            closed = self.here.offset >= self.start + size
+            if closed or not record or world.rng.random() < 0.3:
+                flushed = yield from self.flush()
+                while closed and not flushed and rules.close_before_next:
+                    flushed = yield from self.flush()
+            if closed or not record:
+                return closed
+            yield
+
+    def place_after(self, record: Record, offset: int) -> Place:
+        clock = max(self.here.clock, record.appended_at) if self.world.rules.clock_never_back else record.appended_at
+        booking, meters = booking_after(self.here.booking, clock, record), max(self.here.meters, record.meters)
+        return Place(offset, clock, booking, meters)
+
+    def fold(self, record: Record) -> None:
+        """Count one record into the chunk."""
+        world, rules, event = self.world, self.world.rules, record.event
+        clock, booking = self.here.clock, self.here.booking
+        at_home = bool(event) and (home(event, len(world.logs)) == self.partition or not rules.home_partition)
+        verdict = judge(record, clock if rules.judge_by_log_time else world.now, at_home, self.seen)
+        if verdict == "stray":
+            self.strays.append(event)
+        if verdict == "accepted":
+            self.seen[event.identity] = max(clock, event.minute) if rules.remember_from_event_time else clock
+            self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
+            subject, value = meter(event, self.here.meters if rules.meters_from_log else world.meters)
+            booked_in = booking if rules.book_by_log_day else event.minute // DAY * CLOSES
+            key = (booked_in, self.here.meters if rules.meters_in_key else 0, subject, event.minute)
+            add(self.totals, key, value)
+            self.dirty.add(key)
+
+    def flush(self):
+        """Forward strays; write ids, changed rows, progress, in this order; return whether all was acknowledged."""
+        world, rules, store = self.world, self.world.rules, self.world.store
+        place = (self.partition, self.chunk)
+        covered = self.here.offset - self.start
+        version = covered if rules.longest_prefix_wins else store.blocks
+        bookings = sorted({key[0] for key in self.dirty})  # in this order every cut is a prefix of the log
+        writes = [("ids", list(self.ids))]
+        for booking in bookings:
+            rows = [(place + key, version, self.totals[key]) for key in sorted(self.dirty) if key[0] == booking]
+            writes.append(("usage_hot", rows))
+        writes.append(("progress", [(place, covered, (covered, self.here, self.turned))]))
+        if not rules.ids_before_progress:
+            writes.append(writes.pop(0))
+        if not rules.progress_after_data:
+            writes.insert(1, writes.pop(-1))
+        if not rules.clean_when_acked:
+            self.dirty.clear()
+        while self.strays and not world.replaying:
+            event = self.strays[0]
+            world.logs[home(event, len(world.logs))].append(event, world.now + world.broker_skew, admitted=True)
+            self.strays.pop(0)  # acknowledged; a crash before this line sends it again
+            yield
+        try:
+            for table, rows in writes:
+                if rows:
+                    store.insert(table, rows, failing=0.0 if world.calm else 0.05)
+                    yield
+        except InsertError:
+            return False
+        self.dirty.clear()
+        self.ids.clear()
+        return True
+
+
+def seal(world: World):
+    """Run a sealer; there may be several. Copy the rows of a finished booking into `usage`, atomically."""
+    rules, store = world.rules, world.store
+    while True:
+        booking = world.booking_to_seal()
+        yield
+        if booking is None:
+            continue
+        totals: dict[tuple, tuple] = {}
+        for key, value in world.hot_rows().items():
+            if key[2] == booking:
+                add(totals, key[2:], value)
+        if rules.recheck_before_replace and world.sealed_to >= booking:
+            continue
+        name = f"staging_{world.rng.random()}" if rules.private_staging else "staging"
+        yield
+        for key, value in totals.items():
+            add(store.staging[name], key, value)
+        yield
+        rows = store.staging.pop(name, {})  # REPLACE PARTITION
+        if store.sealed.get(booking, rows) != rows:
+            raise Broken(f"I4 sealed booking {booking} changed")
+        store.sealed[booking] = rows
+        yield
+        world.sealed_to = max(world.sealed_to, booking)
+
+
+def close(world: World):
+    """Close the books now, and perhaps apply new meters: one record into each partition, or two after a crash."""
+    while True:
+        yield
+        if world.rng.random() < 0.9:
+            continue
+        behind = world.rng.choice((0, 0, DAY))  # the operator's clock may be behind the log's
+        world.opened = max(world.opened, (world.now - behind) // DAY * CLOSES) + 1  # by compare-and-set
+        opens, apply = world.opened, world.rng.random() < 0.3
+        if apply:
+            world.meters = 1
+        for log in world.logs:
+            for _ in range(world.rng.choice((1, 1, 2))):
+                log.append(None, world.now + world.broker_skew, opens=opens, meters=1 if apply else 0)
+                yield

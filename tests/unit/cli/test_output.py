@@ -1,0 +1,86 @@
+"""What commands print: tables that never cut a number, exact decimals, times in the asked zone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tallyman.cli.output import cells, count, plain, show_time, size, table_lines
+from tallyman.cli.times import next_minute, parse_moment
+from tallyman.errors import UsageQueryError
+
+NOW = datetime(2026, 10, 5, 12, 7, 31, tzinfo=UTC)
+
+
+def test_decimals_line_up_at_the_point() -> None:
+    rows = [[Decimal("1.5")], [Decimal(100)], [Decimal("0.000000001")], [None]]
+    assert table_lines(["value"], rows, None)[2:] == ["  1.5", "100", "  0.000000001", "  –"]
+
+
+def test_a_number_is_never_cut_however_narrow_the_terminal() -> None:
+    value = Decimal("123456789012345678901234567890.123456789")
+    lines = table_lines(["tenant", "value"], [["a tenant with quite a long name", value]], 50)
+    assert any(plain(value) in line for line in lines)
+
+
+def test_a_long_text_is_folded_at_words_and_nothing_of_it_is_lost() -> None:
+    text = "type: no meter wants tallyman.host.cpu and that is why it is here"
+    lines = table_lines(["position", "detail"], [["1:1:0", text]], 40)
+    assert max(map(cells, lines)) <= 40
+    assert " ".join(line[10:].strip() for line in lines[2:]) == text
+
+
+def test_wide_letters_take_two_columns() -> None:
+    lines = table_lines(["tenant", "n"], [["さくらデータ", 1], ["zoë", 2]], None)
+    assert cells(lines[2]) == cells(lines[3])
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert "\x1b" not in "".join(table_lines(["name"], [["\x1b[31mred"]], None))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("1.500E+3", "1500"), ("0.10", "0.1"), ("-0", "0"), ("1E-18", "0.000000000000000001"), ("10", "10")],
+)
+def test_a_decimal_is_written_plainly(value: str, text: str) -> None:
+    assert plain(Decimal(value)) == text
+
+
+def test_numbers_of_things_are_written_for_people() -> None:
+    assert [count(1, "event"), count(0, "event"), size(11_543)] == ["1 event", "0 events", "11.5 kB"]
+
+
+def test_a_time_is_shown_with_its_offset() -> None:
+    assert show_time(NOW, ZoneInfo("Asia/Kolkata")) == "2026-10-05 17:37:31 +05:30"
+    assert show_time(None, UTC) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-10", "2026-09-30T22:00+00:00"),
+        ("2026-10-25", "2026-10-24T22:00+00:00"),
+        ("2026-10-01T14:30", "2026-10-01T12:30+00:00"),
+        ("2026-10-25T02:30+01:00", "2026-10-25T01:30+00:00"),
+        ("2026-10-01T14:30:00Z", "2026-10-01T14:30+00:00"),
+        ("today", "2026-10-04T22:00+00:00"),
+        ("now", "2026-10-05T12:07+00:00"),
+        ("24h", "2026-10-04T12:07+00:00"),
+    ],
+)
+def test_a_moment_is_typed_as_people_say_it(text: str, moment: str) -> None:
+    assert parse_moment("--from", text, "Europe/Berlin", NOW) == datetime.fromisoformat(moment)
+
+
+@pytest.mark.parametrize("text", ["", "2026", "2026-02-30", "2026-13", "soon", "99999999999d", "١٢h"])
+def test_a_moment_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageQueryError, match=r"--from: expected a day \(2026-10-01\)"):
+        parse_moment("--from", text, "Europe/Berlin", NOW)
+
+
+def test_this_minute_is_included() -> None:
+    assert next_minute(NOW) == datetime(2026, 10, 5, 12, 8, tzinfo=UTC)

@@ -1,0 +1,81 @@
+"""When the open chunk is flushed: before a booking turns, at its end, when it is time, and when it is large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import fold as folding
+from pipeline.book import DAY_MS, OPEN
+from pipeline.decode import blocks
+from pipeline.dedupe import Judge, count_once
+from pipeline.fold import due, due_elsewhere, fold
+from pipeline.identities import IdFilter
+from tests.fetches import NOON_MS, fetch_of
+from tests.unit.pipeline.events import StoredHere, Walk, body, new_chunk, new_decoders
+
+
+@pytest.fixture(autouse=True)
+def nothing_open() -> Iterator[None]:
+    OPEN.clear()
+    yield
+    OPEN.clear()
+
+
+def test_what_a_booking_holds_is_written_before_the_next_begins() -> None:
+    chunk, decoders = new_chunk(), new_decoders()
+    fetch = fetch_of([(body(1), (), NOON_MS), (body(2), (), NOON_MS + DAY_MS)])
+    seen = []
+    for block in blocks(fetch, chunk, decoders):
+        count_once(block, chunk, decoders.catalog(1), Judge(StoredHere(), IdFilter(1 << 16)))
+        for flush in fold(block, chunk, decoders, flush_s=1e9):
+            seen.append((chunk.here.offset, chunk.here.booking % 1000, len(flush.chunk.table.take_changes()[1])))
+    assert seen == [(1, 0, 1)]
+    assert (chunk.turned.offset, chunk.here.offset, len(chunk.table.take_changes()[1])) == (1, 2, 1)
+
+
+def test_a_chunk_is_written_whole_before_the_next_begins() -> None:
+    walk = Walk(chunk=new_chunk(size=8)).send(*(body(i) for i in range(8)))
+    assert (walk.chunk.number, walk.chunk.here.offset, len(walk.chunk.table)) == (1, 8, 0)
+    assert sum(walk.totals.values()) == 12_000_000
+
+
+def test_an_open_chunk_is_flushed_when_it_is_time_and_not_before() -> None:
+    walk = Walk().send(body(1))
+    assert not list(due(walk.chunk, walk.decoders, flush_s=60))
+    walk.chunk.flushed_at -= 61
+    assert len(list(due(walk.chunk, walk.decoders, flush_s=60))) == 1
+
+
+def test_a_chunk_of_which_everything_is_acknowledged_is_not_flushed() -> None:
+    walk = Walk().send(body(1)).flush()
+    assert not list(due(walk.chunk, walk.decoders, flush_s=0))
+
+
+def test_a_chunk_is_flushed_before_clickhouse_would_cut_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that ClickHouse splits is no longer one cut of the log."""
+    monkeypatch.setattr(folding, "MAX_CHANGED_KEYS", 5)
+    walk = Walk().send(*(body(i) for i in range(6)))
+    assert walk.totals
+
+
+def test_any_block_flushes_what_is_due_in_the_other_open_chunks() -> None:
+    """A partition that went silent is flushed by the blocks, also the idle ones, of the others."""
+    walk, other = Walk().send(body(1)), new_chunk(partition=1)
+    other.acknowledged = other.here
+    key = (walk.chunk.topic_id, walk.chunk.partition)
+    OPEN[key], OPEN[walk.chunk.topic_id, 1] = walk.chunk, other
+    block = walk.blocks[0]
+    assert not list(due_elsewhere(block, walk.decoders, flush_s=0))  # its own chunk is not "elsewhere"
+    block.partition = 1
+    assert [flush.chunk for flush in due_elsewhere(block, walk.decoders, flush_s=0)] == [walk.chunk]
+
+
+def test_a_booking_without_usage_turns_without_a_flush() -> None:
+    walk = (
+        Walk()
+        .send(b"", headers=(("tallyman-tick", b"1"),))
+        .send(b"", headers=(("tallyman-tick", b"1"),), at_ms=NOON_MS + DAY_MS)
+    )
+    assert not walk.totals and walk.chunk.turned.offset == 1

@@ -1,0 +1,70 @@
+"""One flush takes all open chunks along: none of them may lose a row, and none may be acknowledged too early."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.book import OPEN
+from pipeline.fold import due
+from pipeline.write import Flush
+from tallyman.errors import StoreError
+from tests.unit.pipeline.events import Walk, body
+from tests.unit.pipeline.test_write import Store, Wire, wait_never, write
+
+
+def two_walks() -> tuple[Walk, Walk]:
+    """Return two partitions' chunks with one event and two, nothing of either acknowledged."""
+    first, second = Walk().send(body(1)), Walk().send(body(2), body(3))
+    second.chunk.partition = 1
+    return first, second
+
+
+def joint(first: Walk, second: Walk) -> Flush:
+    return Flush(first.chunk, first.cut().catalog, ((second.chunk, second.cut().catalog),))
+
+
+def test_rows_ids_and_progress_of_every_chunk_are_written_in_one_insert_each() -> None:
+    first, second = two_walks()
+    store, wire = Store(), Wire()
+    write(joint(first, second), store, wire, pause=wait_never)
+    assert store.tables == ["ids", "usage_hot", "progress"]
+    inserts = dict(store.inserts)
+    assert list(inserts["ids"][3]) == [0, 1, 1]  # partitions
+    assert sorted(set(inserts["usage_hot"][7])) == [0, 1] and sum(inserts["usage_hot"][13]) == 3
+    assert inserts["progress"][1] == [0, 1] and inserts["progress"][5] == [1, 2]  # partition, reached offset
+    assert [push.partition for push in wire.pushes] == [0, 1]
+    assert not first.chunk.unwritten and not second.chunk.unwritten
+
+
+@pytest.mark.parametrize("table", ["ids", "usage_hot", "progress"])
+def test_a_failed_joint_flush_leaves_every_chunk_to_be_written_again(table: str) -> None:
+    first, second = two_walks()
+    store, flush = Store(table), joint(first, second)
+    with pytest.raises(StoreError):
+        list(flush.steps(store, Wire()))
+    assert first.chunk.unwritten and second.chunk.unwritten
+    store.inserts.clear()
+    write(flush, store, Wire(), pause=wait_never)
+    inserts = dict(store.inserts)
+    assert list(inserts["ids"][3]) == [0, 1, 1] and sum(inserts["usage_hot"][13]) == 3
+    assert inserts["progress"][1] == [0, 1]
+
+
+def test_chunks_of_different_bookings_share_no_block_of_usage_and_the_oldest_comes_first() -> None:
+    """A block lies in one ClickHouse partition, else it is not one cut of the log."""
+    first, second = two_walks()
+    tomorrow = Walk().send(body(4), at_ms=first.chunk.here.clock_ms + 86_400_000)
+    store = Store()
+    write(joint(tomorrow, second), store, Wire(), pause=wait_never)
+    blocks = [columns[4] for table, columns in store.inserts if table == "usage_hot"]
+    assert [set(block) for block in blocks] == [{second.chunk.here.booking}, {tomorrow.chunk.here.booking}]
+    assert second.chunk.here.booking < tomorrow.chunk.here.booking
+
+
+def test_a_due_flush_takes_what_the_other_open_chunks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = two_walks()
+    idle = Walk().send(body(5)).flush()
+    for walk, partition in ((first, 0), (second, 1), (idle, 2)):
+        monkeypatch.setitem(OPEN, (walk.chunk.topic_id, partition), walk.chunk)
+    [flush] = due(first.chunk, first.decoders, 0)
+    assert [chunk for chunk, _ in flush.others] == [second.chunk]

@@ -1,0 +1,189 @@
+"""Lines read shape by shape give what the same lines give one by one, whoever their neighbours are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.catalog import Catalog
+from pipeline.json_events import JsonDecoder, Lines
+from pipeline.shapes import free_parts, scan, template_of
+from tallyman.meter import Definitions, Meter
+
+METERS = (
+    Meter(meter="hours", event_type="server", aggregation="sum", value="hours", scale=6,
+          dimensions={"region": "region"}),
+    Meter(meter="servers", event_type="server", aggregation="count"),
+    Meter(meter="large", event_type="server", aggregation="max", value="hours", scale=18, where={"size": ("L", "4")},
+          allow_negative=False),
+    Meter(meter="bytes", event_type="store", aggregation="sum", value="bytes", scale=0, allow_negative=False),
+    Meter(meter="deep", event_type="deep", aggregation="count", dimensions={"host": "host.name"}),
+)  # fmt: skip
+ALONE = 1 << 30
+
+# Shapes: {0} is the line's id; letters are drawn below.
+SHAPES = (
+    '{{"specversion":"1.0","id":{i},"source":{s},"type":{k},"subject":{s},"time":{t},"data":{{"region":{s},"hours":{q},"note":{s}}}}}',
+    '{{"id":{i},"type":{k},"subject":{s},"source":{s},"time":{t},"data":{{"note":{s},"hours":{q},"region":{s},"size":{s}}}}}',
+    '{{"id":{i},"type":{k},"subject":{s},"source":{s},"time":{t},"data":{{"note":{s},"hours":{n},"size":{n},"free":{n}}}}}',
+    '{{"id":{i},"type":{k},"subject":{s},"source":{s},"data":{{"list":[{n},{n}],"more":{{"hours":{q}}},"bytes":{n}}},"time":{t}}}',
+    '{{"id": {i}, "source": {s}, "type": {k}, "subject": {s}, "time": {t}, "data": {{"hours": {n}, "region": {s}}}}}',
+    '{{"id":{i},"id":{i},"source":{s},"type":{k},"subject":{s},"time":{t},"data":{{"hours":{q},"hours":{n}}}}}',
+    '{{"time":{t},"data":{s},"id":{n},"source":{s},"type":{k},"subject":{s}}}',
+    '{{"id":{i},"source":{s},"type":"deep","subject":{s},"time":{t},"data":{{"host":{{"name":{s}}},"hours":{n}}}}}',
+)
+TEXTS = ["Zoë Åström", "a", "b", "L", "4", "1.0", "", "{", "}", ",", ":", '\\"', "\\\\", "\\u0041", "a,b:{}", "x" * 300,
+         "ü" * 600, "🙂", "\t", "\n", "\r", "\x7f", "nul\x00", "s3", "n4", "true"]  # fmt: skip
+QUANTITIES = ["1", "1.5", "-2.25", "0", "-0", "007", ".5", "5.", "1e3", "+1", "", "1.1234567", "1" * 25, "9" * 40,
+              "1/2", "NaN", " 1", "1-2", "99999999999999999999.123456"]  # fmt: skip
+NUMBERS = ["1", "4", "1.5", "-2", "-0", "-0.0", "01", "1.", "1.2.3", "1e3", "1E400", "true", "null", "9" * 18, "9" * 19,
+           "9" * 40, "1.0", '"4"', " 4", "-", "[1]", "{}"]  # fmt: skip
+TIMES = ["2026-10-31T12:00:00Z", "2026-10-31T12:00:00.123456Z", "2026-10-31T12:00:00+01:00", "2026-02-30T12:00:00Z",
+         "1999-12-31T23:59:59Z", "2026-10-31 12:00:00Z", "2026-10-31T12:00:00.1234567Z", "2026-10-31T24:00:00Z",
+         "soon", "", "2026-10-31T12:00:60Z", "2026/10/31T12:00:00Z"]  # fmt: skip
+TYPES = ["server", "store", "heartbeat", "unknown", "deep", ""]
+
+
+def mostly(usual: list[str], odd: list[str]) -> st.SearchStrategy[str]:
+    return st.one_of(*[st.sampled_from(usual)] * 12, st.sampled_from(odd))
+
+
+class Slots:
+    """Fills a shape's slots, each with another value."""
+
+    def __init__(self, draw: Any, number: int) -> None:
+        self.draw, self.number = draw, number
+
+    def fill(self, shape: str) -> bytes:
+        for letter in "isktqn":
+            while f"{{{letter}}}" in shape:
+                shape = shape.replace(f"{{{letter}}}", self.value(letter), 1)
+        return shape.replace("{{", "{").replace("}}", "}").encode()
+
+    def value(self, letter: str) -> str:
+        if letter == "i":
+            text = self.draw(mostly([f"id-{self.number}"], TEXTS))
+        elif letter == "s":
+            text = self.draw(mostly(TEXTS[:4], TEXTS))
+        elif letter == "k":
+            text = self.draw(mostly(["server", "store"], TYPES))
+        elif letter == "t":
+            text = self.draw(mostly(TIMES[:2], TIMES))
+        elif letter == "q":
+            text = self.draw(mostly(QUANTITIES[:3], QUANTITIES))
+        else:
+            return str(self.draw(mostly(NUMBERS[:3], NUMBERS))).replace("{", "{{").replace("}", "}}")
+        return '"' + str(text).replace("{", "{{").replace("}", "}}") + '"'
+
+
+@st.composite
+def batches(draw: Any) -> list[bytes]:
+    """Lines of a few shapes, with traps: cut short, joined, with the ends of Windows, in no UTF-8."""
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3))
+    count = draw(st.integers(0, 24))
+    bodies = [Slots(draw, number).fill(draw(st.sampled_from(shapes))) for number in range(count)]
+    for _ in range(draw(st.integers(0, 2))):
+        if bodies:
+            at = draw(st.integers(0, len(bodies) - 1))
+            line = bodies[at]
+            bodies[at] = draw(
+                st.sampled_from([line[:-1], line[: len(line) // 2], line + b"\r", line + b"\n" + line, line * 2, b"",
+                                 line[:-9] + b"\xff" + line[-9:], b" " + line, line + b" ", line.replace(b":", b" : ")])
+            )  # fmt: skip
+    return bodies
+
+
+def outcome(decoder: JsonDecoder, bodies: list[bytes]) -> tuple[Any, ...]:
+    """Return all that a decoder says of lines, without the numbers that it gives to series."""
+    count = len(bodies)
+    lines = Lines(bodies, list(range(count)), [0] * count, [1] * count, [2] * count, [False] * count)
+    events, dead, ignored = decoder.decode(lines, "", 7)
+    keys = [decoder.catalog.series[i] for i in events.reading_series.tolist()]
+    readings = sorted(
+        zip(events.reading_event.tolist(), map(str, keys), events.reading_value.tolist(), strict=True)
+    )
+    columns = [events.offsets, events.times_us, events.high, events.low, events.digests, events.homes, events.clocks_ms]
+    return [column.tolist() for column in columns], events.bodies, readings, dead, ignored
+
+
+def decoder(few: int) -> JsonDecoder:
+    return JsonDecoder(Catalog(Definitions(number=1, meters=METERS, ignore=("heartbeat",))), 3, few=few)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(batches(), min_size=1, max_size=3))
+def test_lines_give_the_same_together_and_alone(stretches: list[list[bytes]]) -> None:
+    """Each stretch twice: in the second round the decoder knows the shapes and the labels."""
+    together, alone = decoder(2), decoder(ALONE)
+    for bodies in stretches * 2:
+        assert outcome(together, bodies) == outcome(alone, bodies)
+
+
+def plain(number: int, **changed: str) -> bytes:
+    parts = {"subject": "Zoë Åström", "value": '"1.5"', "region": '"Nürnberg"', "more": ""} | changed
+    return (
+        f'{{"id":"e-{number}","source":"nova","type":"server","subject":"{parts["subject"]}","time":"2026-10-31T12:00:00Z",'
+        f'"data":{{"region":{parts["region"]},"hours":{parts["value"]}{parts["more"]}}}}}'
+    ).encode()
+
+
+def left_over(bodies: list[bytes]) -> list[int]:
+    lengths = np.array([len(body) for body in bodies])
+    return decoder(2)._lookalikes.read(bodies, lengths)[1].tolist()  # type: ignore[no-any-return]
+
+
+def test_lines_of_one_shape_need_no_second_look() -> None:
+    assert left_over([plain(n) for n in range(20)]) == []
+
+
+def test_numbers_need_no_quotes() -> None:
+    assert left_over([plain(n, value=f"{n}.25") for n in range(20)]) == []
+
+
+def test_two_clients_in_turns_are_both_read_together() -> None:
+    """They write the same number of texts, under keys of other lengths."""
+    bodies = [plain(n, more=f',"{"zone" if n % 2 else "comment"}":"{n}"') for n in range(40)]
+    assert left_over(bodies) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        plain(7, value='"many"'),
+        plain(7, subject='Zo\\"e'),
+        plain(7, subject=""),
+        plain(7, value="01"),
+        plain(7, more=',"hours":"2"'),
+        plain(7).replace(b"T12", b" 12"),
+        plain(7).replace(b"Z", b"\xff", 1),
+        plain(7) + b"\n" + plain(8),
+    ],
+)
+def test_only_the_odd_line_is_looked_at_again(line: bytes) -> None:
+    bodies = [plain(n) for n in range(20)]
+    bodies[7] = line
+    assert left_over(bodies) == [7]
+
+
+def test_labels_that_never_come_again_are_not_all_learned() -> None:
+    """To learn one costs more than a line's decoding."""
+    assert len(left_over([plain(n, subject=f"tenant-{n}") for n in range(800)])) == 800 - 32 - 100
+
+
+def test_the_template_of_a_line_holds_no_text_but_its_keys() -> None:
+    assert template_of(b'{"id":"7","data":{"value":1.5,"x":[1,2]}}') == b'{"id":"s3","data":{"value":"n8","x":[1,2]}}'
+
+
+def test_a_key_that_stands_twice_is_no_shape() -> None:
+    assert free_parts(plain(1, more=',"hours":"2"'), frozenset()) == ()
+
+
+def test_a_line_with_a_backslash_is_not_plain() -> None:
+    bodies = [b'{"a":"b"}', b'{"a":"\\""}']
+    sheet = scan(bodies, np.array([9, 10]))
+    assert sheet is not None
+    assert sheet.plain.tolist() == [True, False]

@@ -1,0 +1,155 @@
+"""Settings and projects: defaults in one place, every mistake named, endpoints from the file or the running stack."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallyman.config import KafkaConfig, TallymanConfig
+from tallyman.errors import ConfigError, StackError
+from tallyman.project import load_project
+
+METERS = """
+meters:
+  - {meter: server.seconds, event_type: cloud.server.usage, aggregation: sum, unit: s}
+"""
+
+
+def project(folder: Path, settings: str = "", **files: str) -> Any:
+    (folder / "meters").mkdir(exist_ok=True)
+    (folder / "tallyman.yaml").write_text(textwrap.dedent(settings), encoding="utf-8")
+    (folder / "meters" / "compute.yaml").write_text(METERS, encoding="utf-8")
+    for name, text in files.items():
+        (folder / "meters" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return load_project(folder, environment={})
+
+
+def complaint(folder: Path, settings: str, **files: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        project(folder, settings, **files)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def running_stack(folder: Path) -> None:
+    stack = {
+        "kafka": "127.0.0.1:9092",
+        "clickhouse": {"host": "127.0.0.1", "port": 9001, "user": "default", "password": "geheim", "database": "t"},
+        "control": "sqlite:///x",
+        "services": {"agent": {"pid": 1}},
+    }
+    (folder / ".tallyman").mkdir()
+    (folder / ".tallyman" / "stack.json").write_text(json.dumps(stack), encoding="utf-8")
+
+
+def test_an_empty_file_is_a_working_project(tmp_path: Path) -> None:
+    found = project(tmp_path)
+    assert found.config.usage.oldest_accepted == timedelta(days=35)
+    assert found.config.kafka == KafkaConfig()
+    assert [meter.meter for meter in found.meters] == ["server.seconds"]
+
+
+def test_durations_are_written_as_people_say_them(tmp_path: Path) -> None:
+    found = project(tmp_path, "usage: {oldest_accepted: 70d}\npipeline: {flush: 200ms, tick: 2s}\n")
+    assert found.config.usage.oldest_accepted == timedelta(days=70)
+    assert found.config.pipeline.flush == timedelta(milliseconds=200)
+
+
+BAD = [
+    ("kafka: {brockers: []}", 'tallyman.yaml:1: kafka.brockers: unknown key; did you mean "brokers"?'),
+    (
+        "kafka:\n  chunk_size: 1000",
+        "tallyman.yaml:2: kafka.chunk_size: expected a power of two such as 65536, got 1000",
+    ),
+    ("kafka: {brokers: [kafka]}", 'kafka.brokers: expected host:port such as kafka-1:9092, got "kafka"'),
+    ("kafka: {partitions: 0}", "kafka.partitions: expected more than 0, got 0"),
+    ("agent: {interval: 7s}", "agent.interval: expected a part of a minute such as 10s or 30s, got 7s"),
+    ("agent: {interval: 0s}", "agent.interval: expected more than 0"),
+    ("rules: {endpoints: {pager: {url: pager.example}}}", 'expected https://... or http://..., got "pager.example"'),
+    ("rules: {endpoints: {pager: {}}}", 'tallyman.yaml:1: rules.endpoints.pager: missing key "url"'),
+    ("clickhouse: {password: '${NO_SUCH_PASSWORD}'}", "the environment variable NO_SUCH_PASSWORD is not set"),
+    ("usage: {oldest_accepted: 35}", 'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "35"'),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[settings for settings, _ in BAD])
+def test_each_wrong_setting_has_its_sentence(tmp_path: Path, settings: str, message: str) -> None:
+    assert message in complaint(tmp_path, settings)
+
+
+def test_mistakes_in_settings_and_meters_are_named_together(tmp_path: Path) -> None:
+    text = complaint(tmp_path, "operatr: x\n", disk="meters:\n  - {meter: disk, event_type: d, agregation: sum}\n")
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        "tallyman.yaml",
+        "meters/disk.yaml",
+        "meters/disk.yaml",
+    ]
+
+
+def test_two_meters_of_one_name_are_refused_with_both_places(tmp_path: Path) -> None:
+    text = complaint(tmp_path, "", copy=METERS)
+    assert text == (
+        'meters/copy.yaml:3: meters[0].meter: meter "server.seconds" is defined twice, '
+        "first at meters/compute.yaml:3: meters[0].meter; rename or remove one"
+    )
+
+
+def test_a_meter_that_cannot_be_is_named_with_its_line(tmp_path: Path) -> None:
+    text = complaint(
+        tmp_path, "", disk="meters:\n  - meter: d\n    event_type: d\n    aggregation: sum\n    scale: 19\n"
+    )
+    assert text == "meters/disk.yaml:5: meters[0].scale: expected 0 to 18, got 19"
+
+
+def test_a_folder_without_settings_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; make a project with: tallyman init FOLDER"):
+        load_project(tmp_path)
+
+
+def test_the_data_folder_is_named_or_in_the_environment_or_beside_the_files(tmp_path: Path) -> None:
+    project(tmp_path)
+    assert load_project(tmp_path, tmp_path / "data", {"TALLYMAN_DATA": "/x"}).data == tmp_path / "data"
+    assert load_project(tmp_path, None, {"TALLYMAN_DATA": "/x"}).data == Path("/x")
+    assert load_project(tmp_path, None, {}).data == tmp_path / ".tallyman"
+
+
+def test_without_servers_the_running_stack_is_used(tmp_path: Path) -> None:
+    running_stack(tmp_path)
+    found = project(tmp_path)
+    assert found.kafka_brokers == ("127.0.0.1:9092",)
+    assert (found.clickhouse.host, found.clickhouse.port, found.clickhouse.database) == ("127.0.0.1", 9001, "t")
+    assert found.kafka_replication == 1
+
+
+def test_configured_servers_win_over_a_running_stack(tmp_path: Path) -> None:
+    running_stack(tmp_path)
+    found = project(
+        tmp_path, "kafka: {brokers: [kafka-1:9092]}\nclickhouse: {host: ch-1}\ncontrol: {url: sqlite:////c}\n"
+    )
+    assert found.kafka_brokers == ("kafka-1:9092",)
+    assert found.clickhouse.host == "ch-1"
+    assert found.control_url == "sqlite:////c"
+    assert found.kafka_replication == 3
+
+
+def test_without_any_server_the_next_step_is_named(tmp_path: Path) -> None:
+    found = project(tmp_path)
+    with pytest.raises(StackError, match=r"start one with: tallyman up, or set kafka\.brokers"):
+        found.kafka_brokers
+    with pytest.raises(StackError, match=r"start one with: tallyman up, or set clickhouse\.host"):
+        found.clickhouse
+
+
+def test_a_password_is_not_shown(tmp_path: Path) -> None:
+    running_stack(tmp_path)
+    found = project(tmp_path, "control: {url: 'postgresql://tallyman:geheim@db/t'}\n")
+    assert "geheim" not in repr(found)
+    assert "geheim" not in repr(found.clickhouse)
+
+
+def test_the_defaults_need_no_file() -> None:
+    assert TallymanConfig().agent.collectors == {"host": {}}

@@ -1,0 +1,122 @@
+"""Documentation that cannot drift: every setting and its default, every command line in the README and the docs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import click
+import pytest
+
+from tallyman.cli import COMMANDS, cli
+from tallyman.config import EndpointConfig, TallymanConfig
+from tallyman.files import load_yaml, write_duration
+from tallyman.metrics import METRICS
+from tallyman.project import load_project
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("collectors", "pipeline", "rules", "invoices", "tallyman")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.default
+
+
+EVERY_SETTING = [*settings(TallymanConfig), *settings(EndpointConfig, "rules.endpoints.NAME.")]
+
+
+@pytest.mark.parametrize(("name", "default"), EVERY_SETTING, ids=[name for name, _ in EVERY_SETTING])
+def test_every_setting_is_in_the_docs_with_its_default(name: str, default: Any) -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    if isinstance(default, timedelta):
+        assert f"| `{write_duration(default)}` |" in rows[0]
+    elif isinstance(default, int | str) and default != "":
+        assert f"| `{str(default).lower() if isinstance(default, bool) else default}` |" in rows[0]
+
+
+def test_the_docs_name_no_setting_that_does_not_exist() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) == {name for name, _ in EVERY_SETTING}
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in line.split("#")[0].split("&&"):
+                    if part.strip().startswith("tallyman "):
+                        yield page.name, part.strip()
+    for name in COMMANDS:
+        context = click.Context(cli)
+        command = cli.get_command(context, name)
+        assert command is not None
+        for line in (command.help or "").replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\||>", line):
+                if line.startswith("  ") and part.strip().startswith("tallyman "):
+                    yield f"{name} --help", part.strip()
+
+
+@pytest.mark.parametrize(("page", "line"), list(command_lines()))
+def test_every_command_line_in_the_docs_is_one(page: str, line: str) -> None:
+    command: click.Command = cli
+    words = shlex.split(line)[1:]
+    context = click.Context(cli, info_name="tallyman")
+    while isinstance(command, click.Group):
+        parser = command.make_parser(context)
+        _, words, _ = parser.parse_args(words)
+        found = command.get_command(context, words[0])
+        assert found is not None, f"{page}: {line}"
+        command, words = found, words[1:]
+        context = click.Context(command, parent=context, info_name=command.name)
+    command.make_parser(context).parse_args(words)
+
+
+@pytest.mark.parametrize("folder", ["tallyman/template", "examples/cloud"])
+def test_the_sample_projects_load(folder: str) -> None:
+    assert load_project(ROOT / folder, environment={}).meters
+
+
+def test_the_sample_settings_that_are_commented_out_load_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROL_URL", "postgresql+psycopg://tallyman@db-1/tallyman")
+    for name in ("ALARM_SECRET", "CLICKHOUSE_PASSWORD"):
+        monkeypatch.setenv(name, "x")
+    sample = (ROOT / "tallyman" / "template" / "tallyman.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "tallyman.yaml"
+    path.write_text(re.sub(r"^( *)# ( *[a-z_]+:.*)$", r"\1\2", sample, flags=re.MULTILINE), encoding="utf-8")
+    config = load_yaml(path, TallymanConfig)
+    assert config.kafka.brokers == ("kafka-1:9092", "kafka-2:9092", "kafka-3:9092")
+    assert config.rules.endpoints["operations"].secrets == ("x",)
+    assert config.usage.ignore == ("cloud.server.heartbeat",)
+
+
+def test_no_message_names_a_command_that_does_not_exist() -> None:
+    """Who is woken at night types what the message says."""
+    sources = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+    named = {
+        (str(path.relative_to(ROOT)), word)
+        for path in sources
+        for word in re.findall(r"[\"'`:] ?tallyman ([a-z]+)\b", path.read_text(encoding="utf-8"))
+    }
+    assert {found for found in named if found[1] not in COMMANDS} == set()
+    assert len(named) > 10
+
+
+def test_the_docs_name_no_metric_that_does_not_exist() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"\btallyman_(?:collectors|pipeline|rules|invoices)_[a-z_]+", text))
+    assert named - {metric.name for metric in METRICS} == set()
+    assert len(named) > 5

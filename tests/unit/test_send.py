@@ -1,0 +1,185 @@
+"""Files of events on their way to Kafka: what is read from them, and which record and partition each line goes to."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+from clickhouse_driver.errors import NetworkError, ServerException
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallyman.errors import StoreError
+from tallyman.event import home_key
+from tallyman.event_file import EventFile, open_events
+from tallyman.kafka import partition_of
+from tallyman.packing import BYTES_PER_RECORD, LINES_PER_RECORD, Packer
+from tallyman.send import _ask, runs_of
+
+LONGEST = 8 * 1024 * 1024
+
+
+def event(number: int, subject: str = "Zoë Åström", source: str = "compute/malmö") -> bytes:
+    wire = {"specversion": "1.0", "id": f"e-{number}", "source": source, "type": "compute.hours", "subject": subject}
+    return json.dumps(wire | {"time": "2026-10-31T23:59:59Z", "data": {"value": "0.25"}}, ensure_ascii=False).encode()
+
+
+def read(content: bytes, longest: int = LONGEST) -> tuple[list[bytes], EventFile]:
+    file = EventFile(io.BytesIO(content), None, None, longest)
+    return [line for lines in file for line in lines], file
+
+
+def test_lines_are_read_as_they_are_and_blank_ones_are_none() -> None:
+    lines = [event(1), b"not an event", b'{"cut": ', "株式会社".encode(), b"\xff\xfe"]
+    assert read(b"\n".join([lines[0], b"", *lines[1:], b"  "]))[0] == lines
+
+
+def test_the_last_line_needs_no_end_and_windows_ends_do_no_harm() -> None:
+    assert read(event(1) + b"\r\n" + event(2))[0] == [event(1) + b"\r", event(2)]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
+    assert read(b"\xef\xbb\xbf" + event(1))[0] == [event(1)]
+
+
+def test_an_array_is_its_events() -> None:
+    assert read(b"[" + event(1) + b",\n" + event(2) + b"]\n")[0] == [event(1), event(2)]
+
+
+def test_an_event_written_over_many_lines_is_one_with_all_its_digits() -> None:
+    content = b'{\n  "id": "1",\n  "data": {\n    "value": 0.10000000000000000000000000001\n  }\n}\n'
+    assert read(content)[0] == [b'{"id":"1","data":{"value":0.10000000000000000000000000001}}']
+    assert read(b"[" + content + b"," + content + b"]")[0] == 2 * [read(content)[0][0]]
+
+
+def test_an_array_that_is_cut_off_becomes_lines_so_that_nothing_is_dropped() -> None:
+    content = b"[" + event(1) + b",\n" + event(2)
+    assert b"\n".join(read(content)[0]) == content
+
+
+def test_a_broken_first_line_does_not_hide_the_others() -> None:
+    assert read(b'{"cut": \n' + event(2))[0] == [b'{"cut": ', event(2)]
+
+
+def test_a_line_that_no_record_holds_is_named_and_the_others_are_read() -> None:
+    lines, file = read(b"\n".join([event(1), b"x" * 5000, event(3), b"y" * 5001]), longest=4096)
+    assert lines == [event(1), event(3)]
+    assert file.too_long == [2, 4]
+
+
+def test_a_line_longer_than_memory_is_given_up_and_reading_goes_on() -> None:
+    lines, file = read(event(1) + b"\n" + b"x" * (5 << 20) + b"\n" + event(3), longest=1 << 20)
+    assert lines == [event(1), event(3)]
+    assert file.too_long == [2]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=30).filter(lambda line: b"\n" not in line and not line.isspace())))
+def test_any_lines_come_back(lines: list[bytes]) -> None:
+    """Behind a first line that is plainly one."""
+    assert read(b"\n".join([event(0), *lines]))[0] == [event(0), *lines]
+
+
+def test_a_gzipped_file_is_told_by_its_bytes_and_its_progress_is_in_bytes_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "october.ndjson"
+    path.write_bytes(gzip.compress(b"\n".join(event(number) for number in range(5000))))
+    file = open_events(path, LONGEST)
+    assert sum(map(len, file)) == 5000
+    assert file.done == file.total == path.stat().st_size
+    file.close()
+
+
+def pack(lines: list[bytes], partitions: int = 4, most_lines: int = LINES_PER_RECORD) -> list[tuple[int, list[bytes]]]:
+    packer = Packer(partitions, most_lines)
+    records = [*packer.pack(lines), *packer.rest()]
+    return [(record.partition, record.value.split(b"\n")) for record in records]
+
+
+def test_every_line_goes_to_its_home() -> None:
+    subjects = [f"tenant-{number % 37}" for number in range(2000)]
+    found = pack([event(number, subject) for number, subject in enumerate(subjects)])
+    for partition, lines in found:
+        for line in lines:
+            wire = json.loads(line)
+            assert partition == partition_of(home_key(wire["subject"], wire["source"]), 4)
+    assert sum(len(lines) for _, lines in found) == 2000
+
+
+def test_lines_of_one_home_keep_their_order() -> None:
+    lines = [event(number) for number in range(1300)]
+    assert [line for _, some in pack(lines) for line in some] == lines
+
+
+def test_a_record_is_full_at_500_lines_or_half_a_mebibyte() -> None:
+    assert [len(lines) for _, lines in pack([event(number) for number in range(1100)])] == [500, 500, 100]
+    big = [event(number, source="s" * 100_000) for number in range(11)]
+    packed = pack(big)
+    assert [len(lines) for _, lines in packed] == [5, 5, 1]
+    assert all(len(b"\n".join(lines)) <= BYTES_PER_RECORD for _, lines in packed)
+
+
+def test_a_line_larger_than_a_record_should_be_travels_alone() -> None:
+    large = event(1, source="s" * 2 * BYTES_PER_RECORD)
+    assert [len(lines) for _, lines in pack([event(0, source="s" * 2 * BYTES_PER_RECORD), large])] == [1, 1]
+
+
+def test_what_is_no_event_is_sent_all_the_same() -> None:
+    bad = [b"{", b"null", b'{"subject": 1}', b"\xff\xfe\xfd", b"[" * 2000, '{"subject": "Zoë"}'.encode()]
+    assert sorted(line for _, lines in pack(bad) for line in lines) == sorted(bad)
+    assert pack(bad) == pack(bad)
+
+
+def test_single_records_carry_the_key_of_their_home() -> None:
+    (record,) = Packer(4, 1).pack([event(1)])
+    assert (record.key, record.value, record.events) == (home_key("Zoë Åström", "compute/malmö"), event(1), 1)
+
+
+def test_types_are_counted_for_what_is_ignored() -> None:
+    packer = Packer(4)
+    list(packer.pack([event(1), event(2), b"nonsense"]))
+    assert packer.types == {"compute.hours": 2}
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_runs_hold_exactly_their_offsets(offsets: set[int]) -> None:
+    runs = runs_of(list(offsets))
+    assert [place for first, last in runs for place in range(first, last + 1)] == sorted(offsets)
+    assert all(runs[at][1] + 1 < runs[at + 1][0] for at in range(len(runs) - 1))
+
+
+@pytest.mark.parametrize("path", ["no/such/file.ndjson"])
+def test_a_file_that_is_not_there_says_so(path: str) -> None:
+    with pytest.raises(OSError, match=path):
+        open_events(path, LONGEST)
+
+
+class Returning:
+    """A ClickHouse that is started again: refuses twice, then answers."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.asked = error, 0
+
+    def execute(self, sql: str, values: object) -> list[tuple[int]]:
+        self.asked += 1
+        if self.asked < 3:
+            raise self.error
+        return [(7,)]
+
+    def disconnect(self) -> None:
+        pass
+
+
+def test_waiting_outlasts_a_clickhouse_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tallyman.send._ASK_AGAIN_S", 0.0)
+    client = Returning(NetworkError("Connection refused"))
+    assert _ask(client, 60.0, "SELECT 7", {}) == [(7,)]
+    assert client.asked == 3
+
+
+def test_what_clickhouse_refuses_is_not_asked_again() -> None:
+    client = Returning(ServerException("Table ids does not exist", 60))
+    with pytest.raises(StoreError, match="Table ids does not exist; everything sent is safe"):
+        _ask(client, 60.0, "SELECT count() FROM ids", {})
+    assert client.asked == 1

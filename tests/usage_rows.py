@@ -1,0 +1,122 @@
+"""Rows of booked usage for tests: what a pipeline would have written, by hand."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal, localcontext
+from typing import Any
+
+from clickhouse_driver import Client
+
+from tallyman.clickhouse import connect, migrate
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.meter import encode_dimensions
+
+TOPIC = "Ecl5Q0nRQo2TbJGAGKdzDA"
+DAY = 20_000_000  # a booking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """One aggregate row; `value` is the sum, or the extreme, or the latest reading."""
+
+    minute: datetime
+    value: Decimal | int = 1
+    count: int = 1
+    meter: str = "compute.vcpu_seconds"
+    subject: str = "tenant-zoë"
+    dimensions: dict[str, str | None] = field(default_factory=dict)
+    aggregation: str = "sum"
+    scale: int = 9
+    booking: int = DAY
+    definitions: int = 1
+    partition: int = 0
+    chunk: int = 0
+    covered: int = 10
+    latest_us: int = 0
+    latest_by: bytes = b""
+    sum: Decimal | int | None = None
+
+    def columns(self, *, hot: bool) -> tuple[Any, ...]:
+        scaled = _scaled(self.value, self.scale)
+        total = scaled if self.sum is None else _scaled(self.sum, self.scale)
+        place = (TOPIC, self.partition, self.chunk, 0, self.covered) if hot else (0,)
+        return (
+            self.meter,
+            self.subject,
+            encode_dimensions(self.dimensions),
+            self.minute.astimezone(UTC),
+            self.booking,
+            self.definitions,
+            *place,
+            self.aggregation,
+            self.scale,
+            self.count,
+            total,
+            scaled if self.aggregation == "min" else 0,
+            scaled if self.aggregation == "max" else 0,
+            scaled if self.aggregation == "latest" else 0,
+            self.latest_us,
+            self.latest_by.ljust(16, b"\0"),
+        )
+
+
+def _scaled(value: Decimal | int, scale: int) -> int:
+    with localcontext(prec=80):
+        return int(Decimal(value).scaleb(scale))
+
+
+_KEYS = "meter, subject, dimensions, minute, booking, definitions"
+_FIGURES = "aggregation, scale, count, sum, min, max, latest, latest_us, latest_by"
+
+
+@contextmanager
+def fresh_database(endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    """Make a database with the schema, for one test."""
+    name = f"test_{uuid.uuid4().hex}"
+    admin = connect(endpoint)
+    admin.execute(f"CREATE DATABASE {name}")
+    client = connect(replace(endpoint, database=name))
+    try:
+        migrate(client)
+        yield client
+    finally:
+        client.disconnect()
+        admin.execute(f"DROP DATABASE {name}")
+        admin.disconnect()
+
+
+def book(client: Client, *rows: Booked) -> None:
+    """Write rows as hot usage."""
+    sql = f"INSERT INTO usage_hot ({_KEYS}, topic_id, partition, chunk, generation, covered, {_FIGURES}) VALUES"
+    client.execute(sql, [row.columns(hot=True) for row in rows])
+
+
+def seal(client: Client, booking: int, *rows: Booked) -> None:
+    """Write rows as sealed usage, and the seal."""
+    if rows:
+        sealed = [replace(row, booking=booking).columns(hot=False) for row in rows]
+        client.execute(f"INSERT INTO usage ({_KEYS}, generation, {_FIGURES}) VALUES", sealed)
+    minutes = [row.minute for row in rows] or [datetime.fromtimestamp(0, UTC)]
+    client.execute(
+        "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES",
+        [(booking, 0, len(rows), sum(row.count for row in rows), min(minutes), max(minutes), "[]")],
+    )
+
+
+def progress(
+    client: Client, partition: int, chunk: int, covered: int, clock: datetime, *, size: int = 16, topic: str = TOPIC
+) -> None:
+    """Say how far a chunk is booked."""
+    clock_ms = round(clock.timestamp() * 1000)
+    place: Sequence[Any] = (chunk * size + covered, clock_ms, DAY, 1, 0)
+    client.execute(
+        "INSERT INTO progress (topic_id, partition, chunk, generation, covered, reached_offset, reached_clock_ms,"
+        " reached_booking, reached_definitions, reached_digest, turned_offset, turned_clock_ms, turned_booking,"
+        " turned_definitions, turned_digest, reached_counts, turned_counts) VALUES",
+        [(topic, partition, chunk, 0, covered, *place, *place, [0] * 7, [0] * 7)],
+    )
