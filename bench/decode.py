@@ -1,0 +1,72 @@
+"""What it costs to turn JSON events into columns: shape by shape, one by one, and in msgspec alone.
+
+python -m bench.decode 100000
+
+The ways take turns, so that a busy machine is as unkind to each; of each stretch the best turn counts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from bench.events import TYPE, single_records
+from pipeline.catalog import Catalog
+from pipeline.json_events import JsonDecoder, Lines
+from tallyman.meter import Definitions, Meter
+
+METER = Meter(meter="compute.seconds", event_type=TYPE, aggregation="sum",
+              dimensions={"flavor": "flavor", "region": "region"})  # fmt: skip
+TURNS = 7
+
+
+def stretches(count: int, size: int) -> list[Lines]:
+    """Return `count` events as stretches of log of `size` lines each."""
+    bodies = [body for body, _ in single_records(count)]
+    now = int(time.time() * 1000)
+    result = []
+    for first in range(0, count, size):
+        part = bodies[first : first + size]
+        offsets, clocks = [first + i for i in range(len(part))], [now] * len(part)
+        result.append(Lines(part, offsets, [0] * len(part), clocks, clocks, [False] * len(part)))
+    return result
+
+
+def decoding(by_shape: bool) -> Callable[[Lines], object]:
+    """Return the pipeline's own decoder, with or without its way for lines that look alike."""
+    decoder = JsonDecoder(Catalog(Definitions(number=1, meters=(METER,))), 1, few=0 if by_shape else 1 << 30)
+    return lambda lines: decoder.decode(lines, "", 0)
+
+
+def msgspec_alone() -> Callable[[Lines], object]:
+    """Return a decoder that makes objects of the lines and does nothing with them."""
+    decoder = JsonDecoder(Catalog(Definitions(number=1, meters=(METER,))), 1)
+    return lambda lines: decoder._parse(lines.bodies)
+
+
+def measure(count: int, size: int) -> dict[str, float]:
+    """Return nanoseconds of CPU per event for each way."""
+    parts = stretches(count, size)
+    ways = {"by shape": decoding(True), "one by one": decoding(False), "msgspec alone": msgspec_alone()}
+    best = {name: np.full(len(parts), np.inf) for name in ways}
+    for _ in range(TURNS):
+        for i, part in enumerate(parts):
+            for name, decode in ways.items():
+                began = time.process_time_ns()
+                decode(part)
+                best[name][i] = min(best[name][i], time.process_time_ns() - began)
+    return {name: float(each.sum()) / count for name, each in best.items()}
+
+
+def main(count: int) -> None:
+    print(f"{'lines together':>14}  {'by shape':>9}  {'one by one':>10}  {'msgspec alone':>13}  {'times as fast':>13}")
+    for size in (8, 64, 250, 1000, 4000, 16000):
+        shape, single, alone = measure(count, size).values()
+        print(f"{size:>14}  {shape:>6.0f} ns  {single:>7.0f} ns  {alone:>10.0f} ns  {single / shape:>13.2f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
