@@ -205,6 +205,11 @@ class Table:
         """Mark rows as written. Nothing may have been folded in between."""
         self.dirty.difference_update(slots)
 
+    def series(self) -> set[int]:
+        """Return the codes of all series that have a slot."""
+        self.fold()
+        return set((self._columns.keys[: self._size] >> 32).tolist())
+
     def __len__(self) -> int:
         return self._size
 

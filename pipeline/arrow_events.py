@@ -5,6 +5,7 @@ The schema and its version are `tallyman.event.ARROW_FIELDS`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.catalog import Catalog
+from pipeline.values import narrow
 from tallyman.errors import EventError
 from tallyman.event import (
     ARROW_FIELDS,
@@ -26,7 +28,7 @@ from tallyman.event import (
     MAX_NAME_BYTES,
     Series,
 )
-from tallyman.meter import MAX_SCALE, QUANTITY_BOUND
+from tallyman.meter import MAX_SCALE, QUANTITY_BOUND, Meter, scaled_text, value_in
 
 ARROW_SCHEMA = pa.schema([pa.field(name, getattr(pa, kind)(), nullable) for name, kind, nullable in ARROW_FIELDS])
 _decode_series = msgspec.json.Decoder(tuple[Series, ...]).decode
@@ -49,13 +51,15 @@ class ArrowRows:
 class _Wanted:
     """For one meter of each series: the series' number here (-1: not wanted), and the power of ten between the
     scales.
+
+    Attributes:
+        data: Where what is counted depends on the row (`tallyman.meter.BY_ITEM`), the data of each series.
     """
 
     series: npt.NDArray[np.int32]
     shift: npt.NDArray[np.int64]
-    counts: bool
-    allow_negative: bool
-    meter: str
+    meter: Meter
+    data: tuple[Mapping[str, Any], ...] = ()
 
 
 class ArrowDecoder:
@@ -127,7 +131,10 @@ class ArrowDecoder:
             event = np.arange(len(series)) if (numbers >= 0).all() else np.flatnonzero(numbers >= 0)
             amounts = self._amounts(meter, series, values, event, rows)
             rows.wanted[event] = True
-            parts.append((event, numbers[event], amounts))
+            chosen = numbers[event]
+            if meter.data:
+                chosen, amounts = self._items(meter, series, values, event, rows)
+            parts.append((event, chosen, amounts))
         if parts:
             rows.reading_event, rows.reading_series, rows.reading_value = (
                 parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -142,16 +149,38 @@ class ArrowDecoder:
         event: npt.NDArray[np.int64],
         rows: ArrowRows,
     ) -> npt.NDArray[Any]:
-        if meter.counts:
+        if meter.meter.aggregation == "count" or meter.data:
             return np.ones(len(event), np.int64)
         amounts = values if len(event) == len(values) else values[event]
         shift = meter.shift[series if len(event) == len(series) else series[event]]
-        scaled = _scale(amounts, shift, event, rows, meter.meter) if shift.any() else amounts
-        if not meter.allow_negative and len(amounts) and amounts.min() < 0:
-            error = EventError("negative", f"value: {meter.meter} takes no negative values")
+        scaled = _scale(amounts, shift, event, rows, meter.meter.meter) if shift.any() else amounts
+        if not meter.meter.allow_negative and len(amounts) and amounts.min() < 0:
+            error = EventError("negative", f"value: {meter.meter.meter} takes no negative values")
             for row in event[amounts < 0].tolist():
                 rows.errors.setdefault(row, error)  # the first reason stays, as for JSON
         return scaled
+
+    def _items(
+        self,
+        meter: _Wanted,
+        series: npt.NDArray[np.int32],
+        values: npt.NDArray[np.int64],
+        event: npt.NDArray[np.int64],
+        rows: ArrowRows,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """Return what each row is counted under, and as how much, as the JSON event that it stands for would be."""
+        numbers, amounts = meter.series[series[event]].copy(), []
+        for i, row in enumerate(event.tolist()):
+            place, amount = int(series[row]), 0
+            shift = meter.meter.scale - int(meter.shift[place])
+            data = {**meter.data[place], "value": scaled_text(int(values[row]), shift)}
+            try:
+                amount = value_in(meter.meter, data)
+                numbers[i] = self.catalog.with_item(int(numbers[i]), data, int(rows.times_us[row]), amount)
+            except EventError as error:
+                rows.errors.setdefault(row, error)
+            amounts.append(amount)
+        return numbers, narrow(amounts)
 
     def _compile_series(self, text: bytes) -> tuple[tuple[_Wanted, ...], dict[int, EventError | None]]:
         """Look up all series of a batch once; batches of one collector mostly carry the same table."""
@@ -182,18 +211,21 @@ class ArrowDecoder:
                     level = {-1: (meter, 0)}
                     columns.append(level)
                 level[place] = (number, catalog.meters[meter].scale - series.scale)
-        wanted = tuple(self._column(level, len(table)) for level in columns)
+        wanted = tuple(self._column(level, table) for level in columns)
         if not wanted:
-            wanted = (_Wanted(np.full(len(table), -1, np.int32), np.zeros(len(table), np.int64), True, True, ""),)
+            nobody = Meter(meter="nobody", event_type="none", aggregation="count")
+            wanted = (_Wanted(np.full(len(table), -1, np.int32), np.zeros(len(table), np.int64), nobody),)
         return wanted, fates
 
-    def _column(self, level: dict[int, tuple[int, int]], size: int) -> _Wanted:
-        meter = self.catalog.meters[level[-1][0]]
+    def _column(self, level: dict[int, tuple[int, int]], table: Sequence[Series]) -> _Wanted:
+        number, size = level[-1][0], len(table)
+        meter = self.catalog.meters[number]
         series, shift = np.full(size, -1, np.int32), np.zeros(size, np.int64)
         for place, (number, power) in level.items():
             if place >= 0:
                 series[place], shift[place] = number, power
-        return _Wanted(series, shift, meter.aggregation == "count", meter.allow_negative, meter.meter)
+        data = tuple(each.data for each in table) if number in self.catalog.by_item else ()
+        return _Wanted(series, shift, meter, data)
 
 
 def _scale(

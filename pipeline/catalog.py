@@ -1,24 +1,40 @@
 """What each type of event means under one version of the definitions, and the numbers that stand for its series.
 
-A series is (meter, subject, dimensions); inside a process it has a number, so that the work is done on integers.
+A series is (meter, subject, dimensions, item); inside a process it has a number, so that the work is done on integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tallyman.meter import Definitions, Meter, dimension_text, encode_dimensions, find
+from tallyman.meter import (
+    BY_ITEM,
+    Definitions,
+    Meter,
+    dimension_text,
+    encode_dimensions,
+    find,
+    item_of,
+    parameters_of,
+)
+
+LATEST_COUNTS = frozenset(("latest", "first", "time_weighted", "lifecycle"))
+EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
+ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesKey:
-    """A series: its meter's place in the definitions, the tenant, and the dimensions as canonical JSON."""
+    """A series: its meter's place in the definitions, the tenant, the dimensions as canonical JSON, and for some
+    aggregations what a value is counted under (`tallyman.meter.item_of`).
+    """
 
     meter: int
     subject: str
     dimensions: str
+    item: str = ""
 
 
 class Catalog:
@@ -33,10 +49,16 @@ class Catalog:
         self.ignored = frozenset(definitions.ignore)
         self.series: list[SeriesKey] = []
         self._numbers: dict[SeriesKey, int] = {}
+        # Items come without end: the young are those met since the last clearing, the old those before.
+        self._young: dict[SeriesKey, int] = {}
+        self._old: dict[SeriesKey, int] = {}
+        self._free: list[int] = []
+        self.parameters = tuple(map(parameters_of, definitions.meters))
+        self.by_item = frozenset(n for n, meter in enumerate(self.meters) if meter.aggregation in BY_ITEM)
         self.oldest_us = _microseconds(definitions.oldest_accepted.total_seconds())
         self.ahead_us = _microseconds(definitions.furthest_ahead.total_seconds())
         self.remember_us = self.oldest_us + self.ahead_us
-        self.ordered = any(meter.aggregation == "latest" for meter in definitions.meters)
+        self.ordered = any(meter.aggregation in LATEST_COUNTS for meter in definitions.meters)
 
     def series_of(self, meter: int, subject: str, data: Mapping[str, Any]) -> int:
         """Return the number of an event's series, or -1 when the meter's filter leaves the event out.
@@ -51,13 +73,56 @@ class Catalog:
         named = {name: dimension_text(path, find(data, path)) for name, path in definition.dimensions.items()}
         return self.number(SeriesKey(meter, subject, encode_dimensions(named)))
 
+    def with_item(self, series: int, data: Mapping[str, Any], time_us: int, value: int) -> int:
+        """Return the number of what a reading of a series is counted under: the series itself, where it adds up.
+
+        Raises:
+            EventError: There is nothing that the meter could count it under.
+        """
+        key = self.series[series]
+        if key.meter not in self.by_item:
+            return series
+        item = item_of(self.meters[key.meter], data, time_us, value)
+        return self.number(SeriesKey(key.meter, key.subject, key.dimensions, item))
+
     def number(self, key: SeriesKey) -> int:
         """Return the number that stands for a series in this process."""
+        if key.item:
+            return self._number_of_item(key)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.series)
             self.series.append(key)
         return number
+
+    def _number_of_item(self, key: SeriesKey) -> int:
+        number = self._young.get(key)
+        if number is not None:
+            return number
+        number = self._old.pop(key, None)
+        if number is None and self._free:
+            number = self._free.pop()
+            self.series[number] = key
+        elif number is None:
+            number = len(self.series)
+            self.series.append(key)
+        self._young[key] = number
+        return number
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is time to forget the items of chunks that are closed."""
+        return len(self._young) > ITEMS_KEPT
+
+    def forget_items(self, in_use: Iterable[int]) -> None:
+        """Let go of items that no open chunk holds (`in_use`) and that were not met since the last time."""
+        kept = set(in_use)
+        gone = [(key, number) for key, number in self._old.items() if number not in kept]
+        for key, number in gone:
+            del self._old[key]
+            self._free.append(number)
+        self._old |= self._young
+        self._young = {}
 
 
 def _microseconds(seconds: float) -> int:

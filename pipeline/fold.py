@@ -32,6 +32,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
     if block.closes:
         yield Flush(chunk, decoders.catalog(chunk.here.definitions))
         chunk.go_on()
+        _forget_items(decoders.catalog(chunk.here.definitions))
         return
     yield from due(chunk, decoders, flush_s)
 
@@ -65,6 +66,12 @@ def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChun
             if keys > MAX_CHANGED_KEYS:
                 return
             yield other, decoders.catalog(other.here.definitions)
+
+
+def _forget_items(catalog: Catalog) -> None:
+    """Let go of what only closed chunks have counted values under, now and then: distinct values have no end."""
+    if catalog.crowded:
+        catalog.forget_items(number for chunk in list(OPEN.values()) for number in chunk.table.series())
 
 
 def _changed_keys(chunk: OpenChunk) -> int:

@@ -7,7 +7,7 @@ result may not: a property test holds them equal.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -25,8 +25,8 @@ from pipeline.lookalikes import FEW, Lookalikes
 from pipeline.values import Failures, narrow, parse_times, scale_values
 from pipeline.work import Work
 from tallyman.errors import EventError
-from tallyman.event import MAX_NAME_BYTES, Event, decode_event, identity
-from tallyman.meter import measure
+from tallyman.event import MAX_NAME_BYTES, decode_event, identity
+from tallyman.meter import value_in
 
 _SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
 
@@ -175,10 +175,7 @@ class JsonDecoder:
         for name, members in by_type.items():
             if name in self._slow_types:
                 for i in members:
-                    event = Event(
-                        wires[i].id, wires[i].source, name, wires[i].subject, 0, msgspec.to_builtins(wires[i].data)
-                    )
-                    self._measure_slowly(where[i], event, work)
+                    self._measure_slowly(where[i], name, wires[i].subject, msgspec.to_builtins(wires[i].data), work)
                 continue
             plans = self._plans.get(name)
             if plans is None:
@@ -258,19 +255,21 @@ class JsonDecoder:
         work.times[row] = event.time_us
         work.homes[row] = self._homes.find(event.subject, event.source).partition
         work.identify(row, identity(event.subject, event.source, event.id))
-        self._measure_slowly(row, event, work)
+        self._measure_slowly(row, event.type, event.subject, event.data, work)
 
-    def _measure_slowly(self, row: int, event: Event, work: Work) -> None:
-        meters = self.catalog.by_type.get(event.type)
+    def _measure_slowly(self, row: int, name: str, subject: str, data: Mapping[str, Any], work: Work) -> None:
+        meters = self.catalog.by_type.get(name)
         if meters is None:
-            self._unwanted(event.type, [row], work)
+            self._unwanted(name, [row], work)
             return
         found: list[tuple[int, int]] = []
+        time_us = int(work.times[row])
         try:
             for number in meters:
-                reading = measure(self.catalog.meters[number], event)
-                if reading is not None:
-                    found.append((self.catalog.series_of(number, event.subject, event.data), reading.value))
+                series = self.catalog.series_of(number, subject, data)
+                if series >= 0:
+                    value = value_in(self.catalog.meters[number], data)
+                    found.append((self.catalog.with_item(series, data, time_us, value), value))
         except EventError as error:
             work.fail(row, error)
             return
@@ -346,20 +345,21 @@ def _is_utf8(body: bytes) -> bool:
 
 
 def _is_flat(catalog: Catalog, number: int) -> bool:
-    """Tell whether a meter reads only the first level of `data`, by names that no dimension shares with a value.
+    """Tell whether a meter counts by series alone and reads only the first level of `data`, by names that no dimension
+    shares with a value.
 
     Nor with the first part of a path that goes deeper: such a field may hold anything, also what is no dictionary key.
     """
     meter = catalog.meters[number]
-    paths = (*meter.dimensions.values(), *meter.where, meter.value)
-    texts = {path for each in catalog.meters for path in (*each.dimensions.values(), *each.where)}
-    values = {each.value for each in catalog.meters if each.aggregation != "count"}
+    paths = (*meter.text_paths, *meter.value_paths)
+    texts = {path for each in catalog.meters for path in each.text_paths}
+    values = {path for each in catalog.meters for path in each.value_paths}
     deeper = {path.split(".", 1)[0] for path in texts | values if "." in path}
-    mine = set(meter.dimensions.values()) | set(meter.where)
     return (
-        not any("." in path for path in paths)
-        and not mine & (values | deeper)
-        and (meter.aggregation == "count" or meter.value not in texts)
+        number not in catalog.by_item
+        and not any("." in path for path in paths)
+        and not set(meter.text_paths) & (values | deeper)
+        and not set(meter.value_paths) & texts
     )
 
 
@@ -369,10 +369,10 @@ def _fields(catalog: Catalog) -> dict[str, tuple[str, Any]]:
     Dimensions are text, integers or null; anything else (1.0, true) takes the slow path, because Python takes 1, 1.0
     and True for the same dictionary key and their texts differ.
     """
-    values = {meter.value for meter in catalog.meters if meter.aggregation != "count"}
+    values = {path for meter in catalog.meters for path in meter.value_paths}
     fields: dict[str, tuple[str, Any]] = {}
     for meter in catalog.meters:
-        for path in (*meter.dimensions.values(), *meter.where, meter.value):
+        for path in (*meter.text_paths, *meter.value_paths):
             name = path.split(".", 1)[0]
             kind: Any = Any if name in values or "." in path else str | int | None
             known = fields.get(name)

@@ -22,10 +22,11 @@ from tallyman.errors import StoreError
 
 log = logging.getLogger(__name__)
 KEEP_HOT_BOOKINGS_MS = 86_400_000
-_KEYS = "meter, subject, dimensions, minute, booking, definitions, generation"
+_KEYS = "meter, subject, dimensions, minute, booking, definitions, generation, item"
+_COLUMNS = f"{_KEYS}, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by"
 _TOTALS = (
-    f"SELECT {_KEYS}, any(h.aggregation), any(h.scale), sum(h.count), sum(h.sum), min(h.min), max(h.max),"  # noqa: S608
-    " argMax(h.latest, (h.latest_us, h.latest_by)), max(h.latest_us),"
+    f"SELECT {_KEYS}, any(h.aggregation), any(h.scale), any(h.parameters), sum(h.count),"  # noqa: S608
+    " sum(h.sum), min(h.min), max(h.max), argMax(h.latest, (h.latest_us, h.latest_by)), max(h.latest_us),"
     " argMax(h.latest_by, (h.latest_us, h.latest_by))"
     f" FROM usage_hot AS h FINAL WHERE booking = %(booking)s AND generation = 0 GROUP BY {_KEYS}"
 )
@@ -85,7 +86,7 @@ class Sealer:
         client.execute(f"CREATE TABLE {staging} AS usage")
         try:
             yield "staging"
-            client.execute(f"INSERT INTO {staging} {_TOTALS}", {"booking": booking})
+            client.execute(f"INSERT INTO {staging} ({_COLUMNS}) {_TOTALS}", {"booking": booking})
             yield "totalled"
             if read_sealed_to(client) >= booking:
                 return

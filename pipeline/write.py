@@ -21,7 +21,7 @@ from clickhouse_driver import errors as driver_errors
 
 from pipeline.aggregate import Reduced
 from pipeline.book import Forward, OpenChunk, Place
-from pipeline.catalog import Catalog
+from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
 from tallyman.clickhouse import NETWORK_ERRORS
 from tallyman.errors import StoreError
@@ -45,7 +45,8 @@ _CONFLICTS = (
 _EVENTS = "INSERT INTO events (topic_id, partition, offset, appended_at, booking, headers, body) VALUES"
 _USAGE = (
     "INSERT INTO usage_hot (meter, subject, dimensions, minute, booking, definitions, topic_id, partition, chunk,"
-    " generation, covered, aggregation, scale, count, sum, min, max, latest, latest_us, latest_by) VALUES"
+    " generation, item, covered, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by)"
+    " VALUES"
 )
 _PROGRESS = (
     "INSERT INTO progress (topic_id, partition, chunk, generation, covered,"
@@ -283,8 +284,8 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
     codes = (rows.keys >> 32).tolist()
     series = [catalog.series[code] for code in codes]
     meters = [catalog.meters[each.meter] for each in series]
-    extremes = np.array([meter.aggregation in ("min", "max") for meter in meters], bool)
-    latest = np.array([meter.aggregation == "latest" for meter in meters], bool)
+    extremes = np.array([meter.aggregation in EXTREMES_COUNT for meter in meters], bool)
+    latest = np.array([meter.aggregation in LATEST_COUNTS for meter in meters], bool)
     return [
         [meter.meter for meter in meters],
         [each.subject for each in series],
@@ -296,9 +297,11 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
         [chunk.partition] * size,
         [chunk.number] * size,
         [GENERATION] * size,
+        [each.item for each in series],
         [chunk.covered] * size,
         [meter.aggregation for meter in meters],
         [meter.scale for meter in meters],
+        [catalog.parameters[each.meter] for each in series],
         rows.count.tolist(),
         rows.sum.tolist(),
         np.where(extremes, rows.min, 0).tolist(),

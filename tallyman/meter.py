@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from tallyman.errors import EventError, QuantityError
 from tallyman.event import Event
 
-Aggregation = Literal["sum", "count", "avg", "min", "max", "latest"]
-AGGREGATIONS: tuple[Aggregation, ...] = ("sum", "count", "avg", "min", "max", "latest")
+Aggregation = Literal[
+    "sum", "count", "avg", "min", "max", "latest", "first", "unique_count", "percentile", "stddev",
+    "sum_of_maxima", "time_weighted", "lifecycle", "counter",
+]  # fmt: skip
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
+# What a value is counted under besides its series and minute: the value itself, or its moment and resource.
+BY_VALUE: frozenset[Aggregation] = frozenset(("unique_count", "percentile", "stddev"))
+BY_MOMENT: frozenset[Aggregation] = frozenset(("first", "time_weighted", "lifecycle", "counter"))
+BY_ITEM = BY_VALUE | BY_MOMENT
+Bucket = Literal["minute", "hour", "day", "week", "month"]
+Of = Literal["sum", "avg", "min", "max", "latest", "first", "count"]
 # Scaled: 170 million events of this size in one minute of one series still fit an Int128.
 QUANTITY_BOUND = 10**30
 MAX_SCALE = 18
@@ -31,6 +41,18 @@ class Meter:
         dimensions: Name -> dotted path into `data`. A missing one is null, which is not "".
         where: Dotted path -> the texts of which one must match; other events are not this meter's.
         scale: Decimal digits kept behind the point; a value with more is a dead letter, never rounded.
+        multiply_by: From the value's unit to `unit`, as an exact fraction ("1/3600", "1.5"); applied to answers.
+        percentile: 0 to 100, for `percentile`; between the two closest ranks it is interpolated linearly.
+        bucket: Whose maxima `sum_of_maxima` sums, in the zone that is asked for.
+        resource: Path of what has a level, a state or a counter of its own; without it, the series has one.
+        level: `time_weighted`: whether a value is the level, or what the level changes by.
+        answer: `time_weighted`: the level summed over seconds (its integral), or its average.
+        believed_for: How long a level or state holds when nothing more is heard; a counter's neighbours that are
+            further apart are told as a hole. None: for ever.
+        ends_on: `time_weighted`: path -> texts of the event that ends a level; it needs no value.
+        state, states: `lifecycle`: path of the state, and the states whose seconds count.
+        incarnation: `counter`: path of what changes when a counter starts again from 0 (boot id, container id).
+        of: `counter`: what is made of the increments.
     """
 
     meter: str
@@ -43,12 +65,52 @@ class Meter:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     description: str = ""
     allow_negative: bool = True
+    multiply_by: str = "1"
+    percentile: str = ""
+    bucket: Bucket = "hour"
+    resource: str = ""
+    level: Literal["absolute", "delta"] = "absolute"
+    answer: Literal["integral", "average"] = "integral"
+    believed_for: timedelta | None = None
+    ends_on: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    state: str = ""
+    states: tuple[str, ...] = ()
+    incarnation: str = ""
+    of: Of = "sum"
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= MAX_SCALE:
             raise ValueError(f"scale: expected 0 to {MAX_SCALE}, got {self.scale}")
         if self.aggregation not in AGGREGATIONS:
             raise ValueError(f"aggregation: expected one of {', '.join(AGGREGATIONS)}, got {self.aggregation!r}")
+        for name, wanted_by in _OWN_SETTINGS.items():
+            if self.aggregation not in wanted_by and getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(f"{name}: expected only with {' or '.join(wanted_by)}, got it with {self.aggregation}")
+        if self.aggregation == "percentile" and not _is_percentile(self.percentile):
+            raise ValueError(f'percentile: expected a number from 0 to 100, got "{self.percentile}"')
+        if self.aggregation == "lifecycle" and not (self.state and self.states):
+            raise ValueError("state, states: expected the path of the state and the states that count, got none")
+        if self.believed_for is not None and self.believed_for <= timedelta(0):
+            raise ValueError(f"believed_for: expected more than 0 s, got {self.believed_for.total_seconds():.0f} s")
+        if self.believed_for is not None and self.level == "delta":
+            raise ValueError("believed_for: expected only with level: absolute, got delta; a level of changes holds on")
+        factor_of(self)
+
+    @property
+    def takes_number(self) -> bool:
+        """Whether an event needs a number at `value`."""
+        return self.aggregation not in ("count", "unique_count", "lifecycle")
+
+    @property
+    def text_paths(self) -> tuple[str, ...]:
+        """The paths at which it reads texts."""
+        named = (self.resource, self.state, self.incarnation)
+        return (*self.dimensions.values(), *self.where, *self.ends_on, *(path for path in named if path))
+
+    @property
+    def value_paths(self) -> tuple[str, ...]:
+        """The path of the value, if it reads one."""
+        return () if self.aggregation in ("count", "lifecycle") else (self.value,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +131,19 @@ class Definitions:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one event means to one meter. `value` is scaled by the meter's scale; 1 for `count`."""
+    """What one event means to one meter.
+
+    Attributes:
+        value: Scaled by the meter's scale; 1 for `count` and `unique_count`; 1 or 0 for `lifecycle`.
+        item: What the value is counted under (`item_of`).
+    """
 
     meter: str
     subject: str
     dimensions: str
     minute: int  # minutes since 1970 UTC
     value: int
+    item: str = ""
 
 
 def encode_definitions(definitions: Definitions) -> str:
@@ -194,11 +262,113 @@ def measure(meter: Meter, event: Event) -> Reading | None:
         if dimension_text(path, find(event.data, path)) not in wanted:
             return None
     dimensions = {name: dimension_text(path, find(event.data, path)) for name, path in meter.dimensions.items()}
-    value = 1 if meter.aggregation == "count" else parse_quantity(find(event.data, meter.value), meter.scale)
+    value = value_in(meter, event.data)
+    minute = event.time_us // 60_000_000
+    item = item_of(meter, event.data, event.time_us, value)
+    return Reading(meter.meter, event.subject, encode_dimensions(dimensions), minute, value, item)
+
+
+def value_in(meter: Meter, data: Mapping[str, Any]) -> int:
+    """Return what an event's data count for, scaled.
+
+    Raises:
+        EventError: There is no such quantity in them.
+    """
+    if meter.aggregation == "lifecycle":
+        state = dimension_text(meter.state, find(data, meter.state))
+        if state is None:
+            raise EventError("missing_field", f"data.{meter.state}: expected a state, got nothing")
+        return int(state in meter.states)
+    if not meter.takes_number:
+        return 1
+    if any(dimension_text(path, find(data, path)) in texts for path, texts in meter.ends_on.items()):
+        return 0
+    value = parse_quantity(find(data, meter.value), meter.scale)
     if value < 0 and not meter.allow_negative:
         raise QuantityError("negative", f"value: {meter.meter} takes no negative values")
-    minute = event.time_us // 60_000_000
-    return Reading(meter.meter, event.subject, encode_dimensions(dimensions), minute, value)
+    return value
+
+
+def item_of(meter: Meter, data: Mapping[str, Any], time_us: int, value: int) -> str:
+    """Return what a value is counted under besides its series and minute.
+
+    Nothing for what adds up; the value itself (`BY_VALUE`); for what needs order (`BY_MOMENT`) the JSON array
+    [time in microseconds, resource, incarnation], texts or null.
+
+    Raises:
+        EventError: `missing_field`, `wrong_type`, `out_of_range`.
+    """
+    if meter.aggregation in BY_MOMENT:
+        paths = (meter.resource, meter.incarnation)
+        named = [dimension_text(path, find(data, path)) if path else None for path in paths]
+        return msgspec.json.encode([str(time_us), *named]).decode()
+    if meter.aggregation == "unique_count":
+        text = dimension_text(meter.value, find(data, meter.value))
+        if text is None:
+            raise EventError("missing_field", f"data.{meter.value}: expected a value to tell apart, got nothing")
+        return "=" + text
+    return str(value) if meter.aggregation in BY_VALUE else ""
+
+
+def parameters_of(meter: Meter) -> str:
+    """Write what a reader of usage must know besides aggregation and scale: canonical JSON, or "" for nothing."""
+    named: dict[str, Any] = {
+        name: getattr(meter, name)
+        for name, wanted_by in _OWN_SETTINGS.items()
+        if name in _READ and meter.aggregation in wanted_by
+    }
+    if meter.believed_for is not None:
+        named["believed_for_s"] = _seconds(meter.believed_for)
+    factor = factor_of(meter)
+    if factor != 1:
+        named["factor"] = f"{factor.numerator}/{factor.denominator}"
+    return msgspec.json.encode(dict(sorted(named.items()))).decode() if named else ""
+
+
+def factor_of(meter: Meter) -> Fraction:
+    """Return by what a meter's answers are multiplied, exactly.
+
+    Raises:
+        ValueError: It is no positive fraction, or one of more than 18 digits.
+    """
+    text = meter.multiply_by
+    try:
+        factor = Fraction(text) if len(text) <= 40 else Fraction(0)
+    except (ValueError, ZeroDivisionError):
+        factor = Fraction(0)
+    if not 0 < factor.numerator < 10**18 or factor.denominator >= 10**18:
+        raise ValueError(f'multiply_by: expected a positive fraction such as "1/3600" or "1.5", got "{text[:40]}"')
+    return factor
+
+
+def _seconds(span: timedelta) -> str:
+    return f"{span // timedelta(microseconds=1)}e-6" if span.microseconds else str(span // timedelta(seconds=1))
+
+
+def _is_percentile(text: str) -> bool:
+    try:
+        return 0 <= Decimal(text) <= 100 and len(text) <= 20
+    except InvalidOperation:
+        return False
+
+
+_OWN_SETTINGS: Mapping[str, tuple[Aggregation, ...]] = {
+    "percentile": ("percentile",),
+    "bucket": ("sum_of_maxima",),
+    "resource": ("time_weighted", "lifecycle", "counter"),
+    "level": ("time_weighted",),
+    "answer": ("time_weighted",),
+    "believed_for": ("time_weighted", "lifecycle", "counter"),
+    "ends_on": ("time_weighted",),
+    "state": ("lifecycle",),
+    "states": ("lifecycle",),
+    "incarnation": ("counter",),
+    "of": ("counter",),
+}
+_READ = frozenset(("percentile", "bucket", "level", "answer", "of"))
+_DEFAULTS: Mapping[str, Any] = {
+    each.name: each.default if each.default is not MISSING else {} for each in fields(Meter)
+}
 
 
 def scaled_text(value: int, scale: int) -> str:

@@ -114,7 +114,7 @@ class Walk:
         self.dead: list[Any] = []
         self.conflicts: list[Any] = []
         self.forwards: list[Any] = []
-        self.totals: dict[tuple[int, str, str, str, int, int], int] = {}
+        self.totals: dict[tuple[Any, ...], int] = {}
 
     def go(self, fetch: Fetch, *, flush_s: float = 1e9) -> Walk:
         for block in blocks(fetch, self.chunk, self.decoders):
@@ -147,7 +147,8 @@ class Walk:
             series = flush.catalog.series[key >> 32]
             meter = flush.catalog.meters[series.meter].meter
             here, minute = chunk.here, key & 0xFFFFFFFF
-            place = (here.booking, meter, series.subject, series.dimensions, minute, here.definitions)
+            counted = (meter, series.subject, series.dimensions, series.item, minute)
+            place = (here.booking, *counted, here.definitions, chunk.number)
             self.totals[place] = total  # a row replaces itself
         for columns in chunk.accepted.unwritten():
             for high, low, *rest in zip(*(column.tolist() for column in columns), strict=True):

@@ -30,7 +30,7 @@ def test_rows_ids_and_progress_of_every_chunk_are_written_in_one_insert_each() -
     assert store.tables == ["ids", "usage_hot", "progress"]
     inserts = dict(store.inserts)
     assert list(inserts["ids"][3]) == [0, 1, 1]  # partitions
-    assert sorted(set(inserts["usage_hot"][7])) == [0, 1] and sum(inserts["usage_hot"][13]) == 3
+    assert sorted(set(inserts["usage_hot"][7])) == [0, 1] and sum(inserts["usage_hot"][15]) == 3
     assert inserts["progress"][1] == [0, 1] and inserts["progress"][5] == [1, 2]  # partition, reached offset
     assert [push.partition for push in wire.pushes] == [0, 1]
     assert not first.chunk.unwritten and not second.chunk.unwritten
@@ -46,7 +46,7 @@ def test_a_failed_joint_flush_leaves_every_chunk_to_be_written_again(table: str)
     store.inserts.clear()
     write(flush, store, Wire(), pause=wait_never)
     inserts = dict(store.inserts)
-    assert list(inserts["ids"][3]) == [0, 1, 1] and sum(inserts["usage_hot"][13]) == 3
+    assert list(inserts["ids"][3]) == [0, 1, 1] and sum(inserts["usage_hot"][15]) == 3
     assert inserts["progress"][1] == [0, 1]
 
 

@@ -117,10 +117,10 @@ def test_the_next_flush_holds_only_what_changed_with_its_whole_total() -> None:
     walk.send(body(3))
     write(walk.cut(), store, wire)
     rows = [columns for table, columns in store.inserts if table == "usage_hot"]
-    assert [sorted(zip(columns[1], columns[13], columns[14], strict=True)) for columns in rows] == [
+    assert [sorted(zip(columns[1], columns[15], columns[16], strict=True)) for columns in rows] == [
         [("Zoë Åström", 1, 1_500_000), ("Łukasz", 1, 1_500_000)], [("Zoë Åström", 2, 3_000_000)],
     ]  # fmt: skip
-    assert [set(columns[10]) for columns in rows] == [{2}, {3}]
+    assert [set(columns[11]) for columns in rows] == [{2}, {3}]
 
 
 def test_a_push_names_who_was_touched_and_when() -> None:
@@ -143,4 +143,4 @@ def test_rows_say_what_their_meter_keeps_and_nothing_else() -> None:
     store = Store()
     write(full_flush(), store, Wire())
     (columns,) = (columns for table, columns in store.inserts if table == "usage_hot")
-    assert set(columns[15]) == set(columns[16]) == set(columns[17]) == {0} and set(columns[19]) == {bytes(16)}
+    assert set(columns[17]) == set(columns[18]) == set(columns[19]) == {0} and set(columns[21]) == {bytes(16)}
