@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from pathlib import Path
 
 from tallyman.errors import StackError
@@ -14,6 +15,8 @@ from tallyman.local.files import write_atomically
 # Inside it, a client that keeps trying to reach a broker which is down can be given the broker's own port,
 # connects to itself, and the broker can never bind again: seen with Kafka on port 39092.
 LOWEST, HIGHEST = 18_000, 32_000
+# A killed JVM counts as dead when its first thread is gone; its sockets close with its last one.
+PATIENCE_S = 5.0
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -27,9 +30,19 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def becomes_free(port: int) -> bool:
+    """Say if a server can listen there now or soon: who held the port may be dying."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)  # nobody tells when a port becomes free
+    return True
+
+
 def choose_port(preferred: int | None = None, *, taken: tuple[int, ...] = ()) -> int:
     """Return the preferred port where it is still free, else another one that nobody listens on."""
-    if preferred and preferred not in taken and is_free(preferred):
+    if preferred and preferred not in taken and becomes_free(preferred):
         return preferred
     while True:
         port = random.randrange(LOWEST, HIGHEST)
@@ -63,7 +76,7 @@ class KeptPorts:
         Raises:
             StackError: If the configured one is taken: a port that somebody has written down is never exchanged.
         """
-        if configured and not is_free(configured):
+        if configured and not becomes_free(configured):
             raise StackError(
                 f"port {configured} for {name}: something listens there already; "
                 "stop it, configure another port, or none for a free one"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tallyman.errors import StackError
+from tallyman.local import ports
 from tallyman.local.java import OLDEST_JAVA, Java, ask_version, find_java
 from tallyman.local.kafka import KafkaPlan, kafka_child, server_properties
 from tallyman.local.ports import HIGHEST, LOWEST, KeptPorts, answers, choose_port
@@ -89,6 +91,13 @@ def test_ports_are_outside_the_range_of_outgoing_connections() -> None:
     assert LOWEST <= choose_port() < HIGHEST < 32_768
 
 
+def test_the_port_of_a_process_that_is_still_dying_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", choose_port())) as server:
+        port = server.getsockname()[1]
+        threading.Timer(0.2, server.close).start()
+        assert choose_port(port) == port
+
+
 def test_a_port_is_kept_while_it_is_free(tmp_path: Path) -> None:
     first = KeptPorts(tmp_path / "ports.json")
     port = first.take("kafka")
@@ -96,7 +105,10 @@ def test_a_port_is_kept_while_it_is_free(tmp_path: Path) -> None:
     assert KeptPorts(tmp_path / "ports.json").take("kafka") == port
 
 
-def test_another_port_is_chosen_when_the_last_one_is_taken(tmp_path: Path) -> None:
+def test_another_port_is_chosen_when_the_last_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "PATIENCE_S", 0.0)
     first = KeptPorts(tmp_path / "ports.json")
     port = first.take("kafka")
     first.keep()
@@ -105,7 +117,10 @@ def test_another_port_is_chosen_when_the_last_one_is_taken(tmp_path: Path) -> No
         assert answers("127.0.0.1", port)
 
 
-def test_a_configured_port_that_is_taken_is_never_exchanged(tmp_path: Path) -> None:
+def test_a_configured_port_that_is_taken_is_never_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "PATIENCE_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(StackError, match=f"port {port} for clickhouse: something listens there already"):
