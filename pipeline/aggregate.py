@@ -28,6 +28,7 @@ class Readings:
         keys: series code << 32 | minute.
         values: Scaled integers, int64 or object.
         times_us, by_high, by_low: Event time and identity, which order `latest`.
+        weights: As how many each counts; -1 takes one back. None: all as one.
     """
 
     keys: IntArray
@@ -35,9 +36,13 @@ class Readings:
     times_us: IntArray
     by_high: npt.NDArray[np.uint64]
     by_low: npt.NDArray[np.uint64]
+    weights: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+_COLUMNS = ("keys", "values", "times_us", "by_high", "by_low")
 
 
 def encode_keys(series: npt.NDArray[np.int32], minutes: IntArray) -> IntArray:
@@ -88,7 +93,7 @@ def reduce_readings(readings: Readings, *, ordered: bool) -> Reduced:
     last = order[ends - 1]
     return Reduced(
         keys[starts],
-        ends - starts,
+        ends - starts if readings.weights is None else np.add.reduceat(readings.weights[order], starts),
         np.add.reduceat(values, starts),
         np.minimum.reduceat(values, starts),
         np.maximum.reduceat(values, starts),
@@ -222,7 +227,11 @@ def _empty_columns(size: int) -> tuple[Any, ...]:
 def _concatenate(parts: list[Readings]) -> Readings:
     if len(parts) == 1:
         return parts[0]
-    return Readings(*(np.concatenate([getattr(part, name) for part in parts]) for name in Readings.__slots__))
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    if all(part.weights is None for part in parts):
+        return Readings(**columns)
+    weights = [np.ones(len(part), np.int64) if part.weights is None else part.weights for part in parts]
+    return Readings(**columns, weights=np.concatenate(weights))
 
 
 def _later(new: Reduced, old: Reduced, at: IntArray) -> npt.NDArray[np.bool_]:

@@ -104,6 +104,22 @@ class Conflict:
     body: bytes
 
 
+class CorrectionRow(NamedTuple):
+    """An accepted correction: what an event counted as, and what it counts as since (empty: nothing)."""
+
+    offset: int
+    appended_ms: int
+    booking: int
+    subject: str
+    source: str
+    id: str
+    version: int
+    first_offset: int
+    reason: str
+    was: bytes
+    now: bytes
+
+
 @dataclass(slots=True)
 class Forward:
     """A record to be sent to its home partition, before the place that it came from may be passed."""
@@ -150,6 +166,7 @@ class OpenChunk:
     flush_cost_s: float = 0.0  # what the last flush took
     dead: list[DeadLetter] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
+    corrections: list[CorrectionRow] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
     raw: list[RawRecord] = field(default_factory=list)
 

@@ -6,8 +6,7 @@ A series is (meter, subject, dimensions, item); inside a process it has a number
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tallyman.meter import (
     BY_ITEM,
@@ -25,8 +24,7 @@ EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
 ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
 
 
-@dataclass(frozen=True, slots=True)
-class SeriesKey:
+class SeriesKey(NamedTuple):
     """A series: its meter's place in the definitions, the tenant, the dimensions as canonical JSON, and for some
     aggregations what a value is counted under (`tallyman.meter.item_of`).
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from pipeline.aggregate import Readings, encode_keys
 from pipeline.book import Counts, DeadLetter, Forward, Place, RawRecord
 from pipeline.identities import IdColumns
 from tallyman.headers import Headers
+
+if TYPE_CHECKING:
+    from pipeline.corrections import Correction
 
 
 class Records(NamedTuple):
@@ -97,6 +100,7 @@ class Block:
     readings: list[Readings] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
     raw: list[RawRecord] = field(default_factory=list)
     records: Records | None = None
     received: int = 0

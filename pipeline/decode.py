@@ -28,6 +28,7 @@ from pipeline.book import (
 )
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events, Records
+from pipeline.corrections import measure_correction, read_correction
 from pipeline.identities import IdColumns
 from pipeline.json_events import JsonDecoder, Lines
 from pipeline.letters import complete, record_letter
@@ -35,6 +36,8 @@ from tallyman.binary import compose
 from tallyman.errors import EventError, LogError
 from tallyman.event import (
     COLLECTOR,
+    CONTENT_TYPE,
+    CORRECTS,
     MAX_RECORD_BYTES,
     SINGLE,
     Event,
@@ -189,7 +192,9 @@ def _fill(block: Block, log: _Log, first: int, last: int, decoders: Decoders, ar
         try:
             if kind.problem is not None:
                 raise kind.problem
-            if kind.sequence >= 0:
+            if kind.corrects:
+                _correction(block, log, row, kind, value, decoders)
+            elif kind.sequence >= 0:
                 _numbered(block, log, row, kind, value, decoders)
             else:
                 _add_lines(foreign, log, row, kind, value)
@@ -249,7 +254,7 @@ def concatenate(parts: list[Events]) -> Events:
 def _add_alike(lines: Lines, log: _Log, first: int, last: int) -> bool:
     """Add records that hold one foreign event each, all under the same headers, at once; say whether they are such."""
     count, kind = last - first, log.kinds[first] if last > first else None
-    if kind is None or kind.format != "single" or kind.sequence >= 0 or kind.attributes is not None:
+    if kind is None or kind.format != "single" or kind.attributes is not None or kind.corrects or kind.sequence >= 0:
         return False
     bodies = [value or b"" for value in log.values[first:last]]
     if log.kinds[first:last].count(kind) != count or max(map(len, bodies)) > MAX_RECORD_BYTES:
@@ -281,6 +286,21 @@ def _add_lines(lines: Lines, log: _Log, row: int, kind: RecordKind, value: bytes
     lines.admitted += [kind.admitted] * count
 
 
+def _correction(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes, decoders: Decoders) -> None:
+    catalog, decoder, _ = decoders.get(block.after.definitions)
+    if kind.attributes is not None:
+        value = compose(kind.attributes, value)
+    if len(value) > MAX_RECORD_BYTES:
+        raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(value)}")
+    clocks = int(log.appended[row]), int(log.clocks[row])
+    headers = ((CONTENT_TYPE, SINGLE.encode()), (CORRECTS, str(kind.corrects).encode()))
+    found = read_correction(value, kind.corrects, decoders.partitions, int(log.offsets[row]), clocks, headers)
+    if found.home == block.partition:
+        found = measure_correction(found, decoder, catalog, lambda number: decoders.catalog(number).meters)
+    block.received += 1
+    block.corrections.append(found)
+
+
 def _numbered(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes, decoders: Decoders) -> None:
     """Decode one numbered batch, or one event of it that is let in again; an empty batch is a heartbeat and holds no
     events.
@@ -308,7 +328,8 @@ def _numbered(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes,
         return
     remembered = np.array([max(int(log.clocks[row]) * 1000, int(part.times_us.max(initial=0)))])
     digest = np.array([crc32c(value) | len(value) << 32], np.uint64)
-    claim = IdColumns(high, low, log.offsets[row : row + 1], _column(0, 1), remembered, digest)
+    definitions = np.array([block.after.definitions], np.uint32)
+    claim = IdColumns(high, low, log.offsets[row : row + 1], _column(0, 1), remembered, digest, definitions)
     block.parts.append(replace(part, high=high.repeat(len(part)), low=low.repeat(len(part)), claim=claim))
 
 

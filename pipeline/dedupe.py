@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline.book import Conflict, Counts, Forward, OpenChunk
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events
+from pipeline.corrections import count_corrections
 from pipeline.identities import Accepted, IdColumns, IdFilter, IdStore
 from pipeline.letters import event_letter, record_letter
 from tallyman.errors import EventError
@@ -39,6 +40,9 @@ def count_once(block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -
             counts = counts.plus(_count_numbered(part, block, chunk, catalog, judge))
         else:
             counts = counts.plus(_count_foreign(part, block, chunk, catalog, judge))
+    if block.corrections:
+        counts = counts.plus(count_corrections(block, chunk, lambda wanted: _find(block, chunk, judge, wanted)))
+        block.corrections = []
     block.counts = counts._replace(dead=len(block.dead), forwarded=len(block.forwards))
     block.parts = []
     chunk.dead += block.dead
@@ -55,7 +59,8 @@ def _count_foreign(part: Events, block: Block, chunk: OpenChunk, catalog: Catalo
         undecided &= ~stray
     duplicate, conflict = _duplicates(part, undecided, block, chunk, catalog, judge)
     accepted = undecided & ~duplicate
-    _accept(part, accepted, chunk, judge.filter, np.maximum(part.clocks_ms * 1000, part.times_us))
+    _accept(part, accepted, chunk, judge.filter, np.maximum(part.clocks_ms * 1000, part.times_us),
+            block.after.definitions)  # fmt: skip
     block.readings.append(part.readings(accepted))
     return Counts(aggregated=int(accepted.sum()), duplicate=int(duplicate.sum()), conflict=conflict)
 
@@ -154,10 +159,24 @@ def _find(
     return found
 
 
-def _accept(part: Events, accepted: Mask, chunk: OpenChunk, known: IdFilter, remembered: npt.NDArray[np.int64]) -> None:
+def _accept(
+    part: Events,
+    accepted: Mask,
+    chunk: OpenChunk,
+    known: IdFilter,
+    remembered: npt.NDArray[np.int64],
+    definitions: int,
+) -> None:
     rows: npt.NDArray[np.int64] | slice = slice(None) if accepted.all() else np.flatnonzero(accepted)
+    high = part.high[rows]
     columns = IdColumns(
-        part.high[rows], part.low[rows], part.offsets[rows], part.indexes[rows], remembered[rows], part.digests[rows]
+        high,
+        part.low[rows],
+        part.offsets[rows],
+        part.indexes[rows],
+        remembered[rows],
+        part.digests[rows],
+        np.full(len(high), definitions, np.uint32),
     )
     chunk.accepted.add(columns)
     known.add(columns.high, columns.low)

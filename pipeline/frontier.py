@@ -104,8 +104,9 @@ class StoredIds:
             wanted = set(identities[first : first + 20_000])
             numbers = ",".join(str(high) for high, _ in wanted)
             columns = self._client.execute(
-                "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest FROM ids"  # noqa: S608 - integers
-                f" WHERE identity_high IN ({numbers}) AND topic_id = %(topic)s AND partition = %(partition)s"
+                "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers
+                f" definitions FROM ids WHERE identity_high IN ({numbers})"
+                " AND topic_id = %(topic)s AND partition = %(partition)s"
                 " AND offset < %(below)s ORDER BY offset, event_index",
                 {"topic": topic_id, "partition": partition, "below": below},
                 columnar=True,

@@ -18,12 +18,15 @@ _PROBES = 4
 
 
 class Accepted(NamedTuple):
-    """An accepted identity: where, until when its copies count as copies, and the digest of its content."""
+    """An accepted identity: where, until when its copies count as copies, the digest of its content, and the
+    definitions under which it was counted.
+    """
 
     offset: int
     event_index: int
     remembered_us: int
     digest: int
+    definitions: int = 1
 
 
 class IdColumns(NamedTuple):
@@ -35,6 +38,7 @@ class IdColumns(NamedTuple):
     indexes: npt.NDArray[np.int64]
     remembered_us: npt.NDArray[np.int64]
     digests: U64
+    definitions: npt.NDArray[np.uint32]
 
 
 class IdStore(Protocol):
@@ -89,6 +93,7 @@ class AcceptedIds:
                         int(block.indexes[row]),
                         int(block.remembered_us[row]),
                         int(block.digests[row]),
+                        int(block.definitions[row]),
                     )
         return found
 

@@ -31,8 +31,8 @@ GENERATION = 0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_TOUCHED = 20_000
 _IDS = (
-    "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset, event_index, remembered_us, digest)"
-    " VALUES"
+    "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset, event_index, remembered_us, digest,"
+    " definitions) VALUES"
 )
 _DEAD = (
     "INSERT INTO dead_letters (topic_id, partition, offset, event_index, generation, appended_at, booking, reason,"
@@ -41,6 +41,10 @@ _DEAD = (
 _CONFLICTS = (
     "INSERT INTO conflicts (topic_id, partition, offset, event_index, first_offset, first_event_index, booking,"
     " appended_at, body) VALUES"
+)
+_CORRECTIONS = (
+    "INSERT INTO corrections (topic_id, partition, offset, subject, source, id, version, first_offset, booking,"
+    " appended_at, reason, was, now) VALUES"
 )
 _EVENTS = "INSERT INTO events (topic_id, partition, offset, appended_at, booking, headers, body) VALUES"
 _USAGE = (
@@ -112,6 +116,7 @@ class Cut:
         chunk.accepted.acknowledge(len(self.ids))
         chunk.dead.clear()
         chunk.conflicts.clear()
+        chunk.corrections.clear()
         chunk.raw.clear()
         chunk.table.acknowledge(self.slots)
         chunk.acknowledged = chunk.here
@@ -151,7 +156,7 @@ class Flush:
         if any(cut.ids for cut in cuts):
             tables.insert_ids([(cut.key, cut.ids) for cut in cuts if cut.ids])
             yield "ids"
-        for table, name in (("dead_letters", "dead"), ("conflicts", "conflicts"), ("events", "raw")):
+        for table, name in _BY_POSITION:
             rows = [(cut.key, getattr(cut.chunk, name)) for cut in cuts if getattr(cut.chunk, name)]
             for key, mine in rows:
                 tables.insert_rows(table, key, mine)
@@ -214,6 +219,7 @@ class Tables:
                 joined.indexes.astype(np.uint32),
                 joined.remembered_us,
                 joined.digests,
+                joined.definitions,
             ],
         )
 
@@ -373,14 +379,25 @@ def _conflict_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
     ]
 
 
+def _correction_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
+    names = ("subject", "source", "id", "version", "first_offset", "booking")
+    return [
+        *([getattr(row, name) for row in rows] for name in names),
+        _milliseconds(appended),
+        *([getattr(row, name) for row in rows] for name in ("reason", "was", "now")),
+    ]
+
+
 def _event_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
     headers = [{name: value.decode("utf-8", "replace") for name, value in row.headers} for row in rows]
     return [_milliseconds(appended), [row.booking for row in rows], headers, [row.body for row in rows]]
 
 
-_ROW_SQL = {"dead_letters": _DEAD, "conflicts": _CONFLICTS, "events": _EVENTS}
+_BY_POSITION = (("dead_letters", "dead"), ("conflicts", "conflicts"), ("corrections", "corrections"), ("events", "raw"))
+_ROW_SQL = {"dead_letters": _DEAD, "conflicts": _CONFLICTS, "corrections": _CORRECTIONS, "events": _EVENTS}
 _ROW_COLUMNS: dict[str, Callable[[Sequence[Any], list[int]], list[Any]]] = {
     "dead_letters": _dead_columns,
     "conflicts": _conflict_columns,
+    "corrections": _correction_columns,
     "events": _event_columns,
 }

@@ -14,6 +14,7 @@ from tallyman.event import (
     ADMITTED,
     COLLECTOR,
     CONTENT_TYPE,
+    CORRECTS,
     EPOCH,
     INDEX,
     MAX_RECORD_BYTES,
@@ -91,7 +92,8 @@ def _event(
     content = (CONTENT_TYPE, SINGLE.encode())
     if foreign:
         key = home_key(event.subject, event.source)
-        return Admission(partition_of(key, topic.partitions), key, value, (content, _JUDGED), 1, event.type)
+        headers = (content, _JUDGED, *(((CORRECTS, str(kind.corrects).encode()),) if kind.corrects else ()))
+        return Admission(partition_of(key, topic.partitions), key, value, headers, 1, event.type)
     index = kind.event_index if kind.event_index >= 0 else letter.event_index
     headers = (content, *_number(kind), (INDEX, str(index).encode()), _JUDGED)
     key = kind.collector.encode()

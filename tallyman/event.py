@@ -31,12 +31,14 @@ FORMATS: Mapping[str, Format] = {
     "application/x-jsonlines": "lines",
 }
 
-# Headers of our own. The last five are honoured only because the broker's ACLs let nobody but the operator's
+# Headers of our own. The last six are honoured only because the broker's ACLs let nobody but the operator's
 # principal write them (docs/decisions/0004).
 CONTENT_TYPE = "content-type"
 COLLECTOR, EPOCH, SEQUENCE = "tallyman-collector", "tallyman-epoch", "tallyman-sequence"
 WATERMARK = "tallyman-watermark-us"
 TICK, CLOSE, DEFINITIONS, ADMITTED = "tallyman-tick", "tallyman-close", "tallyman-definitions", "tallyman-admitted"
+CORRECTS = "tallyman-corrects"  # the number of the version that a correction makes
+CORRECTION = "tallyman.usage.corrected.v1"  # the type of its event
 INDEX = "tallyman-index"  # beside a batch's number: one event of it, let in again by itself
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # a record over this is a dead letter; the topic's limit is twice this
@@ -61,6 +63,8 @@ REASONS: Mapping[str, str] = {
     "unknown_meter": "no meter wants this type of event",
     "too_large": "the record is larger than a record may be",
     "bad_schema": "the Arrow batch has another schema than this version reads",
+    "unknown_event": "a correction of an event that was not accepted, or not with these bytes",
+    "not_correctable": "a meter of the event keeps no single values, or changed since the event was counted",
     "number_reused": "this collector's batch number was used before with other content",
 }
 
@@ -286,6 +290,12 @@ def identity(subject: str, source: str, event_id: str) -> bytes:
     return hashlib.blake2b(
         f"{len(subject)}:{subject}{len(source)}:{source}{event_id}".encode("utf-8", "surrogatepass"), digest_size=16
     ).digest()
+
+
+def version_identity(subject: str, source: str, event_id: str, version: int) -> bytes:
+    """Return the 16 bytes by which the nth correction of a foreign event is counted once."""
+    names = f"version {version} {len(subject)}:{subject}{len(source)}:{source}{event_id}"
+    return hashlib.blake2b(names.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def batch_identity(collector: str, epoch: str, sequence: int, index: int | None = None) -> bytes:

@@ -11,6 +11,7 @@ from tallyman.event import (
     CLOSE,
     COLLECTOR,
     CONTENT_TYPE,
+    CORRECTS,
     DEFINITIONS,
     EPOCH,
     INDEX,
@@ -31,6 +32,7 @@ class RecordKind(NamedTuple):
 
     Attributes:
         event_index: Of an event of a numbered batch that is let in again; -1 is the batch itself.
+        corrects: Of a correction, the number of the version that it makes, from 1.
         attributes: Of a CloudEvent in binary mode.
     """
 
@@ -44,6 +46,7 @@ class RecordKind(NamedTuple):
     epoch: str = ""
     sequence: int = -1
     event_index: int = -1
+    corrects: int = 0
     attributes: dict[str, str] | None = None
     problem: EventError | None = None
 
@@ -66,10 +69,21 @@ def kind_of(headers: Headers) -> RecordKind:
             kind = kind._replace(attributes=read_attributes(named, content_type))
         else:
             kind = kind._replace(format=format_of(content_type))
+        if CORRECTS in named:
+            return _correction(kind, named)
         return _batch(kind, named) if COLLECTOR in named else kind
     except (EventError, UnicodeDecodeError) as error:
         problem = error if isinstance(error, EventError) else EventError("not_utf8", f"headers: {error}")
         return RecordKind(None, content_type, problem=problem)
+
+
+def _correction(kind: RecordKind, named: dict[str, bytes]) -> RecordKind:
+    version = _number(named, CORRECTS)
+    if not 0 < version < 1 << 31:
+        raise EventError("out_of_range", f"header {CORRECTS}: expected 1 or more, got {version}")
+    if kind.format != "single" or COLLECTOR in named:
+        raise EventError("wrong_type", f"header {CORRECTS}: expected it beside one JSON event, got {kind.content_type}")
+    return kind._replace(corrects=version)
 
 
 def _batch(kind: RecordKind, named: dict[str, bytes]) -> RecordKind:

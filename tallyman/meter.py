@@ -23,6 +23,9 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 BY_VALUE: frozenset[Aggregation] = frozenset(("unique_count", "percentile", "stddev"))
 BY_MOMENT: frozenset[Aggregation] = frozenset(("first", "time_weighted", "lifecycle", "counter"))
 BY_ITEM = BY_VALUE | BY_MOMENT
+# Of these, what one event counted for can be taken back; the others have forgotten their single values.
+_ADDS_UP: frozenset[Aggregation] = frozenset(("sum", "count", "avg"))
+CORRECTABLE = _ADDS_UP | BY_ITEM
 Bucket = Literal["minute", "hour", "day", "week", "month"]
 Of = Literal["sum", "avg", "min", "max", "latest", "first", "count"]
 # Scaled: 170 million events of this size in one minute of one series still fit an Int128.

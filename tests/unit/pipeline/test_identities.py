@@ -54,7 +54,8 @@ def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
 def columns(*rows: tuple[int, int, int]) -> IdColumns:
     high, low, offsets = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     nothing = np.zeros(len(rows), np.int64)
-    return IdColumns(high, low, offsets.astype(np.int64), nothing, nothing, nothing.astype(np.uint64))
+    return IdColumns(high, low, offsets.astype(np.int64), nothing, nothing, nothing.astype(np.uint64),
+                     np.ones(len(rows), np.uint32))  # fmt: skip
 
 
 def test_the_newest_acceptance_of_an_id_is_found() -> None:

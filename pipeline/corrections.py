@@ -1,0 +1,262 @@
+"""Corrections: an event that was counted is taken back, and counted anew as it should have been, or not at all.
+
+A correction names the event by its identity and carries its bytes as they count now (`was`) and as they shall count
+(`now`; empty: not at all). It is accepted if exactly these bytes were accepted as the version before, at a smaller
+position, and nobody corrected that version before: a function of the log, like everything else. It is booked where the
+log received it, with the event's own minute; what is booked already stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+from crc32c import crc32c
+
+from pipeline.aggregate import Readings
+from pipeline.book import Conflict, CorrectionRow, Counts, Forward, OpenChunk
+from pipeline.catalog import Catalog
+from pipeline.columns import Block, Events
+from pipeline.identities import Accepted, IdColumns
+from pipeline.json_events import JsonDecoder, Lines
+from pipeline.letters import record_letter
+from tallyman.errors import EventError
+from tallyman.event import CORRECTION, SINGLE, Event, decode_event, home_key, identity, version_identity
+from tallyman.headers import Headers
+from tallyman.kafka import partition_of
+from tallyman.meter import BY_MOMENT, CORRECTABLE, Meter
+
+Identity = tuple[int, int]
+Find = Callable[[list[Identity]], dict[Identity, Accepted]]
+MetersAt = Callable[[int], tuple[Meter, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One correction, understood but not judged.
+
+    Attributes:
+        home: The partition in which the event counts.
+        before, after: Identities of the version that is corrected and of the one that this makes.
+        meters: Those that the event's type has under the definitions in force.
+        meters_at: Those that it had under earlier ones.
+    """
+
+    offset: int
+    appended_ms: int
+    clock_ms: int
+    home: int
+    event: Event
+    version: int
+    was: bytes
+    now: bytes
+    reason: str
+    body: bytes
+    headers: Headers
+    before: Identity
+    after: Identity
+    readings: tuple[Readings, ...] = ()
+    meters: tuple[Meter, ...] = ()
+    meters_at: MetersAt = field(default=lambda number: ())
+
+
+def read_correction(body: bytes, version: int, partitions: int, offset: int, clocks: tuple[int, int],
+                    headers: Headers) -> Correction:  # fmt: skip
+    """Understand the record of a correction.
+
+    Args:
+        clocks: When it was appended, and the log clock, in milliseconds.
+
+    Raises:
+        EventError: It is none.
+    """
+    event = decode_event(body)
+    if event.type != CORRECTION:
+        raise EventError("wrong_type", f'type: expected "{CORRECTION}" under this header, got "{event.type[:100]}"')
+    was, now = (_text(event, name) for name in ("was", "now"))
+    if was == now:
+        raise EventError("wrong_type", "data.was and data.now: expected two texts that differ, got the same twice")
+    named = decode_event(was or now)
+    for text in (was, now):
+        if text and _names(decode_event(text)) != (event.subject, event.source, named.id):
+            raise EventError("wrong_type", "data: expected events of the correction's subject and source, of one id")
+    who = event.subject, event.source, named.id
+    before = identity(*who) if version == 1 else version_identity(*who, version - 1)
+    return Correction(
+        offset=offset,
+        appended_ms=clocks[0],
+        clock_ms=clocks[1],
+        home=partition_of(home_key(event.subject, event.source), partitions),
+        event=named,
+        version=version,
+        was=was,
+        now=now,
+        reason=str(event.data.get("reason") or "")[:1000],
+        body=body,
+        headers=headers,
+        before=_words(before),
+        after=_words(version_identity(*who, version)),
+    )
+
+
+def measure_correction(
+    correction: Correction, decoder: JsonDecoder, catalog: Catalog, meters_at: MetersAt
+) -> Correction:
+    """Return a correction with what it takes back and what it adds, under the definitions in force.
+
+    Raises:
+        EventError: The event as it shall count is none that could be accepted, or a meter keeps no single values.
+    """
+    types = {decode_event(text).type for text in (correction.was, correction.now) if text}
+    meters = tuple(catalog.meters[number] for kind in sorted(types) for number in catalog.by_type.get(kind, ()))
+    if correction.was:
+        for meter in meters:
+            if meter.aggregation not in CORRECTABLE:
+                raise EventError(
+                    "not_correctable",
+                    f"{meter.meter} keeps its {meter.aggregation} and no single values; recount it: tallyman rebuild",
+                )
+    readings = []
+    for text, sign in ((correction.was, -1), (correction.now, 1)):
+        if text:
+            events = _decode(text, decoder, correction, was=sign < 0)
+            version = correction.version - 1 if sign < 0 else correction.version
+            readings.append(_signed(events, sign, version, catalog))
+    return replace(correction, readings=tuple(readings), meters=meters, meters_at=meters_at)
+
+
+def count_corrections(block: Block, chunk: OpenChunk, find: Find) -> Counts:
+    """Judge the corrections of a block, in log order, after everything else in it; return what became of them."""
+    counts = Counts()
+    for correction in block.corrections:
+        if correction.home != block.partition:
+            block.forwards.append(Forward(correction.home, b"", correction.body, correction.headers))
+            continue
+        found = find([correction.before, correction.after])
+        done, first = found.get(correction.after), found.get(correction.before)
+        if done is not None:
+            conflict = done.digest != digest_of(correction.now)
+            if conflict:
+                chunk.conflicts.append(_conflict(correction, block, done))
+            counts = counts.plus(Counts(duplicate=1, conflict=int(conflict)))
+            continue
+        try:
+            _check(correction, first)
+        except EventError as error:
+            block.dead.append(record_letter(block, correction.offset, error))
+            continue
+        assert first is not None
+        _accept(correction, first, block, chunk)
+        counts = counts.plus(Counts(aggregated=1))
+    return counts
+
+
+def digest_of(text: bytes) -> int:
+    """Return the digest of an event's bytes, as `ids` holds it."""
+    return int(crc32c(text)) | len(text) << 32
+
+
+def _check(correction: Correction, first: Accepted | None) -> None:
+    if first is None or first.offset >= correction.offset:
+        number = correction.version - 1
+        what = f"version {number} of it" if number else "no such event"
+        raise EventError("unknown_event", f'"{correction.event.id[:100]}": {what} was accepted before')
+    if first.digest != digest_of(correction.was):
+        raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {first.offset}")
+    if not correction.was:
+        return
+    wanted = {meter.event_type for meter in correction.meters}
+    then = [meter for meter in correction.meters_at(first.definitions) if meter.event_type in wanted]
+    if sorted(then, key=_slug) != sorted(correction.meters, key=_slug):
+        raise EventError(
+            "not_correctable",
+            f"its meters have changed since definitions {first.definitions}; recount them: tallyman rebuild",
+        )
+
+
+def _accept(correction: Correction, first: Accepted, block: Block, chunk: OpenChunk) -> None:
+    high, low = (np.array([word], np.uint64) for word in correction.after)
+    remembered = np.array([max(correction.clock_ms * 1000, correction.event.time_us)], np.int64)
+    definitions = np.array([block.after.definitions], np.uint32)
+    place, nothing = np.array([correction.offset], np.int64), np.zeros(1, np.int64)
+    digests = np.array([digest_of(correction.now)], np.uint64)
+    chunk.accepted.add(IdColumns(high, low, place, nothing, remembered, digests, definitions))
+    block.readings += correction.readings
+    chunk.corrections.append(
+        CorrectionRow(
+            correction.offset,
+            correction.appended_ms,
+            block.after.booking,
+            correction.event.subject,
+            correction.event.source,
+            correction.event.id,
+            correction.version,
+            first.offset,
+            correction.reason,
+            correction.was,
+            correction.now,
+        )
+    )
+
+
+def _decode(text: bytes, decoder: JsonDecoder, correction: Correction, *, was: bool) -> Events:
+    lines = Lines([text], [correction.offset], [0], [correction.appended_ms], [correction.clock_ms], [True])
+    events, dead, _ = decoder.decode(lines, SINGLE, 0)
+    if dead and was:
+        raise EventError("not_correctable", f"its meters now say: {dead[0].detail}; tallyman rebuild")
+    if dead:
+        raise EventError(dead[0].reason, f"data.now: {dead[0].detail}")
+    return events
+
+
+def _signed(events: Events, sign: int, version: int, catalog: Catalog) -> Readings:
+    """Return readings that count once, or take one back.
+
+    A corrected point gets an item of its own: of two values at one moment, neither would be the later one.
+    """
+    readings = events.readings(np.ones(len(events), bool))
+    readings.values = readings.values * sign
+    readings.weights = np.full(len(readings), sign, np.int64)
+    if version:
+        for row, key in enumerate(readings.keys.tolist()):
+            series = catalog.series[key >> 32]
+            if catalog.meters[series.meter].aggregation in BY_MOMENT:
+                item = f'{series.item[:-1]},"{version}"]'
+                readings.keys[row] = catalog.number(series._replace(item=item)) << 32 | (key & 0xFFFFFFFF)
+    return readings
+
+
+def _conflict(correction: Correction, block: Block, done: Accepted) -> Conflict:
+    return Conflict(correction.offset, 0, done.offset, done.event_index, block.after.booking,
+                    correction.appended_ms, correction.body)  # fmt: skip
+
+
+def _text(event: Event, name: str) -> bytes:
+    value = event.data.get(name)
+    if not isinstance(value, str):
+        raise EventError("wrong_type", f"data.{name}: expected the event's JSON as text, got {type(value).__name__}")
+    return value.encode()
+
+
+def _names(event: Event) -> tuple[str, str, str]:
+    return event.subject, event.source, event.id
+
+
+def _slug(meter: Meter) -> str:
+    return meter.meter
+
+
+def _words(digest: bytes) -> Identity:
+    high, low = np.frombuffer(digest, "<u8").tolist()
+    return high, low
+
+
+def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason: str) -> bytes:
+    """Write the event of a correction; `was` or `now` is the event's bytes, empty for nothing."""
+    named = decode_event(was or now)
+    return msgspec.json.encode({
+        "specversion": "1.0", "id": event_id, "source": named.source, "type": CORRECTION, "subject": named.subject,
+        "time": time, "data": {"was": was.decode(), "now": now.decode(), "reason": reason},
+    })  # fmt: skip

@@ -1,0 +1,158 @@
+"""An event that was counted is taken back and counted anew, once, and only if it is the one that was counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline.corrections import write_correction
+from tallyman.meter import Definitions, Meter
+from tests.unit.pipeline.events import PLAIN, Walk, body, event
+
+MOMENTS = Definitions(
+    number=1,
+    meters=(
+        Meter(meter="level", event_type="server", aggregation="time_weighted", value="hours", scale=0),
+        Meter(meter="people", event_type="visit", aggregation="unique_count", value="user"),
+        Meter(meter="peak", event_type="traffic", aggregation="max", value="bytes", scale=0),
+    ),
+)
+CHANGED = Definitions(
+    number=2, meters=(Meter(meter="compute.hours", event_type="server", aggregation="sum", value="days", scale=6),)
+)
+
+
+def correction(was: bytes, now: bytes, version: int = 1, **changed: Any) -> Any:
+    """Return a correction's record as `Walk.send` takes it."""
+    wire = msgspec.json.decode(
+        write_correction(was, now, event_id=f"fix-{version}", time="2026-10-31T13:00:00Z", reason="measured twice")
+    )
+    wire |= changed
+    return [msgspec.json.encode(wire)], (("tallyman-corrects", str(version).encode()),)
+
+
+def send(walk: Walk, fix: Any) -> Walk:
+    records, headers = fix
+    return walk.send(*records, headers=headers)
+
+
+def hours(value: str, number: int = 1) -> bytes:
+    return body(number, data={"hours": value, "region": "Nürnberg"})
+
+
+def test_a_voided_event_counts_no_more_and_an_amended_one_as_it_should_have() -> None:
+    walk = Walk().send(hours("10", 1), hours("20", 2), hours("30", 3))
+    send(walk, correction(hours("20", 2), b""))
+    assert walk.sums() == {"compute.hours": 40_000_000}
+    send(walk, correction(hours("30", 3), hours("25", 3)))
+    assert walk.sums() == {"compute.hours": 35_000_000}
+    assert walk.counts["received"] == walk.counts["aggregated"] == 5
+    assert [(row.id, row.version, row.first_offset, row.reason) for row in walk.chunk.corrections] == [
+        ("e-2", 1, 1, "measured twice"), ("e-3", 1, 2, "measured twice"),
+    ]  # fmt: skip
+
+
+def test_a_correction_that_comes_twice_corrects_once() -> None:
+    walk = Walk().send(hours("10"))
+    for _ in range(2):
+        send(walk, correction(hours("10"), hours("4")))
+    assert walk.sums() == {"compute.hours": 4_000_000}
+    assert (walk.counts["duplicate"], walk.counts["conflict"]) == (1, 0)
+
+
+def test_another_correction_of_the_same_version_is_a_conflict_and_changes_nothing() -> None:
+    walk = Walk().send(hours("10"))
+    send(walk, correction(hours("10"), hours("4")))
+    send(walk, correction(hours("10"), hours("5")))
+    assert walk.sums() == {"compute.hours": 4_000_000}
+    assert (walk.counts["duplicate"], walk.counts["conflict"], len(walk.conflicts)) == (1, 1, 1)
+
+
+def test_what_was_corrected_can_be_corrected_again_and_what_was_voided_can_come_back() -> None:
+    walk = Walk().send(hours("10"))
+    send(walk, correction(hours("10"), b""))
+    send(walk, correction(b"", hours("7"), 2))
+    send(walk, correction(hours("7"), hours("8"), 3))
+    assert walk.sums() == {"compute.hours": 8_000_000}
+
+
+def test_a_late_copy_of_a_voided_event_stays_a_duplicate() -> None:
+    walk = Walk().send(hours("10"))
+    send(walk, correction(hours("10"), b""))
+    walk.send(hours("10"))
+    assert walk.sums() == {"compute.hours": 0}
+    assert walk.counts["duplicate"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fix", "reason"),
+    [
+        (correction(hours("11"), hours("4")), "unknown_event"),
+        (correction(hours("10", 2), hours("4", 2)), "unknown_event"),
+        (correction(hours("10"), hours("4"), 2), "unknown_event"),
+        (correction(hours("10"), hours("4", 2)), "wrong_type"),
+        (correction(hours("10"), hours("text")), "not_a_number"),
+        (correction(hours("10"), hours("4"), data={"was": hours("10").decode()}), "wrong_type"),
+        (correction(hours("10"), hours("4"), subject="Łukasz"), "wrong_type"),
+        (correction(hours("10"), hours("10")), "wrong_type"),
+        (correction(hours("10"), b"{"), "malformed"),
+        (correction(hours("10"), hours("4"), type="server"), "wrong_type"),
+    ],
+)
+def test_a_correction_of_something_else_is_a_dead_letter(fix: Any, reason: str) -> None:
+    walk = send(Walk().send(hours("10")), fix)
+    assert walk.reasons == [reason]
+    assert walk.sums() == {"compute.hours": 10_000_000}
+    assert (walk.counts["received"], walk.counts["dead"]) == (2, 1)
+
+
+def test_a_correction_before_its_event_is_a_dead_letter() -> None:
+    walk = send(Walk(), correction(hours("10"), b"")).send(hours("10"))
+    assert walk.reasons == ["unknown_event"]
+    assert walk.sums() == {"compute.hours": 10_000_000}
+
+
+def test_an_event_whose_meters_have_changed_since_is_not_taken_back_by_the_new_ones() -> None:
+    walk = Walk(PLAIN, CHANGED).send(hours("10"))
+    walk.send(b"", headers=(("tallyman-close", b"20757001"), ("tallyman-definitions", b"2")))
+    send(walk, correction(hours("10"), b""))
+    assert walk.reasons == ["not_correctable"]
+
+
+def test_a_maximum_has_forgotten_its_single_values_and_says_so() -> None:
+    first = body(1, type="traffic", data={"bytes": 7})
+    walk = send(Walk(MOMENTS).send(first), correction(first, b""))
+    assert walk.reasons == ["not_correctable"]
+    assert "tallyman rebuild" in walk.chunk.dead[0].detail
+
+
+def test_a_distinct_value_that_is_voided_counts_no_more() -> None:
+    first, other = (msgspec.json.encode(event(n, type="visit", data={"user": n})) for n in (1, 2))
+    walk = send(Walk(MOMENTS).send(first, other), correction(first, b""))
+    rows, _ = walk.chunk.table.take_changes()
+    catalog = walk.cut().catalog
+    found = {catalog.series[key >> 32].item: count for key, count in zip(rows.keys, rows.count, strict=True)}
+    assert found == {"=1": 0, "=2": 1}
+
+
+def test_of_two_values_at_one_moment_the_corrected_one_is_a_point_of_its_own() -> None:
+    walk = send(Walk(MOMENTS).send(hours("10")), correction(hours("10"), hours("4")))
+    send(walk, correction(hours("4"), hours("5"), 2))
+    rows, _ = walk.chunk.table.take_changes()
+    catalog = walk.cut().catalog
+    moment = '"1793448000000000",null,null'
+    found = {catalog.series[key >> 32].item: count for key, count in zip(rows.keys, rows.count, strict=True)}
+    assert found == {f"[{moment}]": 0, f'[{moment},"1"]': 0, f'[{moment},"2"]': 1}
+
+
+def test_a_correction_on_a_foreign_partition_is_forwarded_home() -> None:
+    for partitions in (2, 3, 5, 7):
+        walk = Walk(partitions=partitions)
+        send(walk, correction(hours("10"), b""))
+        if walk.chunk.forwards:
+            (forward,) = walk.chunk.forwards
+            assert dict(forward.headers)["tallyman-corrects"] == b"1" and walk.counts["forwarded"] == 1
+            return
+    raise AssertionError("every partition was home")
