@@ -1,18 +1,24 @@
-"""The algebra of totals as a Beam `CombineFn`, for bounded jobs on any runner: `beam.CombinePerKey(UsageCombineFn())`.
+"""The algebra of usage as Beam `CombineFn`s, for bounded jobs on any runner.
 
-Elements are readings (scaled value, time in microseconds, identity); many at once go through the same columns
-as the stream.
+`beam.CombinePerKey(UsageCombineFn())` totals readings (scaled value, time in microseconds, identity) of what is stored
+under one key; many at once go through the same columns as the stream. `beam.CombinePerKey(COMBINE["percentile"])` adds
+up what is stored to what an answer is derived from, as readers do: one for each aggregation, from the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from itertools import islice
+from types import MappingProxyType
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 
 from pipeline.aggregate import Readings, reduce_readings
+from tallyman.aggregations import AGGREGATES, Cell
+from tallyman.meter import Aggregation
 from tallyman.usage import EMPTY, Totals, merge
 
 Element = tuple[int, int, bytes]
@@ -43,6 +49,30 @@ class UsageCombineFn(beam.CombineFn):
 
     def extract_output(self, accumulator: Totals) -> Totals:
         return accumulator
+
+
+class CellCombineFn(beam.CombineFn):
+    """Adds cells up; accumulators and outputs are the states of one aggregation, of which `derive` makes answers."""
+
+    def __init__(self, aggregation: Aggregation) -> None:
+        super().__init__()
+        self._aggregation = aggregation  # the table is looked up where the work is done: it need not travel
+
+    def create_accumulator(self) -> Any:
+        return AGGREGATES[self._aggregation].empty()
+
+    def add_input(self, accumulator: Any, element: Cell) -> Any:
+        return AGGREGATES[self._aggregation].add(accumulator, element)
+
+    def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
+        aggregate = AGGREGATES[self._aggregation]
+        return reduce(aggregate.merge, accumulators, aggregate.empty())
+
+    def extract_output(self, accumulator: Any) -> Any:
+        return accumulator
+
+
+COMBINE: Mapping[Aggregation, CellCombineFn] = MappingProxyType({name: CellCombineFn(name) for name in AGGREGATES})
 
 
 def total(elements: Sequence[Element]) -> Totals:

@@ -29,6 +29,15 @@ class Totals:
     latest: int | None = None
     latest_at: tuple[int, bytes] = (-1, b"")
 
+    def times(self, factor: int) -> Totals:
+        """Return the same quantities as integers of a larger scale."""
+
+        def scaled_up(value: int | None) -> int | None:
+            return None if value is None else value * factor
+
+        least, most, latest = scaled_up(self.min), scaled_up(self.max), scaled_up(self.latest)
+        return Totals(self.count, self.sum * factor, least, most, latest, self.latest_at)
+
 
 EMPTY = Totals()
 
@@ -77,9 +86,11 @@ class UsageQuery:
         end: First instant that is not asked for, with a zone.
         subjects: Tenants; empty for all.
         where: Dimension name -> values of which one must match; None matches a missing dimension.
+        exclude: Conditions like `where`: what meets all of one of them is left out.
         group_by: Dimension names, and `subject`, by which rows are told apart.
         zone: IANA name in which hours, days, weeks (from Monday) and months begin.
-        sealed_only: Only what the books have closed, up to `up_to_booking` if given. Invoices ask so.
+        sealed_only: Only what the books have closed. Invoices ask so.
+        up_to_booking: Only what was booked up to this booking and in it, sealed or not.
     """
 
     meter: str
@@ -87,6 +98,7 @@ class UsageQuery:
     end: datetime
     subjects: tuple[str, ...] = ()
     where: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    exclude: tuple[Mapping[str, tuple[str | None, ...]], ...] = ()
     group_by: tuple[str, ...] = ("subject",)
     window: Window = "total"
     zone: str = "UTC"
@@ -96,13 +108,23 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRow:
-    """One figure: half-open window, the groups asked for, and the value as an exact decimal in the meter's unit."""
+    """One figure: half-open window, the groups asked for, and the value as an exact decimal in the meter's unit.
+
+    Attributes:
+        events: How many came in this window; 0 where a level is carried over it.
+        resets: Of a counter: how often it began again from 0. None for other meters, as are the next two.
+        holes: Of a counter: neighbouring readings that are further apart than the meter allows.
+        decreases: Of a counter: readings below an earlier one of the same incarnation; they add nothing.
+    """
 
     start: datetime
     end: datetime
     groups: Mapping[str, str | None]
     value: Decimal
     events: int
+    resets: int | None = None
+    holes: int | None = None
+    decreases: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

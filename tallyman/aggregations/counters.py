@@ -1,0 +1,110 @@
+"""How much a counter counted: increments between its readings, which resets and holes do not falsify."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from tallyman.aggregations.base import Cell, Figure, Proof, Span, Terms
+from tallyman.aggregations.moments import Group, Moment, Moments, Timeline, place_of, tally_events
+from tallyman.aggregations.sums import Avg, Count, First, Latest, Max, Min, OfTotals, Sum
+from tallyman.meter import Aggregation
+from tallyman.usage import Totals
+
+# What can be made of increments (`of`).
+OF: Mapping[str, OfTotals] = {each.name: each for each in (Sum(), Avg(), Min(), Max(), Latest(), First(), Count())}
+
+
+class Increment(NamedTuple):
+    """What a reading adds to the one before it."""
+
+    moment: Moment
+    amount: int
+    proof: Proof
+
+
+class Counter(Timeline):
+    """What is made of a counter's increments, each at the time of the later reading.
+
+    - The first reading of a resource in its series adds nothing: nobody knows from where it counted.
+    - A new incarnation of a resource begins at 0, so all of its first reading was counted since.
+    - Inside an incarnation a counter cannot go back. A reading below an earlier one is told and adds nothing, and
+      what follows adds only what is above the highest one: after a clock that stepped nothing counts twice.
+    - Where the incarnation of either reading is unknown, a lower reading counts as a reset to 0.
+    """
+
+    name: Aggregation = "counter"
+
+    def derive_each(
+        self, state: Moments, spans: Sequence[Span], terms: Terms, group_of: Callable[[Moment], Group | None]
+    ) -> Mapping[tuple[int, Group], Figure]:
+        of, starts = OF[terms.of], [span.start_us for span in spans]
+        made: dict[tuple[int, Group], Totals] = defaultdict(of.empty)
+        proofs: dict[tuple[int, Group], Proof] = defaultdict(Proof)
+        for increment in increments(state, terms):
+            index, group = place_of(spans, starts, increment.moment.time_us), group_of(increment.moment)
+            if index is not None and group is not None:
+                made[index, group] = of.add(made[index, group], _cell(increment))
+                proofs[index, group] += increment.proof
+        events = tally_events(state, spans, group_of)
+        figures = {}
+        for place, totals in made.items():
+            figure = of.derive(totals, spans[place[0]], terms)
+            if figure is not None:
+                figures[place] = Figure(figure.value, events[place], proofs[place])
+        return figures
+
+
+def _cell(increment: Increment) -> Cell:
+    moment, amount = increment.moment, increment.amount
+    made = Totals(1, amount, amount, amount, amount, (moment.time_us, _name_order(moment)))
+    return Cell(moment.subject, moment.dimensions, moment.time_us // 60_000_000 * 60, "", made)
+
+
+def _name_order(moment: Moment) -> bytes:
+    """Order increments at one instant by whose they are."""
+    return "\0".join((moment.subject, moment.dimensions, moment.resource or "", moment.incarnation or "")).encode()
+
+
+def increments(state: Moments, terms: Terms) -> Iterator[Increment]:
+    """Yield what each reading adds, by resource and in order of time."""
+    tracks: dict[tuple[str, str, str | None], list[Moment]] = defaultdict(list)
+    for moment, totals in state.items():
+        if totals.count > 0:
+            tracks[moment.subject, moment.dimensions, moment.resource].append(moment)
+    for track in tracks.values():
+        track.sort(key=lambda moment: (moment.time_us, moment.incarnation is not None, moment.incarnation or ""))
+        reader = _Reader(terms.believed_for_us)
+        for moment in track:
+            step = reader.read(moment, state[moment].max or 0)
+            if step is not None:
+                yield Increment(moment, *step)
+
+
+class _Reader:
+    """Reads the counter of one resource in one series."""
+
+    def __init__(self, believed_for_us: int | None) -> None:
+        self._believed_for_us = believed_for_us
+        self._peaks: dict[str | None, int] = {}
+        self._before: Moment | None = None
+
+    def read(self, moment: Moment, value: int) -> tuple[int, Proof] | None:
+        """Return what a reading adds, None for the first."""
+        before, self._before = self._before, moment
+        step = None if before is None else self._step(before, moment, value)
+        peak = self._peaks.get(moment.incarnation, value)
+        self._peaks[moment.incarnation] = value if moment.incarnation is None else max(value, peak)
+        return step
+
+    def _step(self, before: Moment, moment: Moment, value: int) -> tuple[int, Proof]:
+        silence_us = moment.time_us - before.time_us
+        hole = self._believed_for_us is not None and silence_us > self._believed_for_us
+        if moment.incarnation is None or before.incarnation is None:
+            last = self._peaks[before.incarnation]
+            return (value - last, Proof(holes=hole)) if value >= last else (value, Proof(resets=1, holes=hole))
+        peak = self._peaks.get(moment.incarnation)
+        if peak is None:
+            return value, Proof(resets=1, holes=hole)
+        return max(0, value - peak), Proof(holes=hole, decreases=value < peak)

@@ -1,0 +1,80 @@
+"""What is counted value by value: how many distinct ones, which lies at a given share of them, how far they scatter."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import accumulate
+
+from tallyman.aggregations.base import Apart, Cell, Figure, Kept, Span, Terms, events_in
+from tallyman.aggregations.exact import root
+from tallyman.meter import Aggregation
+from tallyman.usage import Totals
+
+
+class ByValue(Apart[str]):
+    """Kept apart by the value; one whose events were all voided is not there any more."""
+
+    kept: Kept = "by value"
+
+    def key(self, cell: Cell) -> str:
+        return cell.item
+
+
+class UniqueCount(ByValue):
+    name: Aggregation = "unique_count"
+    zero_if_empty = True
+
+    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
+        distinct = sum(totals.count > 0 for totals in state.values())
+        return Figure(terms.number_of(distinct), events_in(state)) if distinct else None
+
+
+class OfNumbers(ByValue):
+    """An aggregation over numbers: an item is the scaled value."""
+
+    def rescaled(self, cell: Cell, factor: int) -> Cell:
+        return cell if factor == 1 else replace(cell, item=str(int(cell.item) * factor))
+
+
+class Percentile(OfNumbers):
+    """The value at a share of the ranks, interpolated linearly between the two closest ones.
+
+    Rank (n - 1) x p / 100 of n values in order, from 0: the definition of numpy, R (type 7) and spreadsheets.
+    """
+
+    name: Aggregation = "percentile"
+
+    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
+        counted = _counted(state)
+        if not counted:
+            return None
+        upto = list(accumulate(count for _, count in counted))
+        rank = (upto[-1] - 1) * terms.percentile / 100
+        below = rank.numerator // rank.denominator
+        low = counted[bisect_right(upto, below)][0]
+        high = counted[min(bisect_right(upto, below + 1), len(counted) - 1)][0]
+        return Figure(terms.quantity(low + (high - low) * (rank - below)), upto[-1])
+
+
+class Stddev(OfNumbers):
+    """The sample standard deviation (n - 1); one value has none."""
+
+    name: Aggregation = "stddev"
+
+    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
+        counted = _counted(state)
+        events = sum(count for _, count in counted)
+        if events < 2:
+            return None
+        total = sum(value * count for value, count in counted)
+        squares = sum(value * value * count for value, count in counted)
+        variance = Fraction(events * squares - total * total, events * (events - 1))
+        return Figure(root(variance * (terms.factor / 10**terms.scale) ** 2), events)
+
+
+def _counted(state: Mapping[str, Totals]) -> Sequence[tuple[int, int]]:
+    """Return the numbers that are there, in order, and how often each is."""
+    return sorted((int(item), totals.count) for item, totals in state.items() if totals.count > 0)
