@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import msgspec
 import numpy as np
 from crc32c import crc32c
 
@@ -251,12 +250,3 @@ def _slug(meter: Meter) -> str:
 def _words(digest: bytes) -> Identity:
     high, low = np.frombuffer(digest, "<u8").tolist()
     return high, low
-
-
-def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason: str) -> bytes:
-    """Write the event of a correction; `was` or `now` is the event's bytes, empty for nothing."""
-    named = decode_event(was or now)
-    return msgspec.json.encode({
-        "specversion": "1.0", "id": event_id, "source": named.source, "type": CORRECTION, "subject": named.subject,
-        "time": time, "data": {"was": was.decode(), "now": now.decode(), "reason": reason},
-    })  # fmt: skip

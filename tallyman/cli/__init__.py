@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "send": "tallyman.cli.send:send",
     "usage": "tallyman.cli.usage:usage",
     "dead": "tallyman.cli.dead:dead",
+    "event": "tallyman.cli.event:event",
     "alarms": "tallyman.cli.alarms:alarms",
     "invoice": "tallyman.cli.invoice:invoice",
     "close": "tallyman.cli.books:close",

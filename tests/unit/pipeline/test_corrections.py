@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.corrections import write_correction
+from tallyman.corrections import write_correction
 from tallyman.meter import Definitions, Meter
 from tests.unit.pipeline.events import PLAIN, Walk, body, event
 

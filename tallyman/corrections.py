@@ -1,0 +1,213 @@
+"""Void and amend events that were counted: find one by its identity, and send what takes it back through Kafka.
+
+History is kept: the event, each correction of it and what usage was booked when stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+from kafka import TopicPartition
+from kafka.errors import KafkaError
+
+from tallyman.binary import compose
+from tallyman.errors import BrokerError, UsageQueryError
+from tallyman.event import (
+    CONTENT_TYPE,
+    CORRECTION,
+    CORRECTS,
+    SINGLE,
+    decode_event,
+    home_key,
+    identity,
+    split_record,
+)
+from tallyman.headers import Headers, kind_of
+from tallyman.kafka import TopicInfo, check_topic, make_consumer, make_producer, partition_of
+from tallyman.mend import mend
+from tallyman.send import SendReport, runs_of
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+    from tallyman.project import Project
+
+_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What an event counted as for a time.
+
+    Attributes:
+        number: 0 is the event as it came; each correction makes the next.
+        text: Its bytes; empty since it is void.
+        booking: Where a correction was booked; 0 for the event itself.
+    """
+
+    number: int
+    text: bytes
+    position: str
+    booking: int = 0
+    at: datetime | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """An event that was counted, and its corrections, oldest first."""
+
+    subject: str
+    source: str
+    id: str
+    versions: tuple[Version, ...]
+
+    @property
+    def now(self) -> Version:
+        return self.versions[-1]
+
+
+def read_history(project: Project, client: Client, subject: str, source: str, event_id: str) -> History:
+    """Find an event that was counted, and what was done to it since.
+
+    Its bytes come from the raw archive, else from Kafka.
+
+    Raises:
+        UsageQueryError: No such event was counted, or its bytes are gone.
+        BrokerError: Kafka does not answer.
+    """
+    digest = identity(subject, source, event_id)
+    high, low = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    rows = client.execute(
+        "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"
+        " AND identity_low = %(low)s ORDER BY offset DESC LIMIT 1",
+        {"high": high, "low": low},
+    )
+    if not rows:
+        raise UsageQueryError(
+            f'event: expected one that was counted, got id "{event_id}" of {source} for {subject}; '
+            "a dead letter is mended with: tallyman dead retry"
+        )
+    topic_id, partition, offset, index = rows[0]
+    headers, body = _read_record(project, client, topic_id, partition, offset)
+    first = Version(number=0, text=_cut(headers, body, index), position=f"{partition}:{offset}:{index}")
+    corrected = client.execute(
+        "SELECT version, now, partition, offset, booking, appended_at, reason FROM corrections FINAL"
+        " WHERE subject = %(subject)s AND source = %(source)s AND id = %(id)s ORDER BY version",
+        {"subject": subject, "source": source, "id": event_id},
+    )
+    later = (
+        Version(number=version, text=_bytes(now), position=f"{at}:{place}:0", booking=booking,
+                at=appended.replace(tzinfo=UTC), reason=reason)
+        for version, now, at, place, booking, appended, reason in corrected
+    )  # fmt: skip
+    return History(subject=subject, source=source, id=event_id, versions=(first, *later))
+
+
+def amended(history: History, changes: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of an event as it shall count; of a void one, as it last counted.
+
+    Raises:
+        EventError: The change would make another event of it.
+    """
+    last = next(version.text for version in reversed(history.versions) if version.text)
+    return mend(last, changes, own_identity=True)
+
+
+def correct(project: Project, history: History, now: bytes, reason: str) -> SendReport:
+    """Send the correction that makes an event count as `now`, empty for nothing; return when Kafka acknowledged it.
+
+    Sending it twice corrects once.
+
+    Raises:
+        UsageQueryError: It counts so already.
+        BrokerError: Kafka did not acknowledge; run it again.
+    """
+    began = time.monotonic()
+    if now == history.now.text:
+        raise UsageQueryError(f'event: "{history.id}" counts so already; there is nothing to correct')
+    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    version = history.now.number + 1
+    moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    body = write_correction(history.now.text, now, event_id=f"{history.id}/{version}", time=moment, reason=reason)
+    headers = [(CONTENT_TYPE, SINGLE.encode()), (CORRECTS, str(version).encode())]
+    key = home_key(history.subject, history.source)
+    partition = partition_of(key, topic.partitions)
+    producer = make_producer(project.kafka_brokers)
+    try:
+        told = producer.send(topic.name, body, key=key, partition=partition, headers=headers).get(timeout=_PATIENCE_S)
+    except KafkaError as error:
+        raise BrokerError(
+            f"correction: expected Kafka to acknowledge it, got {type(error).__name__}: {error}; "
+            "run the same command again when Kafka is back: it corrects once"
+        ) from error
+    finally:
+        producer.close(timeout=5)
+    runs = {told.partition: runs_of([told.offset])}
+    return SendReport(topic=topic, events=1, records=1, bytes=len(body), took_s=time.monotonic() - began,
+                      offsets=runs, types={CORRECTION: 1})  # fmt: skip
+
+
+def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason: str) -> bytes:
+    """Write the event of a correction; `was` and `now` are the event's bytes, empty for nothing."""
+    named = decode_event(was or now)
+    return msgspec.json.encode({
+        "specversion": "1.0", "id": event_id, "source": named.source, "type": CORRECTION, "subject": named.subject,
+        "time": time, "data": {"was": was.decode(), "now": now.decode(), "reason": reason},
+    })  # fmt: skip
+
+
+def _read_record(
+    project: Project, client: Client, topic_id: str, partition: int, offset: int
+) -> tuple[Headers, bytes]:
+    rows = client.execute(
+        "SELECT headers, body FROM events WHERE topic_id = %(topic)s AND partition = %(partition)s"
+        " AND offset = %(offset)s LIMIT 1",
+        {"topic": topic_id, "partition": partition, "offset": offset},
+        settings={"strings_as_bytes": True},
+    )
+    if rows:
+        headers, body = rows[0]
+        return tuple((_bytes(name).decode(), _bytes(value)) for name, value in dict(headers).items()), _bytes(body)
+    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    if topic.topic_id != topic_id:
+        raise UsageQueryError(f"event: it was counted from topic {topic_id}, of which neither archive nor log is left")
+    return _read_log(project, topic, partition, offset)
+
+
+def _read_log(project: Project, topic: TopicInfo, partition: int, offset: int) -> tuple[Headers, bytes]:
+    consumer = make_consumer(project.kafka_brokers)
+    where = TopicPartition(topic.name, partition)
+    try:
+        consumer.assign([where])
+        if consumer.beginning_offsets([where])[where] <= offset:
+            consumer.seek(where, offset)
+            deadline = time.monotonic() + _PATIENCE_S
+            while time.monotonic() < deadline:
+                for record in consumer.poll(timeout_ms=500, max_records=1).get(where, ()):
+                    if record.offset == offset:
+                        return tuple(record.headers), record.value or b""
+    except KafkaError as error:
+        raise BrokerError(f"event at {partition}:{offset}: {type(error).__name__}: {error}") from error
+    finally:
+        consumer.close()
+    raise UsageQueryError(
+        f"event: its bytes at {partition}:{offset} are neither in the archive nor in the log any more; "
+        "what was booked can only be set right by usage of its own, or recounted: tallyman rebuild"
+    )
+
+
+def _cut(headers: Headers, body: bytes, index: int) -> bytes:
+    kind = kind_of(headers)
+    if kind.attributes is not None:
+        return compose(kind.attributes, body)
+    return split_record(kind.content_type, body)[index]
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")

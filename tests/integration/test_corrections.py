@@ -1,0 +1,101 @@
+"""Events that were counted are voided and amended at the command line, on the real stack; sealed books stay closed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.close import close_books, found_books
+from tallyman.cli import run
+from tallyman.event import CORRECTS, LINES
+from tallyman.local.folder import ClickHouseEndpoint
+from tests.integration.booking import OwnProject, wait_for
+from tests.integration.test_dead_retry import HOUR, METERS, body
+
+pytestmark = pytest.mark.integration
+WHO = ("Zoë Åström", "nova/berlin-1")
+
+
+@dataclass
+class Desk:
+    """Somebody at the command line of a project whose pipeline runs."""
+
+    own: OwnProject
+    capsys: pytest.CaptureFixture[str]
+
+    def ask(self, *words: str) -> Any:
+        code = run(["event", *words, "--json"])
+        printed = self.capsys.readouterr()
+        assert code in (0, 3), printed.err
+        return json.loads(printed.out)
+
+
+@pytest.fixture
+def desk(
+    kafka_broker: str,
+    clickhouse_endpoint: ClickHouseEndpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Desk]:
+    own = OwnProject(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS)
+    monkeypatch.setenv("TALLYMAN_DATA", str(own.folder / "data"))
+    monkeypatch.chdir(own.folder)
+    with own.running():
+        found_books(own.project)
+        yield Desk(own, capsys)
+
+
+def test_three_events_one_voided_one_amended_and_all_of_it_can_be_seen(desk: Desk) -> None:
+    lines = b"\n".join(body(name, data={"hours": hours}) for name, hours in (("1", "10"), ("2", "20"), ("3", "30")))
+    desk.own.send((lines, (("content-type", LINES.encode()),)))
+    desk.own.wait_until_booked()
+    assert desk.own.usage() == {"compute.hours": 60 * HOUR}
+
+    looked = desk.ask("void", *WHO, "2", "--reason", "test machine")
+    assert not looked["done"] and json.loads(looked["was"])["data"] == {"hours": "20"}
+    assert desk.own.usage() == {"compute.hours": 60 * HOUR}
+
+    told = desk.ask("void", *WHO, "2", "--reason", "test machine", "--yes", "--wait")
+    assert (told["aggregated"], told["now"]) == (1, "")
+    assert desk.own.usage() == {"compute.hours": 40 * HOUR}
+
+    desk.ask("amend", *WHO, "3", "--set", "data.hours=25", "--reason", "wrong flavor", "--yes", "--wait")
+    assert desk.own.usage() == {"compute.hours": 35 * HOUR}
+    desk.ask("amend", *WHO, "3", "--set", "data.hours=26", "--reason", "still wrong", "--yes", "--wait")
+    assert desk.own.usage() == {"compute.hours": 36 * HOUR}
+
+    history = desk.ask("history", *WHO, "3")["versions"]
+    assert [(each["version"], each["reason"], json.loads(each["counts_as"])["data"]["hours"]) for each in history] == [
+        (0, None, "30"), (1, "wrong flavor", 25), (2, "still wrong", 26),
+    ]  # fmt: skip
+
+
+def test_a_sealed_booking_keeps_its_bytes_when_one_of_its_events_is_voided(desk: Desk) -> None:
+    desk.own.send((body("1"), ()), (body("2"), ()))
+    desk.own.wait_until_booked()
+    booking = close_books(desk.own.project).booking - 1
+    wait_for(lambda: desk.own.ask("SELECT max(booking) FROM seals") >= [(booking,)], "the booking is sealed")
+    sealed = desk.own.ask("SELECT * FROM usage WHERE booking <= %(booking)s ORDER BY ALL", booking=booking)
+    assert sealed
+    desk.ask("void", *WHO, "1", "--reason", "test machine", "--yes", "--wait")
+    assert desk.own.ask("SELECT * FROM usage WHERE booking <= %(booking)s ORDER BY ALL", booking=booking) == sealed
+    assert desk.own.usage() == {"compute.hours": HOUR}
+    assert desk.own.ask("SELECT count FROM usage_hot FINAL WHERE booking > %(booking)s", booking=booking) == [(-1,)]
+
+
+def test_a_correction_of_an_event_that_nobody_counted_is_refused_with_the_next_step(desk: Desk) -> None:
+    assert run(["event", "void", *WHO, "nobody", "--reason", "x"]) == 2
+    told = desk.capsys.readouterr().err
+    assert 'got id "nobody" of nova/berlin-1 for Zoë Åström; a dead letter is mended with: tallyman dead retry' in told
+
+
+def test_a_correction_that_nobody_asked_for_is_a_dead_letter_that_says_why(desk: Desk) -> None:
+    desk.own.send((body("1", type="tallyman.usage.corrected.v1", data={"was": "{", "now": ""}), ((CORRECTS, b"1"),)))
+    desk.own.wait_until_booked()
+    assert desk.own.ask("SELECT reason FROM dead_letters FINAL") == [("malformed",)]
