@@ -12,8 +12,8 @@ from typing import Any
 from tallyman.aggregations.base import Aggregate, Cell, Figure, Proof, Span, Terms, terms_of
 from tallyman.aggregations.counters import Counter
 from tallyman.aggregations.levels import Lifecycle, TimeWeighted
-from tallyman.aggregations.moments import Moment, Timeline, moment_of
-from tallyman.aggregations.sums import Avg, Count, First, Latest, Max, Min, Sum, SumOfMaxima
+from tallyman.aggregations.moments import First, Moment, Timeline, moment_of
+from tallyman.aggregations.sums import Avg, Count, Latest, Max, Min, Sum, SumOfMaxima
 from tallyman.aggregations.values import Percentile, Stddev, UniqueCount
 from tallyman.meter import Aggregation
 

@@ -196,11 +196,15 @@ class Apart(Aggregate[Mapping[Key, Totals]]):
     def key(self, cell: Cell) -> Key:
         """Return under what a cell's totals are kept."""
 
+    def told(self, cell: Cell) -> Totals:
+        """Return what a cell tells of its key."""
+        return cell.totals
+
     def empty(self) -> Mapping[Key, Totals]:
         return {}
 
     def of(self, cell: Cell) -> Mapping[Key, Totals]:
-        return {self.key(cell): cell.totals}
+        return {self.key(cell): self.told(cell)}
 
     def merge(self, a: Mapping[Key, Totals], b: Mapping[Key, Totals]) -> Mapping[Key, Totals]:
         merged = dict(a)
@@ -210,7 +214,7 @@ class Apart(Aggregate[Mapping[Key, Totals]]):
 
     def add(self, state: Mapping[Key, Totals], cell: Cell) -> Mapping[Key, Totals]:
         grown = state if isinstance(state, dict) else dict(state)
-        _put(grown, self.key(cell), cell.totals)
+        _put(grown, self.key(cell), self.told(cell))
         return grown
 
 

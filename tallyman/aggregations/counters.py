@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import NamedTuple
 
-from tallyman.aggregations.base import Cell, Figure, Proof, Span, Terms
+from tallyman.aggregations.base import Figure, Proof, Span, Terms
 from tallyman.aggregations.moments import Group, Moment, Moments, Timeline, place_of, tally_events
-from tallyman.aggregations.sums import Avg, Count, First, Latest, Max, Min, OfTotals, Sum
-from tallyman.meter import Aggregation
-from tallyman.usage import Totals
+from tallyman.meter import Aggregation, Of
 
-# What can be made of increments (`of`).
-OF: Mapping[str, OfTotals] = {each.name: each for each in (Sum(), Avg(), Min(), Max(), Latest(), First(), Count())}
+# What can be made of increments in order of time.
+_OF: Mapping[Of, Callable[[Sequence[int]], int | Fraction]] = {
+    "sum": sum,
+    "avg": lambda amounts: Fraction(sum(amounts), len(amounts)),
+    "min": min,
+    "max": max,
+    "first": lambda amounts: amounts[0],
+    "latest": lambda amounts: amounts[-1],
+    "count": len,
+}
 
 
 class Increment(NamedTuple):
@@ -39,32 +47,28 @@ class Counter(Timeline):
     def derive_each(
         self, state: Moments, spans: Sequence[Span], terms: Terms, group_of: Callable[[Moment], Group | None]
     ) -> Mapping[tuple[int, Group], Figure]:
-        of, starts = OF[terms.of], [span.start_us for span in spans]
-        made: dict[tuple[int, Group], Totals] = defaultdict(of.empty)
-        proofs: dict[tuple[int, Group], Proof] = defaultdict(Proof)
+        starts = [span.start_us for span in spans]
+        made: dict[tuple[int, Group], list[Increment]] = defaultdict(list)
         for increment in increments(state, terms):
             index, group = place_of(spans, starts, increment.moment.time_us), group_of(increment.moment)
             if index is not None and group is not None:
-                made[index, group] = of.add(made[index, group], _cell(increment))
-                proofs[index, group] += increment.proof
+                made[index, group].append(increment)
         events = tally_events(state, spans, group_of)
-        figures = {}
-        for place, totals in made.items():
-            figure = of.derive(totals, spans[place[0]], terms)
-            if figure is not None:
-                figures[place] = Figure(figure.value, events[place], proofs[place])
-        return figures
+        return {place: _figure(mine, terms, events[place]) for place, mine in made.items()}
 
 
-def _cell(increment: Increment) -> Cell:
-    moment, amount = increment.moment, increment.amount
-    made = Totals(1, amount, amount, amount, amount, (moment.time_us, _name_order(moment)))
-    return Cell(moment.subject, moment.dimensions, moment.time_us // 60_000_000 * 60, "", made)
+def _figure(made: list[Increment], terms: Terms, events: int) -> Figure:
+    made.sort(key=_order)
+    value: Decimal = (terms.number_of if terms.of == "count" else terms.quantity)(
+        _OF[terms.of]([increment.amount for increment in made])
+    )
+    return Figure(value, events, sum((increment.proof for increment in made), Proof()))
 
 
-def _name_order(moment: Moment) -> bytes:
-    """Order increments at one instant by whose they are."""
-    return "\0".join((moment.subject, moment.dimensions, moment.resource or "", moment.incarnation or "")).encode()
+def _order(increment: Increment) -> tuple[int, tuple[str, ...]]:
+    """Order increments by time, and those at one instant by whose they are."""
+    moment = increment.moment
+    return moment.time_us, (moment.subject, moment.dimensions, moment.resource or "", moment.incarnation or "")
 
 
 def increments(state: Moments, terms: Terms) -> Iterator[Increment]:

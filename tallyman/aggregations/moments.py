@@ -14,18 +14,19 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from tallyman.aggregations.base import Apart, Cell, Figure, Kept, Span, Terms
+from tallyman.aggregations.base import Apart, Cell, Figure, Kept, Span, Terms, events_in
+from tallyman.meter import Aggregation
 from tallyman.usage import Totals
 
 Group = TypeVar("Group", bound=Hashable)
-_ITEM = msgspec.json.Decoder(tuple[str, str | None, str | None])
+_ITEM = msgspec.json.Decoder(list[str | None])
 
 
 class Moment(NamedTuple):
     """Whose reading it is, and when it was taken (microseconds since 1970).
 
     `resource` is what has the level, state or counter, `incarnation` what changes when a counter starts again;
-    None where a meter does not name them.
+    None where a meter does not name them. `version` tells an amended event from what it was before.
     """
 
     subject: str
@@ -33,6 +34,7 @@ class Moment(NamedTuple):
     time_us: int
     resource: str | None
     incarnation: str | None
+    version: str = ""
 
 
 Moments: TypeAlias = Mapping[Moment, Totals]
@@ -40,20 +42,45 @@ Moments: TypeAlias = Mapping[Moment, Totals]
 
 def moment_of(cell: Cell) -> Moment:
     """Return the moment that a cell is kept under."""
-    time_us, resource, incarnation = _ITEM.decode(cell.item)
-    return Moment(cell.subject, cell.dimensions, int(time_us), resource, incarnation)
+    time_us, resource, incarnation, *version = _ITEM.decode(cell.item)
+    return Moment(cell.subject, cell.dimensions, int(time_us or 0), resource, incarnation, *(v or "" for v in version))
 
 
-class Timeline(Apart[Moment]):
-    """An aggregation that follows readings through time.
+class ByMoment(Apart[Moment]):
+    """Kept apart by the moment; one whose event was voided is not there any more.
 
-    `derive` takes everything that is known until the window ends, however old.
+    What takes a reading back tells no value of its own: it only makes the count 0.
     """
 
     kept: Kept = "by moment"
 
     def key(self, cell: Cell) -> Moment:
         return moment_of(cell)
+
+    def told(self, cell: Cell) -> Totals:
+        totals = cell.totals
+        return totals if totals.count > 0 else Totals(totals.count, totals.sum)
+
+
+class First(ByMoment):
+    """The earliest reading; of several at one time, as with `latest`, the one with the largest identity."""
+
+    name: Aggregation = "first"
+
+    def derive(self, state: Moments, span: Span, terms: Terms) -> Figure | None:
+        there = [totals for totals in state.values() if totals.count > 0 and totals.latest is not None]
+        if not there:
+            return None
+        earliest_us = min(totals.latest_at[0] for totals in there)
+        first = max((totals for totals in there if totals.latest_at[0] == earliest_us), key=lambda t: t.latest_at)
+        return Figure(terms.quantity(first.latest or 0), events_in(state))
+
+
+class Timeline(ByMoment):
+    """An aggregation that follows readings through time.
+
+    `derive` takes everything that is known until the window ends, however old.
+    """
 
     def derive(self, state: Moments, span: Span, terms: Terms) -> Figure | None:
         return self.derive_each(state, (span,), terms, lambda moment: ()).get((0, ()))

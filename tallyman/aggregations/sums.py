@@ -1,4 +1,4 @@
-"""What adds up cell by cell: sum, count, avg, min, max, latest, first, and the sum of bucket maxima."""
+"""What adds up cell by cell: sum, count, avg, min, max, latest, and the sum of bucket maxima."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 
-from tallyman.aggregations.base import Aggregate, Apart, Cell, Figure, Kept, Span, Terms, events_in
+from tallyman.aggregations.base import Aggregate, Apart, Cell, Figure, Span, Terms, events_in
 from tallyman.meter import Aggregation
 from tallyman.usage import EMPTY, Totals, merge
 
@@ -77,29 +77,6 @@ class Latest(OfTotals):
 
     def value(self, totals: Totals, terms: Terms) -> Decimal | None:
         return None if totals.latest is None else terms.quantity(totals.latest)
-
-
-class First(Latest):
-    """The earliest reading; of several at one time, as with `latest`, the one with the largest identity.
-
-    A cell holds one moment, so `latest` of the cell is its reading, and the totals of several cells keep the earliest.
-    """
-
-    name: Aggregation = "first"
-    kept: Kept = "by moment"
-
-    def of(self, cell: Cell) -> Totals:
-        read = cell.totals
-        return Totals(read.count, latest=read.latest, latest_at=read.latest_at) if read.count > 0 else EMPTY
-
-    def merge(self, a: Totals, b: Totals) -> Totals:
-        earlier = a if _earliness(a) >= _earliness(b) else b
-        return Totals(a.count + b.count, latest=earlier.latest, latest_at=earlier.latest_at)
-
-
-def _earliness(totals: Totals) -> tuple[bool, int, bytes]:
-    at_us, by = totals.latest_at
-    return totals.latest is not None, -at_us, by
 
 
 class SumOfMaxima(Apart[int]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -131,6 +132,24 @@ def test_a_distinct_value_whose_events_were_all_voided_is_not_counted() -> None:
         Cell("Zoë", "{}", 0, item, Totals(count)) for item, count in (("=a", 2), ("=b", 1), ("=a", -1), ("=b", -1))
     ]
     assert aggregate.derive(aggregate.gather(cells), DAY, Terms()) == Figure(Decimal(1), 1)
+
+
+def test_the_first_reading_that_was_voided_leaves_the_second() -> None:
+    """The taking back may lie in a later booking, and tells no value of its own."""
+    aggregate: Any = AGGREGATES["first"]
+    cells = cells_of([Event(1, 5, 100), Event(2, 7, 200)], "first")
+    void = replace(cells[0], totals=Totals(-1, -5, -5, -5, -5, cells[0].totals.latest_at))
+    for order in ([*cells, void], [void, *cells]):
+        assert aggregate.derive(aggregate.gather(order), DAY, Terms()) == Figure(Decimal(7), 1)
+
+
+def test_an_amended_event_counts_as_what_it_is_now() -> None:
+    """The pipeline keeps it beside what it was, under a version of its own."""
+    aggregate: Any = AGGREGATES["first"]
+    (was,) = cells_of([Event(1, 5, 100)], "first")
+    void = replace(was, totals=Totals(-1, -5, -5, -5, -5, was.totals.latest_at))
+    now = replace(was, item=was.item.replace("]", ',"1"]'), totals=Totals(1, 9, 9, 9, 9, was.totals.latest_at))
+    assert aggregate.derive(aggregate.gather([void, now, was]), DAY, Terms()) == Figure(Decimal(9), 1)
 
 
 def test_an_average_is_exact_where_it_ends_and_else_carries_28_digits() -> None:
