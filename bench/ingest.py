@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.events import Record, arrow_records, line_records, single_records
 from bench.stand import Spent, Worker, fill, stand, total_events
+from bench.steps import STEPS, Shares, shares
 from tallyman.kafka import make_consumer
 from tallyman.log import setup
 
@@ -37,21 +38,21 @@ def records_of(name: str, count: int) -> Iterable[Record]:
     return line_records(count) if name.startswith("ndjson") else single_records(count)
 
 
-def ours(name: str, count: int) -> tuple[Spent, int]:
+def ours(name: str, count: int) -> tuple[Spent, int, Shares]:
     """Fill a topic, then book it; the first tenth warms up and is not counted."""
-    with tempfile.TemporaryDirectory() as folder, stand(Path(folder)) as project:
+    with tempfile.TemporaryDirectory() as folder, stand(Path(folder)) as project, shares() as charged:
         from pipeline.worker import prepare
 
         prepare(project)
         end = fill(project, records_of(name, count))
         first = end // 10
         worker = Worker(project)
-        spent = worker.measure(first, end)
+        spent = worker.measure(first, end, begin=charged.spent.clear)
         stored = total_events(project)
         worker.stop()
         if stored != count:
             raise SystemExit(f"{name}: {count} events sent, {stored} stored: a benchmark that loses is none")
-    return spent, round(count * (end - first) / end)
+    return spent, round(count * (end - first) / end), charged
 
 
 def bare_loop(count: int) -> float:
@@ -91,9 +92,11 @@ def main() -> None:
     arguments = parser.parse_args()
     setup("error")
     rows: list[tuple[str, ...]] = []
+    steps: list[tuple[str, ...]] = []
     for name in arguments.formats or COUNTS:
         count = int(COUNTS[name] * arguments.scale) // 10_000 * 10_000
-        spent, counted = ours(name, count)
+        spent, counted, charged = ours(name, count)
+        steps.append((name, *charged.row(spent.worker_s, counted)))
         worker, everything = counted / spent.worker_s, counted / (spent.worker_s + spent.server_s)
         kind = "native" if name.startswith("arrow") else "json"
         beside = peer(kind, min(count, 4_000_000 if kind == "native" else 400_000))
@@ -109,13 +112,15 @@ def main() -> None:
         ("format", "ev/s by worker CPU", "with server CPU", "by wall", "peer", "peer ev/s", "ratio", "with server"),
         rows,
     )
+    print("\nnanoseconds of the worker's CPU for each event")
+    table(("format", *STEPS, "Beam and rest", "all"), steps, left=(0,))
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], write: Callable[[str], object] = print) -> None:
-    """Print rows under a head, columns as wide as they need to be."""
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0, 4)) -> None:
+    """Print rows under a head, columns as wide as they need to be; those named in `left` begin at the left."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
-        write("  ".join(cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+        print("  ".join(cell.ljust(width) if i in left else cell.rjust(width)
                         for i, (cell, width) in enumerate(zip(row, widths, strict=True))))  # fmt: skip
 
 

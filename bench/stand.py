@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +79,18 @@ class Worker:
         self._project = project
         self._thread.start()
 
-    def measure(self, first: int, last: int, partition: int = 0) -> Spent:
-        """Return what it took to book the offsets from `first` to `last`, from memory of the open chunk."""
+    def measure(
+        self, first: int, last: int, partition: int = 0, *, begin: Callable[[], object] = lambda: None
+    ) -> Spent:
+        """Return what it took to book the offsets from `first` to `last`, from memory of the open chunk.
+
+        Args:
+            begin: Called when the first is reached.
+        """
         server = server_pid(self._project)
         while self._reached(partition) < first:
             time.sleep(0.005)
+        begin()
         began = time.perf_counter(), cpu_s(os.getpid()), cpu_s(server)
         while self._reached(partition) < last:
             time.sleep(0.005)
