@@ -18,6 +18,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 ANY_INTS = npt.NDArray[Any]  # int64, or object (Python integers) where 64 bits might not do
 _FITS = 1 << 62
+_MOST = (1 << 63) - 1
 
 
 @dataclass(slots=True)
@@ -82,6 +83,9 @@ def reduce_readings(readings: Readings, *, ordered: bool) -> Reduced:
         four columns.
     """
     values = wide_enough(readings.values)
+    cells = _cells(readings.keys) if values.dtype != object else None
+    if cells is not None:
+        return _reduce_cells(readings, values, cells, ordered=ordered)
     if ordered:
         order = np.lexsort((readings.by_low, readings.by_high, readings.times_us, readings.keys))
     else:
@@ -102,6 +106,46 @@ def reduce_readings(readings: Readings, *, ordered: bool) -> Reduced:
         readings.by_high[last],
         readings.by_low[last],
     )
+
+
+def _cells(keys: IntArray) -> tuple[IntArray, int] | None:
+    """Return a small number for each key, in the order of the keys, and how many numbers there are; None where the
+    keys are spread too thinly for that.
+    """
+    series, minutes = keys >> 32, keys & 0xFFFFFFFF
+    first_series, first_minute = int(series.min()), int(minutes.min())
+    width = int(minutes.max()) - first_minute + 1
+    size = (int(series.max()) - first_series + 1) * width
+    if size > max(4 * len(keys), 1 << 16):
+        return None
+    return (series - first_series) * width + (minutes - first_minute), size
+
+
+def _reduce_cells(readings: Readings, values: ANY_INTS, cells: tuple[IntArray, int], *, ordered: bool) -> Reduced:
+    """Total readings by scattering them into cells: several times as fast as sorting them, where there are few."""
+    at, size = cells
+    rows = np.bincount(at, minlength=size)
+    used = np.flatnonzero(rows)
+    total, least, most = np.zeros(size, np.int64), np.full(size, _MOST), np.full(size, -_MOST)
+    np.add.at(total, at, values)
+    np.minimum.at(least, at, values)
+    np.maximum.at(most, at, values)
+    count = rows
+    if readings.weights is not None:
+        count = np.zeros(size, np.int64)
+        np.add.at(count, at, readings.weights)
+    last = np.zeros(size, np.int64)
+    if ordered:
+        newest = np.full(size, -_MOST)
+        np.maximum.at(newest, at, readings.times_us)
+        tied = np.flatnonzero(readings.times_us == newest[at])
+        order = tied[np.lexsort((readings.by_low[tied], readings.by_high[tied]))]
+        last[at[order]] = order  # the last one written stays
+    else:
+        last[at] = np.arange(len(at))
+    row = last[used]
+    return Reduced(readings.keys[row], count[used], total[used], least[used], most[used], readings.values[row],
+                   readings.times_us[row], readings.by_high[row], readings.by_low[row])  # fmt: skip
 
 
 class Table:

@@ -35,11 +35,13 @@ def count_once(block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -
     accepted.
     """
     counts = Counts(received=block.received, ignored=block.ignored)
+    claims = _Claims(block.parts, block, judge)
     for part in block.parts:
         if part.claim is not None:
-            counts = counts.plus(_count_numbered(part, block, chunk, catalog, judge))
+            counts = counts.plus(_count_numbered(part, claims, block, chunk, catalog, judge))
         else:
             counts = counts.plus(_count_foreign(part, block, chunk, catalog, judge))
+    claims.remember(chunk, judge)
     if block.corrections:
         counts = counts.plus(count_corrections(block, chunk, lambda wanted: _find(block, chunk, judge, wanted)))
         block.corrections = []
@@ -65,7 +67,41 @@ def _count_foreign(part: Events, block: Block, chunk: OpenChunk, catalog: Catalo
     return Counts(aggregated=int(accepted.sum()), duplicate=int(duplicate.sum()), conflict=conflict)
 
 
-def _count_numbered(part: Events, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -> Counts:
+class _Claims:
+    """The numbered batches of a block: what the filter says of all of them at once, and what was accepted so far."""
+
+    def __init__(self, parts: list[Events], block: Block, judge: Judge) -> None:
+        claims = [part.claim for part in parts if part.claim is not None]
+        self._accepted: dict[tuple[int, int], Accepted] = {}
+        self._fresh: list[IdColumns] = []
+        self._suspects: dict[tuple[int, int], bool] = {}
+        if claims:
+            high, low = (np.concatenate([getattr(claim, name) for claim in claims]) for name in ("high", "low"))
+            perhaps = judge.filter.perhaps(block.topic_id, block.partition, high, low)
+            self._suspects = dict(zip(zip(high.tolist(), low.tolist(), strict=True), perhaps.tolist(), strict=True))
+
+    def first(self, key: tuple[int, int], block: Block, chunk: OpenChunk, judge: Judge) -> Accepted | None:
+        """Return the acceptance of a batch's number, if it was accepted before."""
+        if key in self._accepted:
+            return self._accepted[key]
+        return _find(block, chunk, judge, [key]).get(key) if self._suspects[key] else None
+
+    def accept(self, key: tuple[int, int], claim: IdColumns) -> None:
+        offset, index, remembered, digest, definitions = (int(column[0]) for column in claim[2:])
+        self._accepted[key] = Accepted(offset, index, remembered, digest, definitions)
+        self._fresh.append(claim)
+
+    def remember(self, chunk: OpenChunk, judge: Judge) -> None:
+        """Add what was accepted to the chunk's ids and to the filter."""
+        if self._fresh:
+            joined = IdColumns(*(np.concatenate(column) for column in zip(*self._fresh, strict=True)))
+            chunk.accepted.add(joined)
+            judge.filter.add(joined.high, joined.low)
+
+
+def _count_numbered(
+    part: Events, claims: _Claims, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge
+) -> Counts:
     """A numbered batch has one identity: it is accepted, or a copy, as a whole, at any age.
 
     The first copy decides for all its rows, also for those that are dead: a later copy brings none of them in, so that
@@ -75,9 +111,7 @@ def _count_numbered(part: Events, block: Block, chunk: OpenChunk, catalog: Catal
     assert claim is not None
     key = (int(claim.high[0]), int(claim.low[0]))
     events = len(part) + len(part.dead)
-    first = None
-    if judge.filter.perhaps(block.topic_id, block.partition, claim.high, claim.low)[0]:
-        first = _find(block, chunk, judge, [key]).get(key)
+    first = claims.first(key, block, chunk, judge)
     if first is not None and first.digest != int(claim.digests[0]):
         detail = f"this number was used at offset {first.offset} with other content"
         block.dead.append(record_letter(block, int(claim.offsets[0]), EventError("number_reused", detail)))
@@ -85,11 +119,10 @@ def _count_numbered(part: Events, block: Block, chunk: OpenChunk, catalog: Catal
     if first is not None:
         return Counts(duplicate=events)
     block.dead += part.dead
-    accepted = ~_late(part, block, catalog)
-    chunk.accepted.add(claim)
-    judge.filter.add(claim.high, claim.low)
-    block.readings.append(part.readings(accepted))
-    return Counts(aggregated=int(accepted.sum()))
+    late = _late(part, block, catalog)
+    claims.accept(key, claim)
+    block.readings.append(part.readings(~late))
+    return Counts(aggregated=len(part) - int(np.count_nonzero(late)))
 
 
 def _late(part: Events, block: Block, catalog: Catalog) -> Mask:

@@ -25,7 +25,8 @@ VALUES = st.one_of(
     st.integers(-5, 5), st.integers(-(10**30), 10**30), st.sampled_from([2**62, 2**63 - 1, -(2**63), 2**63, 0])
 )
 READINGS = st.lists(
-    st.tuples(st.integers(0, 4), VALUES, st.integers(0, 3), st.binary(min_size=16, max_size=16)),
+    # Keys close together are reduced in cells, keys far apart are sorted.
+    st.tuples(st.sampled_from([0, 1, 5 << 32, (5 << 32) + 3, 1 << 60]), VALUES, st.integers(0, 3), st.binary(min_size=16, max_size=16)),
     min_size=1, max_size=40, unique_by=lambda reading: reading[3],
 )  # fmt: skip
 
@@ -63,6 +64,17 @@ def totals(rows: Reduced) -> dict[int, Totals]:
 @given(READINGS)
 def test_reducing_columns_gives_what_a_plain_loop_gives(readings: list[Reading]) -> None:
     assert totals(reduce_readings(columns(readings), ordered=True)) == plain(readings)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 3, 7 << 32, 1 << 60]), st.integers(-9, 9), st.sampled_from([1, -1])),
+                min_size=1))  # fmt: skip
+def test_what_is_taken_back_counts_less_than_nothing(rows: list[tuple[int, int, int]]) -> None:
+    keys, values, weights = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    nothing = np.zeros(len(rows), np.uint64)
+    found = reduce_readings(Readings(keys, values, keys, nothing, nothing, weights), ordered=False)
+    assert dict(zip(found.keys.tolist(), found.count.tolist(), strict=True)) == {
+        key: sum(weight for other, _, weight in rows if other == key) for key, _, _ in rows
+    }
 
 
 @settings(max_examples=150, deadline=None)
