@@ -26,7 +26,12 @@ VALUES = st.one_of(
 )
 READINGS = st.lists(
     # Keys close together are reduced in cells, keys far apart are sorted.
-    st.tuples(st.sampled_from([0, 1, 5 << 32, (5 << 32) + 3, 1 << 60]), VALUES, st.integers(0, 3), st.binary(min_size=16, max_size=16)),
+    st.tuples(
+        st.sampled_from([0, 1, 5 << 32, (5 << 32) + 3, 1 << 60]),
+        VALUES,
+        st.integers(0, 3),
+        st.binary(min_size=16, max_size=16),
+    ),
     min_size=1, max_size=40, unique_by=lambda reading: reading[3],
 )  # fmt: skip
 
