@@ -8,8 +8,6 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from tallyman.meter import Aggregation
-
 Window = Literal["minute", "hour", "day", "week", "month", "total"]
 WINDOWS: tuple[Window, ...] = ("minute", "hour", "day", "week", "month", "total")
 
@@ -58,23 +56,6 @@ def merge(a: Totals, b: Totals) -> Totals:
 def scaled(value: int, scale: int) -> Decimal:
     """Return a stored integer as the exact decimal it stands for."""
     return Decimal(value).scaleb(-scale) if abs(value) < 10**27 else Decimal(f"{value}e-{scale}")
-
-
-def value_of(totals: Totals, aggregation: Aggregation, scale: int) -> Decimal | None:
-    """Return the figure that a meter of this aggregation shows; None when nothing was measured.
-
-    An average is the one figure that may not be exact: it carries 28 significant digits.
-    """
-    if aggregation == "count":
-        return Decimal(totals.count)
-    if totals.count == 0:
-        return None
-    if aggregation == "sum":
-        return scaled(totals.sum, scale)
-    if aggregation == "avg":
-        return scaled(totals.sum, scale) / totals.count
-    figure = {"min": totals.min, "max": totals.max, "latest": totals.latest}[aggregation]
-    return None if figure is None else scaled(figure, scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

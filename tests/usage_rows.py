@@ -12,6 +12,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
+from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS
 from tallyman.clickhouse import connect, migrate
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import encode_dimensions
@@ -22,7 +23,10 @@ DAY = 20_000_000  # a booking
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
-    """One aggregate row; `value` is the sum, or the extreme, or the latest reading."""
+    """One aggregate row; `value` is the sum, or the extreme, or the latest reading.
+
+    `item` and `parameters` are as `tallyman.meter.item_of` and `parameters_of` write them.
+    """
 
     minute: datetime
     value: Decimal | int = 1
@@ -40,6 +44,8 @@ class Booked:
     latest_us: int = 0
     latest_by: bytes = b""
     sum: Decimal | int | None = None
+    item: str = ""
+    parameters: str = ""
 
     def columns(self, *, hot: bool) -> tuple[Any, ...]:
         scaled = _scaled(self.value, self.scale)
@@ -53,13 +59,15 @@ class Booked:
             self.booking,
             self.definitions,
             *place,
+            self.item,
             self.aggregation,
             self.scale,
+            self.parameters,
             self.count,
             total,
-            scaled if self.aggregation == "min" else 0,
-            scaled if self.aggregation == "max" else 0,
-            scaled if self.aggregation == "latest" else 0,
+            scaled if self.aggregation in EXTREMES_COUNT else 0,
+            scaled if self.aggregation in EXTREMES_COUNT else 0,
+            scaled if self.aggregation in LATEST_COUNTS else 0,
             self.latest_us,
             self.latest_by.ljust(16, b"\0"),
         )
@@ -71,7 +79,7 @@ def _scaled(value: Decimal | int, scale: int) -> int:
 
 
 _KEYS = "meter, subject, dimensions, minute, booking, definitions"
-_FIGURES = "aggregation, scale, count, sum, min, max, latest, latest_us, latest_by"
+_FIGURES = "item, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by"
 
 
 @contextmanager

@@ -1,0 +1,246 @@
+"""From what is stored to figures by window and group: each aggregation reads what it needs and derives its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from tallyman.aggregations import (
+    AGGREGATES,
+    Aggregate,
+    Cell,
+    Figure,
+    Moment,
+    Terms,
+    Timeline,
+    moment_of,
+    terms_of,
+)
+from tallyman.asked import Groups, Named, Windows, bucket_edges, needs_dimensions
+from tallyman.errors import UsageQueryError
+from tallyman.meter import AGGREGATIONS, Aggregation
+from tallyman.stored import (
+    Range,
+    Source,
+    StoredRow,
+    counters_before_sql,
+    distinct_sql,
+    first_sql,
+    last_moments_sql,
+    moments_sql,
+    sums_before_sql,
+    totals_sql,
+    values_sql,
+)
+from tallyman.usage import Totals
+
+Figures = Mapping[tuple[int, Named], Figure]  # by the second in which a window begins, and by group
+_WITH_EXTREMES = frozenset(("min", "max", "latest", "sum_of_maxima"))
+_LEAST_LOOK_BACK_S = 86_400  # a counter that was read within it need not be looked for in all of its past
+
+
+class Shape(NamedTuple):
+    """How a meter's answers are derived: what a row carries of its definition."""
+
+    aggregation: Aggregation
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, worked out.
+
+    Attributes:
+        known_to: Where the known past ends; levels are carried no further.
+    """
+
+    source: Source
+    windows: Windows
+    groups: Groups
+    known_to: datetime | None
+
+    @property
+    def range(self) -> Range:
+        return self.windows.start, self.windows.end
+
+
+def reads_alike(a: Shape, b: Shape) -> bool:
+    """Whether two shapes read the same rows; answers are derived by what the rows say in any case."""
+    mine, other = terms_of(a.parameters, 0), terms_of(b.parameters, 0)
+    same = (mine.bucket, mine.level, mine.believed_for_us) == (other.bucket, other.level, other.believed_for_us)
+    return a.aggregation == b.aggregation and same
+
+
+def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Shape | None]:
+    """Read the figures of a meter that has a shape.
+
+    Returns:
+        The figures, and the shape that the newest definitions gave to what was found: where the two do not read alike,
+        the figures are not those of this meter. None where nothing was found.
+    """
+    aggregate = AGGREGATES[shape.aggregation]
+    if isinstance(aggregate, Timeline):
+        return _read_timeline(asked, aggregate, shape)
+    if shape.aggregation == "unique_count" and not needs_dimensions(asked.source.query):
+        return _read_distinct(asked)
+    return _read_windows(asked, aggregate, shape)
+
+
+def _read_windows(asked: Asked, aggregate: Aggregate[Any], shape: Shape) -> tuple[Figures, Shape | None]:
+    """Read what windows tell by themselves."""
+    buckets = _buckets(asked, shape)
+    rows = _read_windowed(asked, shape, buckets)
+    terms, fitting = _terms(rows, aggregate)
+    states: dict[tuple[int, Named], Any] = {}
+    for row in fitting:
+        group = asked.groups.of(row.subject, row.dimensions)
+        if group is not None:
+            key = asked.windows.start_of(row.start_s), group
+            cell = aggregate.rescaled(_cell(row), 10 ** (terms.scale - row.scale))
+            states[key] = aggregate.add(states[key], cell) if key in states else aggregate.of(cell)
+    spans = {start: asked.windows.span(start, asked.known_to, buckets) for start in {start for start, _ in states}}
+    figures = {}
+    for (start, group), state in states.items():
+        figure = aggregate.derive(state, spans[start], terms)
+        if figure is not None:
+            figures[start, group] = figure
+    return figures, _newest(rows)
+
+
+def _buckets(asked: Asked, shape: Shape) -> Sequence[int] | None:
+    """Return the edges of the buckets that a meter has; none where it has no buckets, or each minute is one."""
+    if shape.aggregation != "sum_of_maxima":
+        return None
+    return bucket_edges(asked.source.query, terms_of(shape.parameters, 0).bucket)
+
+
+def _read_windowed(asked: Asked, shape: Shape, buckets: Sequence[int] | None) -> list[StoredRow]:
+    source, windows = asked.source, asked.windows
+    by_dimension = needs_dimensions(source.query)
+    edges: Sequence[int] | None = None if windows.by_minute else windows.edges
+    kept = AGGREGATES[shape.aggregation].kept
+    if kept == "by value":
+        return source.rows(values_sql(source, asked.range, edges=edges, by_dimension=by_dimension))
+    if kept == "by moment":
+        return source.rows(first_sql(source, asked.range, edges=edges, by_dimension=by_dimension))
+    if shape.aggregation == "sum_of_maxima":  # a window is read bucket by bucket
+        edges = None if edges is None or buckets is None else sorted({*edges, *buckets})
+    extremes = shape.aggregation in _WITH_EXTREMES
+    return source.rows(totals_sql(source, asked.range, edges=edges, by_dimension=by_dimension, extremes=extremes))
+
+
+def _read_distinct(asked: Asked) -> tuple[Figures, Shape | None]:
+    """Read how many values there were, counted where they are stored: a million need not travel."""
+    edges = None if asked.windows.by_minute else asked.windows.edges
+    rows = asked.source.rows(distinct_sql(asked.source, asked.range, edges=edges))
+    newest = _newest(rows)
+    terms = terms_of(newest.parameters if newest else "", 0)
+    figures = {}
+    for row in rows:
+        group = asked.groups.of(row.subject, row.dimensions)
+        if group is not None and row.aggregation == "unique_count" and row.sum:
+            figures[row.start_s, group] = Figure(terms.number_of(row.sum), row.events)
+    return figures, newest
+
+
+def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Figures, Shape | None]:
+    """Read what depends on the order of readings, and on those before the range."""
+    rows = _read_moments(asked, shape)
+    terms, fitting = _terms(rows, aggregate)
+    cells = (aggregate.rescaled(_cell(row), 10 ** (terms.scale - row.scale)) for row in fitting)
+    state = aggregate.gather(cells)
+    starts = asked.windows.starts()
+    spans = [asked.windows.span(start, asked.known_to) for start in starts]
+
+    def group_of(moment: Moment) -> Named | None:
+        return asked.groups.of(moment.subject, moment.dimensions)
+
+    found = aggregate.derive_each(state, spans, terms, group_of)
+    return {(starts[place], group): figure for (place, group), figure in found.items()}, _newest(rows)
+
+
+def _read_moments(asked: Asked, shape: Shape) -> list[StoredRow]:
+    source, (start, end) = asked.source, asked.range
+    terms, aggregation = terms_of(shape.parameters, 0), shape.aggregation
+    if aggregation == "counter":
+        return _read_counters(asked, terms)
+    if terms.level == "delta":
+        before = sums_before_sql(source, start, aggregation)
+    elif terms.believed_for_us is None:
+        before = last_moments_sql(source, start, aggregation, across_dimensions=aggregation == "lifecycle")
+    else:
+        return source.rows(moments_sql(source, (_look_back(start, terms), end)))
+    return source.rows(moments_sql(source, (start, end)), before)
+
+
+def _read_counters(asked: Asked, terms: Terms) -> list[StoredRow]:
+    """Read a counter's readings, and where those stood that were last read before the look back or never."""
+    source, (start, end) = asked.source, asked.range
+    back = max(0, min(_look_back(start, terms), start - _LEAST_LOOK_BACK_S))
+    rows = source.rows(moments_sql(source, (back, end)))
+    missing = _not_seen_before(rows, start)
+    if missing:
+        rows += source.rows(counters_before_sql(source, back, "counter"), series=sorted(missing))
+    return rows
+
+
+def _not_seen_before(rows: Iterable[StoredRow], start_s: int) -> set[tuple[str, str]]:
+    """Return the series of what was read since an instant and not shortly before it."""
+    before: set[tuple[str, str, str | None, str | None]] = set()
+    since: set[tuple[str, str, str | None, str | None]] = set()
+    for row in rows:
+        if row.aggregation == "counter":
+            moment = moment_of(_cell(row))
+            seen = before if moment.time_us < start_s * 1_000_000 else since
+            seen.add((moment.subject, moment.dimensions, moment.resource, moment.incarnation))
+    return {(subject, dimensions) for subject, dimensions, *_ in since - before}
+
+
+def _look_back(start_s: int, terms: Terms) -> int:
+    """Return from which whole minute on a reading may still be believed at an instant."""
+    silence_s = -(-(terms.believed_for_us or 0) // 60_000_000) * 60
+    return max(0, start_s - silence_s)
+
+
+def _terms(rows: Sequence[StoredRow], aggregate: Aggregate[Any]) -> tuple[Terms, Sequence[StoredRow]]:
+    """Return by which terms rows are read, the newest, and which rows the aggregation can read.
+
+    What is kept together by one aggregation tells something to every other; what is kept apart by one only to it.
+    """
+    fitting = rows if aggregate.kept == "together" else [row for row in rows if row.aggregation == aggregate.name]
+    newest = max(fitting, key=lambda row: row.definitions, default=None)
+    scale = max((row.scale for row in fitting), default=0)
+    return terms_of(newest.parameters if newest else "", scale), fitting
+
+
+def _newest(rows: Sequence[StoredRow]) -> Shape | None:
+    newest = max(rows, key=lambda row: row.definitions, default=None)
+    return None if newest is None else Shape(as_aggregation(newest.aggregation), newest.parameters)
+
+
+def as_aggregation(text: str) -> Aggregation:
+    """Return what a row says it is.
+
+    Raises:
+        UsageQueryError: A newer Tallyman booked it.
+    """
+    for aggregation in AGGREGATIONS:
+        if aggregation == text:
+            return aggregation
+    raise UsageQueryError(f'aggregation: expected one of {", ".join(AGGREGATIONS)}, got "{text}"; update Tallyman')
+
+
+def _cell(row: StoredRow) -> Cell:
+    """Return what a row tells; min, max and latest are filled only for the aggregations that need them."""
+    latest = row.aggregation in ("latest", "first", "time_weighted", "lifecycle") and row.latest_by != ""
+    totals = Totals(
+        count=row.events,
+        sum=row.sum,
+        min=row.min if row.aggregation == "min" else None,
+        max=row.max if row.aggregation in ("max", "sum_of_maxima", "counter") else None,
+        latest=row.latest if latest else None,
+        latest_at=(row.latest_us, bytes.fromhex(row.latest_by)) if latest else (-1, b""),
+    )
+    return Cell(row.subject, row.dimensions, row.start_s, row.item, totals)
