@@ -191,7 +191,7 @@ def _not_seen_before(rows: Iterable[StoredRow], start_s: int) -> set[tuple[str, 
     before: set[tuple[str, str, str | None, str | None]] = set()
     since: set[tuple[str, str, str | None, str | None]] = set()
     for row in rows:
-        if row.aggregation == "counter":
+        if row.aggregation == "counter" and row.events > 0:
             moment = moment_of(_cell(row))
             seen = before if moment.time_us < start_s * 1_000_000 else since
             seen.add((moment.subject, moment.dimensions, moment.resource, moment.incarnation))

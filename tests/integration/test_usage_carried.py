@@ -1,0 +1,221 @@
+"""What an answer takes from before its range and from the newest definitions, and what it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from clickhouse_driver import Client
+
+from tallyman.aggregates import read_usage
+from tallyman.errors import UsageQueryError
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.meter import Meter, parameters_of
+from tallyman.usage import UsageAnswer, UsageQuery
+from tests.usage_rows import DAY, Booked, book, fresh_database, progress, seal
+
+pytestmark = pytest.mark.integration
+NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
+MINUTE, HOUR, DAYS = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+BYTES = Meter(meter="bytes", event_type="port", aggregation="counter", resource="port", incarnation="boot", scale=0)
+DISK = Meter(meter="disk", event_type="volume", aggregation="time_weighted", resource="volume", scale=0)
+UPTIME = Meter(
+    meter="uptime", event_type="vm", aggregation="lifecycle", resource="id", state="s", states=("on",), scale=0
+)
+PEOPLE = Meter(meter="people", event_type="visit", aggregation="unique_count", value="user")
+
+
+@pytest.fixture
+def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
+
+
+def reading(
+    meter: Meter, at: datetime, value: int, resource: str | None = "r", incarnation: str | None = None, **named: Any
+) -> Booked:
+    time_us = round(at.timestamp() * 1_000_000)
+    return Booked(
+        meter=meter.meter, aggregation=meter.aggregation, scale=meter.scale, parameters=parameters_of(meter),
+        minute=at.replace(second=0, microsecond=0), value=value, latest_us=time_us,
+        item=msgspec.json.encode([str(time_us), resource, incarnation]).decode(), **named,
+    )  # fmt: skip
+
+
+def ask(
+    client: Client, meter: Meter, start: datetime = NOON, end: datetime = NOON + HOUR, **options: Any
+) -> UsageAnswer:
+    query = UsageQuery(**{"meter": meter.meter, "start": start, "end": end, "group_by": (), **options})
+    return read_usage(client, query, meters=[meter])
+
+
+def values(answer: UsageAnswer) -> list[Decimal]:
+    return [row.value for row in answer.rows]
+
+
+def test_a_counter_that_was_silent_for_a_month_goes_on_where_it_stood(client: Client) -> None:
+    """Three ports: the same boot goes on, a new boot begins at 0, and a port that nobody knew adds nothing yet."""
+    book(
+        client,
+        reading(BYTES, NOON - 30 * DAYS, 1000, "eth0", "boot-1"),
+        reading(BYTES, NOON - 31 * DAYS, 900, "eth1", "boot-1"),
+        reading(BYTES, NOON + MINUTE, 1010, "eth0", "boot-1"),
+        reading(BYTES, NOON + MINUTE, 5, "eth1", "boot-2"),
+        reading(BYTES, NOON + MINUTE, 10**9, "eth2", "boot-1"),
+    )
+    (row,) = ask(client, BYTES).rows
+    assert (row.value, row.events, row.resets, row.holes, row.decreases) == (15, 3, 1, 0, 0)
+
+
+def test_a_boot_that_was_passed_long_ago_is_known_again(client: Client) -> None:
+    """Its highest reading counts, not its last, and not another boot's."""
+    book(
+        client,
+        reading(BYTES, NOON - 20 * DAYS, 500, "eth0", "boot-1"),
+        reading(BYTES, NOON - 19 * DAYS, 480, "eth0", "boot-1"),
+        reading(BYTES, NOON - 2 * HOUR, 7, "eth0", "boot-2"),
+        reading(BYTES, NOON, 510, "eth0", "boot-1"),
+    )
+    (row,) = ask(client, BYTES).rows
+    assert (row.value, row.resets, row.decreases) == (10, 0, 0)
+
+
+def test_a_voided_reading_of_long_ago_is_no_reading(client: Client) -> None:
+    was = reading(BYTES, NOON - 20 * DAYS, 500, "eth0", "boot-1")
+    void = reading(BYTES, NOON - 20 * DAYS, -500, "eth0", "boot-1", count=-1, booking=DAY + 1)
+    book(
+        client,
+        was,
+        void,
+        reading(BYTES, NOON, 510, "eth0", "boot-1"),
+        reading(BYTES, NOON + MINUTE, 512, "eth0", "boot-1"),
+    )
+    assert values(ask(client, BYTES)) == [2]
+
+
+def test_a_volume_that_was_made_years_ago_still_has_its_size(client: Client) -> None:
+    old = reading(DISK, NOON - 900 * DAYS, 40, "vol-1")
+    seal(client, DAY, old, reading(DISK, NOON - 901 * DAYS, 7, "vol-1"), reading(DISK, NOON - 800 * DAYS, 0, "vol-2"))
+    (row,) = ask(client, DISK).rows
+    assert (row.value, row.events) == (40 * 3600, 0)
+    assert (row.start, row.end) == (NOON, NOON + HOUR)
+
+
+def test_a_voided_size_leaves_the_one_before_it_and_an_amended_one_stands(client: Client) -> None:
+    seal(
+        client, DAY,
+        reading(DISK, NOON - 3 * DAYS, 40, "vol-1"),
+        reading(DISK, NOON - 2 * DAYS, 99, "vol-1"),
+        reading(DISK, NOON - 2 * DAYS, 70, "vol-2"),
+    )  # fmt: skip
+    amended = reading(DISK, NOON - 2 * DAYS, 7, "vol-2", booking=DAY + 1)
+    book(
+        client,
+        reading(DISK, NOON - 2 * DAYS, -99, "vol-1", count=-1, booking=DAY + 1),
+        reading(DISK, NOON - 2 * DAYS, -70, "vol-2", count=-1, booking=DAY + 1),
+        replace(amended, item=amended.item[:-1] + ',"1"]'),
+    )
+    assert values(ask(client, DISK)) == [47 * 3600]
+    assert values(ask(client, DISK, up_to_booking=DAY)) == [169 * 3600]
+
+
+def test_a_server_that_was_resized_before_the_month_runs_once(client: Client) -> None:
+    book(
+        client,
+        reading(UPTIME, NOON - 20 * DAYS, 1, "vm-1", dimensions={"flavor": "small"}),
+        reading(UPTIME, NOON - 10 * DAYS, 1, "vm-1", dimensions={"flavor": "large"}),
+        reading(UPTIME, NOON - 10 * DAYS, 1, "vm-2", dimensions={"flavor": "small"}),
+        reading(UPTIME, NOON - 9 * DAYS, 0, "vm-2", dimensions={"flavor": "small"}),
+    )
+    rows = ask(client, UPTIME, group_by=("flavor",)).rows
+    assert [(row.groups["flavor"], row.value) for row in rows] == [("large", 3600)]
+    assert ask(client, UPTIME, where={"flavor": ("small",)}).rows == ()
+
+
+def test_a_level_is_carried_only_as_far_as_usage_is_complete(client: Client) -> None:
+    """The month is not over: what holds now is not yet usage of its end."""
+    book(client, reading(DISK, NOON - 2 * DAYS, 40, "vol-1"))
+    assert values(ask(client, DISK)) == [40 * 3600]
+    progress(client, 0, 0, 16, NOON + 10 * MINUTE + timedelta(seconds=10))
+    assert values(ask(client, DISK)) == [40 * 600]
+    assert ask(client, DISK, NOON + HOUR, NOON + 2 * HOUR).rows == ()
+
+
+def test_an_empty_range_has_a_zero_for_distinct_values_as_for_a_count(client: Client) -> None:
+    assert [(row.value, row.events) for row in ask(client, PEOPLE).rows] == [(0, 0)]
+    for meter in (BYTES, DISK, UPTIME):
+        assert ask(client, meter).rows == ()
+
+
+def test_distinct_values_are_counted_over_tenants_and_days_once(client: Client) -> None:
+    same = {"meter": "people", "aggregation": "unique_count", "item": "=Zoë"}
+    book(
+        client,
+        Booked(**same, minute=NOON, subject="a", dimensions={"site": "x"}),
+        Booked(**same, minute=NOON + MINUTE, subject="b", dimensions={"site": "y"}),
+        Booked(**{**same, "item": "=7"}, minute=NOON + MINUTE, subject="b", count=3),
+    )
+    assert [(row.value, row.events) for row in ask(client, PEOPLE).rows] == [(2, 5)]
+    assert values(ask(client, PEOPLE, group_by=("subject",))) == [1, 2]
+    assert values(ask(client, PEOPLE, exclude=({"site": ("y",)},))) == [2]
+    assert values(ask(client, PEOPLE, window="minute")) == [1, 2]
+
+
+def test_the_newest_definitions_decide_over_all_of_the_range(client: Client) -> None:
+    """A percentile that became another one, and a unit that is converted since; the project has no say in it."""
+    p50, p99 = ('{"percentile":"50"}', '{"factor":"1/1000","percentile":"99"}')
+    latency = {"meter": "latency", "aggregation": "percentile", "scale": 0}
+    book(
+        client,
+        *(Booked(**latency, minute=NOON, item=str(n), parameters=p50) for n in range(0, 101, 2)),
+        *(Booked(**latency, minute=NOON, item=str(n), parameters=p99, definitions=2) for n in range(1, 101, 2)),
+    )
+    stale = Meter(meter="latency", event_type="call", aggregation="percentile", percentile="10")
+    assert values(ask(client, stale)) == [Decimal("0.099")]
+
+
+def test_a_meter_that_became_another_aggregation_is_read_as_what_it_is_now(client: Client) -> None:
+    people = {"meter": "people", "minute": NOON}
+    book(client, Booked(**people, value=5), Booked(**people, aggregation="unique_count", item="=Zoë", definitions=2))
+    summed = Meter(meter="people", event_type="visit", aggregation="sum")
+    assert values(ask(client, summed)) == values(ask(client, PEOPLE)) == [1]
+
+
+def test_a_project_that_says_otherwise_than_what_was_booked_is_read_as_booked(client: Client) -> None:
+    """The definitions are edited, but not in force yet."""
+    book(client, reading(DISK, NOON - 2 * DAYS, 40), reading(DISK, NOON + 30 * MINUTE, 0))
+    edited = Meter(meter="disk", event_type="volume", aggregation="time_weighted", believed_for=HOUR, scale=0)
+    assert values(ask(client, edited)) == [40 * 1800]
+
+
+def test_what_is_excluded_meets_all_of_a_condition(client: Client) -> None:
+    places = [("Malmö", "se"), ("London", "uk"), ("London", "ca"), (None, "uk")]
+    book(client, *(
+        Booked(minute=NOON, value=10**n, dimensions={"city": city, "country": country})
+        for n, (city, country) in enumerate(places)
+    ))  # fmt: skip
+    meter = Meter(
+        meter="compute.vcpu_seconds", event_type="vm", aggregation="sum", dimensions={"city": "c", "country": "d"}
+    )
+    assert values(ask(client, meter, exclude=({"city": ("London",), "country": ("uk",)},))) == [1101]
+    assert values(ask(client, meter, exclude=({"city": ("London",)}, {"city": (None,)}))) == [1]
+    assert values(ask(client, meter, where={"country": ("uk",)}, exclude=({"city": (None, "x")},))) == [10]
+    with pytest.raises(UsageQueryError, match=r'exclude: expected a dimension of compute\.vcpu_seconds, got "town"'):
+        ask(client, meter, exclude=({"town": ("London",)},))
+    with pytest.raises(UsageQueryError, match="exclude: expected a dimension in each condition"):
+        ask(client, meter, exclude=({"city": ("London",)}, {}))
+
+
+def test_as_of_a_booking_is_what_was_booked_up_to_it_sealed_or_not(client: Client) -> None:
+    meter = Meter(meter="compute.vcpu_seconds", event_type="vm", aggregation="sum")
+    seal(client, DAY, Booked(minute=NOON, value=1))
+    seal(client, DAY + 1, Booked(minute=NOON, value=10))
+    book(client, *(Booked(minute=NOON, value=100 * 10**n, booking=DAY + 2 + n) for n in range(2)))
+    found = [values(ask(client, meter, up_to_booking=DAY + n)) for n in range(-1, 5)]
+    assert found == [[], [1], [11], [111], [1111], [1111]]
+    assert ask(client, meter, up_to_booking=DAY + 2).sealed_to == DAY + 1
