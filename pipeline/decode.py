@@ -180,13 +180,13 @@ def _fill(block: Block, log: _Log, first: int, last: int, decoders: Decoders, ar
     records = block.records = Records(log.offsets, log.appended, log.values, log.headers)
     foreign = Lines()
     rows = range(first, last)
-    if not archive and _add_alike(foreign, log, first, last):
+    if archive:
+        block.raw = [_raw(log, row, booking) for row in rows]
+    if _add_alike(foreign, log, first, last):
         rows = range(0)
     for row in rows:
         kind = log.kinds[row]
         value = log.values[row] or b""
-        if archive:
-            block.raw.append(RawRecord(int(log.offsets[row]), int(log.appended[row]), booking, log.headers[row], value))
         if kind.control:
             continue
         try:
@@ -211,12 +211,18 @@ def _fill(block: Block, log: _Log, first: int, last: int, decoders: Decoders, ar
     _order(block)
 
 
+def _raw(log: _Log, row: int, booking: int) -> RawRecord:
+    return RawRecord(
+        int(log.offsets[row]), int(log.appended[row]), booking, log.headers[row], log.values[row] or b""
+    )
+
+
 def _order(block: Block) -> None:
     """Put foreign events that were decoded apart back into log order: the smaller position wins."""
-    foreign = [part for part in block.parts if part.claim is None]
+    foreign = [part for part in block.parts if part.claims is None]
     if len(foreign) < 2:
         return
-    block.parts = [part for part in block.parts if part.claim is not None]
+    block.parts = [part for part in block.parts if part.claims is not None]
     block.parts.append(concatenate(foreign))
 
 

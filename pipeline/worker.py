@@ -17,6 +17,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.worker.statesampler import StateSampler
 
 from pipeline import metrics as counted
+from pipeline.archive import keep_archive_for
 from pipeline.close import found_books
 from pipeline.job import build
 from pipeline.read import STOP
@@ -112,6 +113,7 @@ def prepare(project: Project) -> JobConfig:
     client = connect(project.clickhouse)
     try:
         migrate(client)
+        keep_archive_for(client, project.config.pipeline.archive_ttl)
     finally:
         client.disconnect()
     return job_config(project, found_books(project))

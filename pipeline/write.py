@@ -20,6 +20,7 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from pipeline.aggregate import Reduced
+from pipeline.archive import MapOfPairs
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
@@ -389,7 +390,7 @@ def _correction_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
 
 
 def _event_columns(rows: Sequence[Any], appended: list[int]) -> list[Any]:
-    headers = [{name: value.decode("utf-8", "replace") for name, value in row.headers} for row in rows]
+    headers = [MapOfPairs(row.headers) for row in rows]
     return [_milliseconds(appended), [row.booking for row in rows], headers, [row.body for row in rows]]
 
 

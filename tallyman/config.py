@@ -142,6 +142,7 @@ class PipelineConfig:
         flush: How often what was counted becomes visible.
         rebuild_after: How long one Beam pipeline runs before it is built anew; or after `rebuild_bundles`.
         archive: Whether records are kept as they came, in `events`.
+        archive_ttl: How long they are kept there; 0 for ever.
         tick: How long a partition is silent before its clock is moved.
         partitions: Which partitions this process reads; empty for all.
     """
@@ -150,6 +151,7 @@ class PipelineConfig:
     rebuild_after: timedelta = timedelta(minutes=5)
     rebuild_bundles: int = 10_000
     archive: bool = False
+    archive_ttl: timedelta = timedelta(0)
     tick: timedelta = timedelta(seconds=30)
     partitions: tuple[int, ...] = ()
 

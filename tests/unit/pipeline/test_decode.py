@@ -234,5 +234,12 @@ def test_the_archive_holds_every_record_with_its_headers() -> None:
     ]
 
 
+def test_the_archive_changes_nothing_about_how_plain_records_are_read() -> None:
+    chunk, decoders = new_chunk(), new_decoders(replace(PLAIN, meters=(SERVER, TRAFFIC)))
+    (block,) = blocks_of(fetch_of([(body(n), (), NOON_MS) for n in range(3)]), chunk, decoders)
+    assert [raw.body for raw in block.raw] == [body(n) for n in range(3)]
+    assert (block.received, [len(part) for part in block.parts]) == (3, [3])
+
+
 def blocks_of(fetch, chunk, decoders):  # type: ignore[no-untyped-def]
     return [next(blocks(fetch, chunk, decoders, archive=True))]

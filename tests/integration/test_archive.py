@@ -1,0 +1,81 @@
+"""The raw archive on a real ClickHouse: it gives back every record byte for byte, once, and forgets when it is told."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from clickhouse_driver import Client
+
+from pipeline.archive import ArchiveSource, keep_archive_for
+from pipeline.book import RawRecord
+from pipeline.write import Tables
+from tallyman.clickhouse import connect, migrate
+from tallyman.local.folder import ClickHouseEndpoint
+from tests.fetches import NOON_MS, TOPIC_ID
+
+pytestmark = pytest.mark.integration
+ODD = (("traceparent", b"\xff\x00\xfe"), ("b3", b""), ("traceparent", b"again"), ("X-Åström", "ö".encode("latin-1")))
+DAY = 20_757_000
+
+
+@pytest.fixture
+def endpoint(clickhouse_endpoint: ClickHouseEndpoint) -> ClickHouseEndpoint:
+    name = f"archive_{uuid.uuid4().hex[:10]}"
+    maker = connect(replace(clickhouse_endpoint, database="default"))
+    maker.execute(f"CREATE DATABASE {name}")
+    maker.disconnect()
+    return replace(clickhouse_endpoint, database=name)
+
+
+@pytest.fixture
+def client(endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    client = connect(endpoint)
+    migrate(client)
+    yield client
+    client.disconnect()
+
+
+def test_headers_and_bodies_come_back_byte_for_byte_and_once(endpoint: ClickHouseEndpoint, client: Client) -> None:
+    """Values that are no UTF-8, two headers of one name, and a flush that was written twice."""
+    records = [RawRecord(3, NOON_MS, DAY, ODD, b"\xff{}"), RawRecord(9, NOON_MS + 7, DAY + 1, (), b"")]
+    tables = Tables(connect(endpoint), connect(endpoint, numpy=True))
+    for _ in range(2):
+        tables.insert_rows("events", (TOPIC_ID, 2), records)
+    tables.close()
+    source = ArchiveSource(client, TOPIC_ID)
+    assert source.reach(2) == (3, 10) and source.reach(0) == (0, 0)
+    (fetch,) = source.read(2, 1, 12)
+    assert (fetch.first, fetch.next, fetch.offsets.tolist()) == (1, 12, [3, 9])
+    assert fetch.headers == [ODD, ()] and fetch.values == [b"\xff{}", b""]
+    assert fetch.appended_ms.tolist() == [NOON_MS, NOON_MS + 7]
+
+
+def test_pages_meet_each_other(endpoint: ClickHouseEndpoint, client: Client) -> None:
+    """More than one page: each begins where the one before ended, and nothing is read twice."""
+    tables = Tables(connect(endpoint), connect(endpoint, numpy=True))
+    tables.insert_rows("events", (TOPIC_ID, 0), [RawRecord(n, NOON_MS, DAY, (), b"x") for n in range(0, 5000, 2)])
+    tables.close()
+    fetches = list(ArchiveSource(client, TOPIC_ID).read(0, 100, 4900))
+    assert len(fetches) > 1 and fetches[0].first == 100 and fetches[-1].next == 4900
+    assert all(one.next == two.first for one, two in pairwise(fetches))
+    assert [offset for fetch in fetches for offset in fetch.offsets.tolist()] == list(range(100, 4900, 2))
+
+
+def test_the_archive_is_kept_as_long_as_the_operator_says(client: Client) -> None:
+    """Said again it changes nothing; taken back, nothing is dropped any more."""
+    assert not keep_archive_for(client, timedelta(0))
+    assert keep_archive_for(client, timedelta(days=90)) and not keep_archive_for(client, timedelta(days=90))
+    assert keep_archive_for(client, timedelta(days=400)) and "34560000" in _engine(client)
+    assert keep_archive_for(client, timedelta(0)) and "TTL" not in _engine(client)
+
+
+def _engine(client: Client) -> str:
+    text: str = client.execute(
+        "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'events'"
+    )[0][0]
+    return text
