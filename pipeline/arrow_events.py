@@ -1,19 +1,20 @@
 """Arrow batches of our own collectors to columns: integers all the way, each series' names met once.
 
-The schema and its version are `tallyman.event.ARROW_FIELDS`.
+The schema and its version are `tallyman.event.ARROW_FIELDS`. All batches of a stretch of log are understood together:
+what costs the same for a thousand rows and for forty thousand is paid once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from crc32c import crc32c
 
 from pipeline.catalog import Catalog
 from pipeline.values import narrow
@@ -28,18 +29,25 @@ from tallyman.event import (
     MAX_NAME_BYTES,
     Series,
 )
-from tallyman.meter import MAX_SCALE, QUANTITY_BOUND, Meter, scaled_text, value_in
+from tallyman.meter import MAX_SCALE, QUANTITY_BOUND, scaled_text, value_in
 
 ARROW_SCHEMA = pa.schema([pa.field(name, getattr(pa, kind)(), nullable) for name, kind, nullable in ARROW_FIELDS])
+_KNOWN_SERIES = 2_000_000  # entries of series tables that are remembered
+_COUNTS, _NO_NEGATIVE, _BY_ITEM = 1, 2, 4
+_FINE, _IGNORED, _DEAD = 0, 1, 2
+_POWERS = 10 ** np.arange(MAX_SCALE + 1)
+_LIMITS = ((1 << 63) - 1) // _POWERS  # larger amounts overflow when they are multiplied
+_COLUMNS = ("series", "time_us", "value")
 _decode_series = msgspec.json.Decoder(tuple[Series, ...]).decode
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class ArrowRows:
-    """The rows of one batch, and what each means: `errors` are rows that are dead letters."""
+    """The rows of some batches, and what each means: `errors` are rows that are dead letters."""
 
-    times_us: npt.NDArray[np.int64]
-    reading_event: npt.NDArray[np.int64]
+    times_us: Ints
+    reading_event: Ints
     reading_series: npt.NDArray[np.int32]
     reading_value: npt.NDArray[Any]
     errors: dict[int, EventError]
@@ -47,19 +55,120 @@ class ArrowRows:
     wanted: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """For one meter of each series: the series' number here (-1: not wanted), and the power of ten between the
-    scales.
+class Batch(NamedTuple):
+    """One batch, opened: its columns, and where its series stand among all that are known."""
 
-    Attributes:
-        data: Where what is counted depends on the row (`tallyman.meter.BY_ITEM`), the data of each series.
+    series: Ints
+    times_us: Ints
+    values: Ints
+    levels: int
+
+
+class _Table(NamedTuple):
+    text: bytes
+    base: int
+    size: int
+    levels: int
+
+
+@dataclass(slots=True)
+class _Level:
+    """For the nth meter that wants a series: the series' number here (-1: there is none), the power of ten from the
+    batch's scale to the meter's, and what else the meter asks for.
     """
 
-    series: npt.NDArray[np.int32]
-    shift: npt.NDArray[np.int64]
-    meter: Meter
-    data: tuple[Mapping[str, Any], ...] = ()
+    numbers: npt.NDArray[np.int32] = field(default_factory=lambda: np.full(1024, -1, np.int32))
+    shifts: npt.NDArray[np.int8] = field(default_factory=lambda: np.zeros(1024, np.int8))
+    flags: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1024, np.uint8))
+
+    def reserve(self, size: int) -> None:
+        room = len(self.numbers)
+        if size > room:
+            more = max(size, 2 * room) - room
+            self.numbers = np.append(self.numbers, np.full(more, -1, np.int32))
+            self.shifts = np.append(self.shifts, np.zeros(more, np.int8))
+            self.flags = np.append(self.flags, np.zeros(more, np.uint8))
+
+
+class _KnownSeries:
+    """The series tables met so far, one behind the other; batches of one collector mostly carry the same table."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.clear()
+
+    def clear(self) -> None:
+        self._tables: dict[tuple[int, int], _Table] = {}
+        self._size = 0
+        self.levels: list[_Level] = []
+        self.fates = np.zeros(1024, np.uint8)
+        self.errors: dict[int, EventError] = {}
+        self.data: list[Mapping[str, Any]] = []
+
+    @property
+    def full(self) -> bool:
+        return self._size > _KNOWN_SERIES
+
+    def table(self, text: bytes) -> _Table:
+        """Return where the series of a table stand; a checksum finds a known one much sooner than Python's own hash.
+
+        Raises:
+            EventError: `bad_schema`.
+        """
+        key = crc32c(text), len(text)
+        known = self._tables.get(key)
+        if known is None or known.text != text:
+            known = self._tables[key] = self._add(text)
+        return known
+
+    def _add(self, text: bytes) -> _Table:
+        try:
+            table = _decode_series(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EventError("bad_schema", f"Arrow batch: {ARROW_SERIES_KEY}: {error}") from error
+        for series in table:
+            _check_series(series)
+        base, self._size = self._size, self._size + len(table)
+        if self._size > len(self.fates):
+            self.fates = np.append(self.fates, np.zeros(self._size, np.uint8))
+        for level in self.levels:
+            level.reserve(self._size)
+        self.data += [each.data for each in table]
+        levels = 0
+        for place, series in enumerate(table, base):
+            levels = max(levels, self._understand(place, series))
+        return _Table(text, base, len(table), levels)
+
+    def _understand(self, place: int, series: Series) -> int:
+        """Find the meters that want a series, and return how many they are."""
+        catalog = self._catalog
+        numbers = catalog.by_type.get(series.type, ())
+        try:
+            found = [catalog.series_of(meter, series.subject, series.data) for meter in numbers]
+        except EventError as error:
+            return self._refuse(place, error)
+        kept = [(meter, number) for meter, number in zip(numbers, found, strict=True) if number >= 0]
+        if not numbers and series.type not in catalog.ignored:
+            return self._refuse(place, EventError("unknown_meter", f'type: no meter wants "{series.type}"'))
+        if not kept:
+            self.fates[place] = _IGNORED
+        for depth, (meter, number) in enumerate(kept):
+            if depth == len(self.levels):
+                self.levels.append(_Level())
+            level, definition = self.levels[depth], catalog.meters[meter]
+            level.reserve(self._size)
+            level.numbers[place], level.shifts[place] = number, definition.scale - series.scale
+            level.flags[place] = (
+                _COUNTS * (definition.aggregation == "count")
+                + _NO_NEGATIVE * (not definition.allow_negative)
+                + _BY_ITEM * (meter in catalog.by_item)
+            )
+        return len(kept)
+
+    def _refuse(self, place: int, error: EventError) -> int:
+        self.fates[place] = _DEAD
+        self.errors[place] = error
+        return 0
 
 
 class ArrowDecoder:
@@ -67,202 +176,180 @@ class ArrowDecoder:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._compile = lru_cache(maxsize=4096)(self._compile_series)
+        self._known = _KnownSeries(catalog)
 
-    def decode(self, body: bytes) -> ArrowRows:
-        """Decode one record.
+    def begin(self) -> None:
+        """Forget series tables if there are too many; batches that were opened before are none any more."""
+        if self._known.full:
+            self._known.clear()
+
+    def open(self, body: bytes) -> Batch:
+        """Open one record.
 
         Raises:
             EventError: `bad_schema`, `malformed`: the record as a whole is a dead letter.
         """
         try:
             with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
-                _check(stream.schema)
-                metadata = stream.schema.metadata
+                text = _checked(stream.schema)
                 batches = list(stream)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise EventError("malformed", f"Arrow stream: {error}"[:300]) from error
-        wanted, fates = self._compile(metadata[ARROW_SERIES_KEY.encode()])
-        names = ("series", "time_us", "value")
         if len(batches) == 1:
-            columns: tuple[Any, ...] = tuple(np.asarray(batches[0].column(name)) for name in names)
-            holes = any(batches[0].column(name).null_count for name in names)
+            found = [batches[0].column(name) for name in _COLUMNS]
         else:
             table = pa.Table.from_batches(batches, ARROW_SCHEMA)
-            columns = tuple(table.column(name).to_numpy() for name in names)
-            holes = any(table.column(name).null_count for name in names)
-        if holes:
+            found = [table.column(name).combine_chunks() for name in _COLUMNS]
+        if any(column.null_count for column in found):
             raise EventError("bad_schema", "Arrow batch: series, time_us and value must not hold nulls")
-        series, times, values = columns
-        return self._rows(series, times, values, wanted, fates)
+        series, times, values = (np.asarray(column) for column in found)
+        names = self._known.table(text)
+        if len(series) and not (series.min() >= 0 and series.max() < names.size):
+            expected = f"expected 0 to {names.size - 1}, got {series.min()} to {series.max()}"
+            raise EventError("bad_schema", f"Arrow batch: series: {expected}")
+        return Batch(series.astype(np.int64) + names.base, times, values, names.levels)
 
-    def series_of(self, body: bytes) -> tuple[Series, ...]:
-        """Return the series table of a batch that `decode` has taken, for people who look at its dead letters."""
-        with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
-            return _decode_series(stream.schema.metadata[ARROW_SERIES_KEY.encode()])
-
-    def _rows(
-        self,
-        series: npt.NDArray[np.int32],
-        times: npt.NDArray[np.int64],
-        values: npt.NDArray[np.int64],
-        wanted: tuple[_Wanted, ...],
-        fates: dict[int, EventError | None],
-    ) -> ArrowRows:
-        known = len(wanted[0].series) if wanted else 0
-        if len(series) and not (series.min() >= 0 and series.max() < known):
-            raise EventError(
-                "bad_schema", f"Arrow batch: series: expected 0 to {known - 1}, got {series.min()} to {series.max()}"
-            )
+    def rows(self, batches: Sequence[Batch]) -> ArrowRows:
+        """Understand the rows of some batches, one behind the other."""
+        series = _join([batch.series for batch in batches])
+        times, values = _join([batch.times_us for batch in batches]), _join([batch.values for batch in batches])
         rows = ArrowRows(times, *_nothing(), {}, 0, np.zeros(len(series), bool))
         if len(times) and not (times.min() >= FIRST_US and times.max() < LAST_US):
             for row in np.flatnonzero((times < FIRST_US) | (times >= LAST_US)).tolist():
                 rows.errors[row] = EventError("year_out_of_range", f"time_us: expected 2000 to 2099, got {times[row]}")
-        for number, fate in fates.items():
-            mine = np.flatnonzero(series == number).tolist()
-            mine = [row for row in mine if row not in rows.errors]
-            if fate is None:
-                rows.ignored += len(mine)
-            else:
-                rows.errors.update(dict.fromkeys(mine, fate))
+        self._apply_fates(series, rows)
         parts: list[tuple[Any, Any, Any]] = []
-        for meter in wanted:
-            numbers = meter.series[series]
-            event = np.arange(len(series)) if (numbers >= 0).all() else np.flatnonzero(numbers >= 0)
-            amounts = self._amounts(meter, series, values, event, rows)
-            rows.wanted[event] = True
-            chosen = numbers[event]
-            if meter.data:
-                chosen, amounts = self._items(meter, series, values, event, rows)
-            parts.append((event, chosen, amounts))
+        for level in self._known.levels[: max(batch.levels for batch in batches)]:
+            numbers = level.numbers[series]
+            wanted = numbers >= 0
+            everything = bool(wanted.all())
+            event = np.arange(len(series)) if everything else np.flatnonzero(wanted)
+            rows.wanted |= wanted
+            mine = (numbers, series, values) if everything else (numbers[event], series[event], values[event])
+            parts.append((event, *self._measure(level, event, *mine, rows)))
         if parts:
             rows.reading_event, rows.reading_series, rows.reading_value = (
                 parts[0] if len(parts) == 1 else tuple(np.concatenate(column) for column in zip(*parts, strict=True))
             )
         return rows
 
-    def _amounts(
+    def decode(self, body: bytes) -> ArrowRows:
+        """Decode one record.
+
+        Raises:
+            EventError: See `open`.
+        """
+        return self.rows([self.open(body)])
+
+    def series_of(self, body: bytes) -> tuple[Series, ...]:
+        """Return the series table of a batch that `open` has taken, for people who look at its dead letters."""
+        with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
+            return _decode_series(stream.schema.metadata[ARROW_SERIES_KEY.encode()])
+
+    def _apply_fates(self, series: Ints, rows: ArrowRows) -> None:
+        fates = self._known.fates[series]
+        if not fates.any():
+            return
+        for row in np.flatnonzero(fates).tolist():
+            if row in rows.errors:
+                continue
+            if fates[row] == _IGNORED:
+                rows.ignored += 1
+            else:
+                rows.errors[row] = self._known.errors[int(series[row])]
+
+    def _measure(
+        self, level: _Level, event: Ints, numbers: npt.NDArray[np.int32], series: Ints, values: Ints, rows: ArrowRows
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """Return the series and the scaled amount of each row that a meter of this level wants."""
+        flags, shifts, raw = level.flags[series], level.shifts[series], values
+        if flags.any():
+            ones = (flags & (_COUNTS | _BY_ITEM)) != 0
+            values, shifts = np.where(ones, 1, values), np.where(ones, np.int8(0), shifts)
+        amounts = self._scale(values, shifts, event, numbers, rows) if shifts.any() else values
+        if flags.any():
+            negative = ((flags & _NO_NEGATIVE) != 0) & (values < 0)
+            for i in np.flatnonzero(negative).tolist():
+                error = EventError("negative", f"value: {self._name(numbers[i])} takes no negative values")
+                rows.errors.setdefault(int(event[i]), error)  # the first reason stays, as for JSON
+            by_item = np.flatnonzero(flags & _BY_ITEM)
+            if len(by_item):
+                numbers, amounts = self._items(level, by_item, (event, numbers, series, raw), amounts, rows)
+        return numbers, amounts
+
+    def _scale(
         self,
-        meter: _Wanted,
-        series: npt.NDArray[np.int32],
-        values: npt.NDArray[np.int64],
-        event: npt.NDArray[np.int64],
+        values: Ints,
+        shifts: npt.NDArray[np.int8],
+        event: Ints,
+        numbers: npt.NDArray[np.int32],
         rows: ArrowRows,
     ) -> npt.NDArray[Any]:
-        if meter.meter.aggregation == "count" or meter.data:
-            return np.ones(len(event), np.int64)
-        amounts = values if len(event) == len(values) else values[event]
-        shift = meter.shift[series if len(event) == len(series) else series[event]]
-        scaled = _scale(amounts, shift, event, rows, meter.meter.meter) if shift.any() else amounts
-        if not meter.meter.allow_negative and len(amounts) and amounts.min() < 0:
-            error = EventError("negative", f"value: {meter.meter.meter} takes no negative values")
-            for row in event[amounts < 0].tolist():
-                rows.errors.setdefault(row, error)  # the first reason stays, as for JSON
-        return scaled
+        """Return values times 10**shift, exactly; what is no quantity of the meter is noted as an error and is 0."""
+        large = shifts < 0
+        power = np.where(large, 0, shifts)
+        limit = _LIMITS[power]
+        large |= (values > limit) | (values < -limit)
+        scaled: npt.NDArray[Any] = values * _POWERS[power]
+        if not large.any():
+            return scaled
+        scaled = scaled.astype(object)
+        for i in np.flatnonzero(large).tolist():
+            amount = _rescale(int(values[i]), int(shifts[i]))
+            if amount is None or abs(amount) >= QUANTITY_BOUND:
+                name = self._name(numbers[i])
+                error = (
+                    EventError("too_precise", f"value: more digits than {name} keeps")
+                    if amount is None
+                    else EventError("out_of_range", f"value: larger than {name} holds")
+                )
+                rows.errors.setdefault(int(event[i]), error)
+            scaled[i] = amount or 0
+        return narrow(scaled.tolist())
 
     def _items(
         self,
-        meter: _Wanted,
-        series: npt.NDArray[np.int32],
-        values: npt.NDArray[np.int64],
-        event: npt.NDArray[np.int64],
+        level: _Level,
+        chosen: Ints,
+        columns: tuple[Ints, npt.NDArray[np.int32], Ints, Ints],
+        amounts: npt.NDArray[Any],
         rows: ArrowRows,
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-        """Return what each row is counted under, and as how much, as the JSON event that it stands for would be."""
-        numbers, amounts = meter.series[series[event]].copy(), []
-        for i, row in enumerate(event.tolist()):
-            place, amount = int(series[row]), 0
-            shift = meter.meter.scale - int(meter.shift[place])
-            data = {**meter.data[place], "value": scaled_text(int(values[row]), shift)}
+        """Return what rows are counted under, and as how much, as the JSON events that they stand for would be."""
+        event, numbers, series, values = columns
+        numbers, exact = numbers.copy(), amounts.tolist()
+        for i in chosen.tolist():
+            row, place = int(event[i]), int(series[i])
+            meter = self.catalog.meters[self.catalog.series[numbers[i]].meter]
+            scale = meter.scale - int(level.shifts[place])
+            data = {**self._known.data[place], "value": scaled_text(int(values[i]), scale)}
+            exact[i] = 0
             try:
-                amount = value_in(meter.meter, data)
-                numbers[i] = self.catalog.with_item(int(numbers[i]), data, int(rows.times_us[row]), amount)
+                exact[i] = value_in(meter, data)
+                numbers[i] = self.catalog.with_item(int(numbers[i]), data, int(rows.times_us[row]), exact[i])
             except EventError as error:
                 rows.errors.setdefault(row, error)
-            amounts.append(amount)
-        return numbers, narrow(amounts)
+        return numbers, narrow(exact)
 
-    def _compile_series(self, text: bytes) -> tuple[tuple[_Wanted, ...], dict[int, EventError | None]]:
-        """Look up all series of a batch once; batches of one collector mostly carry the same table."""
-        try:
-            table = _decode_series(text)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EventError("bad_schema", f"Arrow batch: {ARROW_SERIES_KEY}: {error}") from error
-        catalog = self.catalog
-        columns: list[dict[int, tuple[int, int]]] = []  # the nth meter that wants a series, by series
-        fates: dict[int, EventError | None] = {}
-        for place, series in enumerate(table):
-            _check_series(series)
-            numbers = catalog.by_type.get(series.type, ())
-            found: list[tuple[int, int]] = []
-            try:
-                found = [(meter, catalog.series_of(meter, series.subject, series.data)) for meter in numbers]
-            except EventError as error:
-                fates[place] = error
-                continue
-            kept = [(meter, number) for meter, number in found if number >= 0]
-            if not numbers and series.type not in catalog.ignored:
-                fates[place] = EventError("unknown_meter", f'type: no meter wants "{series.type}"')
-            elif not kept:
-                fates[place] = None
-            for meter, number in kept:
-                level = next((c for c in columns if c.get(-1) == (meter, 0)), None)
-                if level is None:
-                    level = {-1: (meter, 0)}
-                    columns.append(level)
-                level[place] = (number, catalog.meters[meter].scale - series.scale)
-        wanted = tuple(self._column(level, table) for level in columns)
-        if not wanted:
-            nobody = Meter(meter="nobody", event_type="none", aggregation="count")
-            wanted = (_Wanted(np.full(len(table), -1, np.int32), np.zeros(len(table), np.int64), nobody),)
-        return wanted, fates
-
-    def _column(self, level: dict[int, tuple[int, int]], table: Sequence[Series]) -> _Wanted:
-        number, size = level[-1][0], len(table)
-        meter = self.catalog.meters[number]
-        series, shift = np.full(size, -1, np.int32), np.zeros(size, np.int64)
-        for place, (number, power) in level.items():
-            if place >= 0:
-                series[place], shift[place] = number, power
-        data = tuple(each.data for each in table) if number in self.catalog.by_item else ()
-        return _Wanted(series, shift, meter, data)
+    def _name(self, number: Any) -> str:
+        return self.catalog.meters[self.catalog.series[int(number)].meter].meter
 
 
-def _scale(
-    amounts: npt.NDArray[np.int64],
-    shift: npt.NDArray[np.int64],
-    event: npt.NDArray[np.int64],
-    rows: ArrowRows,
-    meter: str,
-) -> npt.NDArray[Any]:
-    """Return amounts times 10**shift, exactly; what is no quantity of the meter is noted as an error and is 0."""
-    largest = max(abs(int(amounts.max())), abs(int(amounts.min())))
-    if (shift >= 0).all() and largest * 10 ** int(shift.max()) < 1 << 63:
-        return amounts * 10**shift
-    exact = [_rescale(int(v), int(s)) for v, s in zip(amounts, shift, strict=True)]
-    for i, amount in enumerate(exact):
-        if amount is None:
-            error = EventError("too_precise", f"value: more digits than {meter} keeps")
-        elif abs(amount) >= QUANTITY_BOUND:
-            error = EventError("out_of_range", f"value: larger than {meter} holds")
-        else:
-            continue
-        rows.errors.setdefault(int(event[i]), error)
-    return np.array([amount or 0 for amount in exact], object)
-
-
-def _check(schema: Any) -> None:
+def _checked(schema: Any) -> bytes:
+    """Return the series table of a batch with the schema of this version."""
     if not schema.equals(ARROW_SCHEMA):
         got = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise EventError(
             "bad_schema", f"Arrow batch: expected {', '.join(f'{n} {k}' for n, k, _ in ARROW_FIELDS)}, got {got}"[:500]
         )
-    metadata = schema.metadata or {}
+    metadata: dict[bytes, bytes] = schema.metadata or {}
     version = metadata.get(ARROW_VERSION_KEY.encode(), b"").decode("utf-8", "replace")
-    if version != ARROW_VERSION or ARROW_SERIES_KEY.encode() not in metadata:
+    text = metadata.get(ARROW_SERIES_KEY.encode())
+    if version != ARROW_VERSION or text is None:
         raise EventError(
             "bad_schema", f'Arrow batch: expected version "{ARROW_VERSION}" with a series table, got "{version}"'
         )
+    return text
 
 
 def _check_series(series: Series) -> None:
@@ -277,6 +364,10 @@ def _check_series(series: Series) -> None:
 
 def _nothing() -> tuple[Any, Any, Any]:
     return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)
+
+
+def _join(columns: Sequence[Ints]) -> Ints:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
 def _rescale(value: int, shift: int) -> int | None:

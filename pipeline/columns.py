@@ -42,9 +42,10 @@ class Events:
         admitted: Judged before (a dead letter let in again, or forwarded): only its identity is checked.
         bodies: The bytes of each event, for dead letters and conflicts; of a numbered batch, of its record.
         reading_event, reading_series, reading_value: One row for each meter that wants an event.
-        claim: The one identity of a numbered batch: it is accepted, or a copy, as a whole. None: foreign events.
-        dead: Of a numbered batch, the rows that are dead if this is its first copy.
-        body_of: Of a numbered batch, writes a row as the JSON event that it stands for.
+        claims: Of numbered batches, their identities: each is accepted, or a copy, as a whole. None: foreign events.
+        batch: Which of the claims each row belongs to.
+        dead: Of numbered batches, the rows that are dead if this is the first copy; a letter's offset names its batch.
+        body_of: Of numbered batches, writes a row as the JSON event that it stands for.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -62,7 +63,8 @@ class Events:
     reading_series: npt.NDArray[np.int32]
     reading_value: npt.NDArray[Any]
     content_type: str = ""
-    claim: IdColumns | None = None
+    claims: IdColumns | None = None
+    batch: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     dead: list[DeadLetter] = field(default_factory=list)
     body_of: Callable[[int], bytes] | None = None
 

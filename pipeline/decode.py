@@ -4,16 +4,15 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
-from pipeline.arrow_events import ArrowDecoder
+from pipeline.arrow_events import ArrowDecoder, Batch
 from pipeline.batches import Fetch
 from pipeline.book import (
     BOOKINGS_PER_DAY,
@@ -28,7 +27,7 @@ from pipeline.book import (
 )
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events, Records
-from pipeline.corrections import measure_correction, read_correction
+from pipeline.corrections import digest_of, measure_correction, read_correction
 from pipeline.identities import IdColumns
 from pipeline.json_events import JsonDecoder, Lines
 from pipeline.letters import complete, record_letter
@@ -175,10 +174,11 @@ def _segment_end(log: _Log, row: int, stop: int) -> int:
 
 def _fill(block: Block, log: _Log, first: int, last: int, decoders: Decoders, archive: bool) -> None:
     """Decode the records of a block: foreign events together, each numbered batch by itself."""
-    _, json_decoder, _ = decoders.get(block.after.definitions)
+    _, json_decoder, arrow_decoder = decoders.get(block.after.definitions)
+    arrow_decoder.begin()
     booking = block.after.booking
     records = block.records = Records(log.offsets, log.appended, log.values, log.headers)
-    foreign = Lines()
+    foreign, arrow = Lines(), list[_ArrowRecord]()
     rows = range(first, last)
     if archive:
         block.raw = [_raw(log, row, booking) for row in rows]
@@ -195,12 +195,14 @@ def _fill(block: Block, log: _Log, first: int, last: int, decoders: Decoders, ar
             if kind.corrects:
                 _correction(block, log, row, kind, value, decoders)
             elif kind.sequence >= 0:
-                _numbered(block, log, row, kind, value, decoders)
+                _numbered(block, log, row, kind, value, decoders, arrow)
             else:
                 _add_lines(foreign, log, row, kind, value)
         except EventError as error:
             block.received += 1
             block.dead.append(record_letter(block, int(log.offsets[row]), error))
+    if arrow:
+        block.parts.append(_arrow_batches(block, log, arrow, decoders))
     if foreign.bodies:
         block.received += len(foreign.bodies)
         events, dead, ignored = json_decoder.decode(foreign, SINGLE, booking)
@@ -307,9 +309,23 @@ def _correction(block: Block, log: _Log, row: int, kind: RecordKind, value: byte
     block.corrections.append(found)
 
 
-def _numbered(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes, decoders: Decoders) -> None:
+class _ArrowRecord(NamedTuple):
+    row: int
+    kind: RecordKind
+    batch: Batch
+
+
+def _numbered(
+    block: Block,
+    log: _Log,
+    row: int,
+    kind: RecordKind,
+    value: bytes,
+    decoders: Decoders,
+    arrow: list[_ArrowRecord],
+) -> None:
     """Decode one numbered batch, or one event of it that is let in again; an empty batch is a heartbeat and holds no
-    events.
+    events. Arrow batches are only opened: those of a block are understood together.
     """
     if len(value) > MAX_RECORD_BYTES:
         raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(value)}")
@@ -320,23 +336,41 @@ def _numbered(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes,
         block.forwards.append(Forward(home, kind.collector.encode(), value, log.headers[row]))
         return
     if kind.format == "arrow":
-        part = _arrow_batch(block, log, row, kind, value, decoders)
-    else:
-        part = _json_batch(block, log, row, kind, value, decoders)
-    high, low = (np.array([word], np.uint64) for word in _identity(kind))
+        _, _, decoder = decoders.get(block.after.definitions)
+        batch = decoder.open(value)
+        if len(batch.series):
+            arrow.append(_ArrowRecord(row, kind, batch))
+        return
+    part = _json_batch(block, log, row, kind, value, decoders)
     if kind.event_index >= 0:
         # Its identity is not in its bytes; else it is an event like a foreign one, and its copies are too.
+        high, low = (np.array([word], np.uint64) for word in _identity(kind))
         block.dead += part.dead
         if len(part):
             block.parts.append(replace(part, high=high, low=low, homes=_column(home, 1), dead=[], body_of=None))
         return
     if not len(part) and not part.dead:
         return
-    remembered = np.array([max(int(log.clocks[row]) * 1000, int(part.times_us.max(initial=0)))])
-    digest = np.array([crc32c(value) | len(value) << 32], np.uint64)
-    definitions = np.array([block.after.definitions], np.uint32)
-    claim = IdColumns(high, low, log.offsets[row : row + 1], _column(0, 1), remembered, digest, definitions)
-    block.parts.append(replace(part, high=high.repeat(len(part)), low=low.repeat(len(part)), claim=claim))
+    claims = _claims(block, log, [(row, kind, int(part.times_us.max(initial=0)))])
+    high, low = claims.high.repeat(len(part)), claims.low.repeat(len(part))
+    block.parts.append(replace(part, high=high, low=low, claims=claims, batch=_column(0, len(part))))
+
+
+def _claims(block: Block, log: _Log, batches: Sequence[tuple[int, RecordKind, int]]) -> IdColumns:
+    """Return the identities of numbered batches (row, kind, newest event time) as they would be accepted."""
+    rows = [row for row, _, _ in batches]
+    words = np.array([_identity(kind) for _, kind, _ in batches], np.uint64)
+    newest = np.array([time_us for _, _, time_us in batches], np.int64)
+    digests = [digest_of(log.values[row] or b"") for row in rows]
+    return IdColumns(
+        words[:, 0],
+        words[:, 1],
+        log.offsets[rows],
+        _column(0, len(rows)),
+        np.maximum(log.clocks[rows] * 1000, newest),
+        np.array(digests, np.uint64),
+        _column(block.after.definitions, len(rows), np.uint32),
+    )
 
 
 def _identity(kind: RecordKind) -> tuple[int, int]:
@@ -360,47 +394,54 @@ def _json_batch(block: Block, log: _Log, row: int, kind: RecordKind, value: byte
     )
 
 
-def _arrow_batch(block: Block, log: _Log, row: int, kind: RecordKind, value: bytes, decoders: Decoders) -> Events:
+def _arrow_batches(block: Block, log: _Log, records: Sequence[_ArrowRecord], decoders: Decoders) -> Events:
     _, _, decoder = decoders.get(block.after.definitions)
-    rows = decoder.decode(value)
-    count, readable = len(rows.times_us), _ReadableRows(decoder, value, kind)
-    offset, appended_ms = int(log.offsets[row]), int(log.appended[row])
-    dead_rows = sorted(rows.errors)
-    kept = rows.wanted.copy()
-    kept[dead_rows] = False
-    assert block.records is not None
+    rows = decoder.rows([record.batch for record in records])
+    sizes = np.array([len(record.batch.series) for record in records], np.int64)
+    starts = np.cumsum(sizes) - sizes
+    count, where = len(rows.times_us), [record.row for record in records]
+    batch = np.arange(len(records)).repeat(sizes)
+    indexes = np.arange(count) - starts.repeat(sizes)
+    newest = np.maximum.reduceat(rows.times_us, starts).tolist()
+    claims = _claims(block, log, [(each.row, each.kind, time) for each, time in zip(records, newest, strict=True)])
+    readable = [_ReadableRows(decoder, log.values[each.row] or b"", each.kind) for each in records]
+    dead_rows, assigned = sorted(rows.errors), block.records
+    assert assigned is not None
     dead = []
-    for index in dead_rows:
-        error = rows.errors[index]
+    for row in dead_rows:
+        error, place, index = rows.errors[row], int(batch[row]), int(indexes[row])
+        offset, appended_ms = int(claims.offsets[place]), int(log.appended[where[place]])
         letter = DeadLetter(offset, index, appended_ms, block.after.booking, error.reason, error.detail, b"")
-        dead.append(complete(readable.fill(letter), block.records))
+        dead.append(complete(readable[place].fill(letter), assigned))
     block.received += count
     block.ignored += rows.ignored
-    indexes, times = np.flatnonzero(kept), rows.times_us
-    event, series, amounts = rows.reading_event, rows.reading_series, rows.reading_value
-    if len(indexes) < count:
+    kept = rows.wanted
+    kept[dead_rows] = False
+    event, series, amounts, times = rows.reading_event, rows.reading_series, rows.reading_value, rows.times_us
+    if not kept.all():
         chosen = kept[event]
         event, series, amounts = (np.cumsum(kept) - 1)[event[chosen]], series[chosen], amounts[chosen]
-        times = times[indexes]
-    size = len(indexes)
-    nothing = np.zeros(size, np.uint64)
+        times, batch, indexes = times[kept], batch[kept], indexes[kept]
+    size = len(times)
     return Events(
-        offsets=_column(offset, size),
+        offsets=claims.offsets[batch],
         indexes=indexes,
-        appended_ms=_column(appended_ms, size),
-        clocks_ms=_column(log.clocks[row], size),
+        appended_ms=log.appended[where][batch],
+        clocks_ms=log.clocks[where][batch],
         times_us=times,
-        high=nothing,
-        low=nothing,
-        digests=nothing,
+        high=claims.high[batch],
+        low=claims.low[batch],
+        digests=np.zeros(size, np.uint64),
         homes=_column(block.partition, size),
-        admitted=_column(kind.admitted, size, np.bool_),
+        admitted=np.array([record.kind.admitted for record in records], np.bool_)[batch],
         bodies=[],
         reading_event=event,
         reading_series=series,
         reading_value=amounts,
+        claims=claims,
+        batch=batch,
         dead=dead,
-        body_of=lambda place: readable.body(int(indexes[place])),
+        body_of=lambda place: readable[int(batch[place])].body(int(indexes[place])),
     )
 
 

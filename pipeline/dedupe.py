@@ -35,13 +35,12 @@ def count_once(block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -
     accepted.
     """
     counts = Counts(received=block.received, ignored=block.ignored)
-    claims = _Claims(block.parts, block, judge)
+    copies = _find_copies(block.parts, block, chunk, judge)
     for part in block.parts:
-        if part.claim is not None:
-            counts = counts.plus(_count_numbered(part, claims, block, chunk, catalog, judge))
+        if part.claims is not None:
+            counts = counts.plus(_count_numbered(part, copies, block, chunk, catalog, judge))
         else:
             counts = counts.plus(_count_foreign(part, block, chunk, catalog, judge))
-    claims.remember(chunk, judge)
     if block.corrections:
         counts = counts.plus(count_corrections(block, chunk, lambda wanted: _find(block, chunk, judge, wanted)))
         block.corrections = []
@@ -67,70 +66,82 @@ def _count_foreign(part: Events, block: Block, chunk: OpenChunk, catalog: Catalo
     return Counts(aggregated=int(accepted.sum()), duplicate=int(duplicate.sum()), conflict=conflict)
 
 
-class _Claims:
-    """The numbered batches of a block: what the filter says of all of them at once, and what was accepted so far."""
+class _Copies(NamedTuple):
+    """What is known of the numbered batches of a block: the earlier acceptance of those that are copies."""
 
-    def __init__(self, parts: list[Events], block: Block, judge: Judge) -> None:
-        claims = [part.claim for part in parts if part.claim is not None]
-        self._accepted: dict[tuple[int, int], Accepted] = {}
-        self._fresh: list[IdColumns] = []
-        self._suspects: dict[tuple[int, int], bool] = {}
-        if claims:
-            high, low = (np.concatenate([getattr(claim, name) for claim in claims]) for name in ("high", "low"))
-            perhaps = judge.filter.perhaps(block.topic_id, block.partition, high, low)
-            self._suspects = dict(zip(zip(high.tolist(), low.tolist(), strict=True), perhaps.tolist(), strict=True))
+    earlier: dict[int, Accepted]  # by offset
 
-    def first(self, key: tuple[int, int], block: Block, chunk: OpenChunk, judge: Judge) -> Accepted | None:
-        """Return the acceptance of a batch's number, if it was accepted before."""
-        if key in self._accepted:
-            return self._accepted[key]
-        return _find(block, chunk, judge, [key]).get(key) if self._suspects[key] else None
 
-    def accept(self, key: tuple[int, int], claim: IdColumns) -> None:
-        offset, index, remembered, digest, definitions = (int(column[0]) for column in claim[2:])
-        self._accepted[key] = Accepted(offset, index, remembered, digest, definitions)
-        self._fresh.append(claim)
-
-    def remember(self, chunk: OpenChunk, judge: Judge) -> None:
-        """Add what was accepted to the chunk's ids and to the filter."""
-        if self._fresh:
-            joined = IdColumns(*(np.concatenate(column) for column in zip(*self._fresh, strict=True)))
-            chunk.accepted.add(joined)
-            judge.filter.add(joined.high, joined.low)
+def _find_copies(parts: list[Events], block: Block, chunk: OpenChunk, judge: Judge) -> _Copies:
+    """Tell which numbered batches were accepted before, below the block or in it: the smaller offset wins."""
+    claims = [part.claims for part in parts if part.claims is not None]
+    if not claims:
+        return _Copies({})
+    all_of = IdColumns(*(np.concatenate(column) for column in zip(*claims, strict=True)))
+    suspects = judge.filter.perhaps(block.topic_id, block.partition, all_of.high, all_of.low)
+    rows = np.flatnonzero(suspects | _repeated(all_of.high))
+    if not len(rows):
+        return _Copies({})
+    rows = rows[np.argsort(all_of.offsets[rows])]
+    keys = list(zip(all_of.high[rows].tolist(), all_of.low[rows].tolist(), strict=True))
+    seen = _find(block, chunk, judge, sorted(set(keys)))
+    earlier: dict[int, Accepted] = {}
+    for row, key in zip(rows.tolist(), keys, strict=True):
+        offset, index, remembered, digest, definitions = (int(column[row]) for column in all_of[2:])
+        if key in seen:
+            earlier[offset] = seen[key]
+        else:
+            seen[key] = Accepted(offset, index, remembered, digest, definitions)
+    return _Copies(earlier)
 
 
 def _count_numbered(
-    part: Events, claims: _Claims, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge
+    part: Events, copies: _Copies, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge
 ) -> Counts:
     """A numbered batch has one identity: it is accepted, or a copy, as a whole, at any age.
 
     The first copy decides for all its rows, also for those that are dead: a later copy brings none of them in, so that
     only a dead letter that is let in again can, by the identity of its own.
     """
-    claim = part.claim
-    assert claim is not None
-    key = (int(claim.high[0]), int(claim.low[0]))
-    events = len(part) + len(part.dead)
-    first = claims.first(key, block, chunk, judge)
-    if first is not None and first.digest != int(claim.digests[0]):
+    claims = part.claims
+    assert claims is not None
+    size, counts = len(claims.high), Counts()
+    fresh = np.ones(size, bool)
+    for place, offset in enumerate(claims.offsets.tolist() if copies.earlier else ()):
+        first = copies.earlier.get(offset)
+        if first is None:
+            continue
+        fresh[place] = False
+        events = int(np.count_nonzero(part.batch == place)) + sum(1 for each in part.dead if each.offset == offset)
+        if first.digest == int(claims.digests[place]):
+            counts = counts.plus(Counts(duplicate=events))
+            continue
         detail = f"this number was used at offset {first.offset} with other content"
-        block.dead.append(record_letter(block, int(claim.offsets[0]), EventError("number_reused", detail)))
-        return Counts(received=1 - events)  # the record is one dead letter
-    if first is not None:
-        return Counts(duplicate=events)
-    block.dead += part.dead
-    late = _late(part, block, catalog)
-    claims.accept(key, claim)
-    block.readings.append(part.readings(~late))
-    return Counts(aggregated=len(part) - int(np.count_nonzero(late)))
+        block.dead.append(record_letter(block, offset, EventError("number_reused", detail)))
+        counts = counts.plus(Counts(received=1 - events))  # the record is one dead letter
+    among = fresh[part.batch]
+    if fresh.all():
+        block.dead += part.dead
+        accepted = claims
+    else:
+        offsets = set(claims.offsets[fresh].tolist())
+        block.dead += [letter for letter in part.dead if letter.offset in offsets]
+        accepted = claims.where(fresh)
+    chunk.accepted.add(accepted)
+    judge.filter.add(accepted.high, accepted.low)
+    counting = among & ~_late(part, block, catalog, among)
+    block.readings.append(part.readings(counting))
+    return counts.plus(Counts(aggregated=int(np.count_nonzero(counting))))
 
 
-def _late(part: Events, block: Block, catalog: Catalog) -> Mask:
+def _late(part: Events, block: Block, catalog: Catalog, among: Mask | None = None) -> Mask:
     """Set aside what is too old or too far ahead, by the clock of the log."""
     clocks = part.clocks_ms * 1000
     old = ~part.admitted & (part.times_us < clocks - catalog.oldest_us)
     ahead = ~part.admitted & (part.times_us > clocks + catalog.ahead_us)
     late: Mask = old | ahead
+    if among is not None:
+        late &= among
     for row in np.flatnonzero(late).tolist() if late.any() else ():
         reason = "too_old" if old[row] else "too_far_ahead"
         log_clock = format_time(int(clocks[row]))

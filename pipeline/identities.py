@@ -40,6 +40,13 @@ class IdColumns(NamedTuple):
     digests: U64
     definitions: npt.NDArray[np.uint32]
 
+    def where(self, rows: npt.NDArray[np.bool_]) -> IdColumns:
+        """Return some of the rows."""
+        return IdColumns(
+            self.high[rows], self.low[rows], self.offsets[rows], self.indexes[rows], self.remembered_us[rows],
+            self.digests[rows], self.definitions[rows],
+        )  # fmt: skip
+
 
 class IdStore(Protocol):
     """The `ids` table, as far as counting once needs it."""
