@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import ROUND_DOWN, Decimal
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -51,6 +52,14 @@ METERS = {
     )
 }  # fmt: skip
 BOOKINGS = (DAY, DAY + 1, DAY + 2)  # the last is not sealed
+NOT_BY_MINUTE = ("stddev", "time_weighted", "lifecycle", "counter")
+ATTO = Decimal("1e-18")
+POINT: Mapping[str, Callable[[Totals], Any]] = {
+    "disk": lambda totals: scaled(totals.latest or 0, 4),
+    "seats": lambda totals: scaled(totals.sum, 4),
+    "uptime": lambda totals: Decimal(bool(totals.latest)),
+    "bytes": lambda totals: scaled(totals.max or 0, 4),
+}
 Stored = tuple[int, int, Cell]  # booking, scale, what is stored
 
 
@@ -237,3 +246,50 @@ def test_minutes_of_an_hour_and_a_meter_that_the_project_does_not_know(
     )
     expected = look_at_everything(query, METERS[name], stored[name], lambda who, named: True)
     assert shown(read_usage(client, query)) == expected
+
+
+def test_the_view_of_minutes_shows_what_is_read_by_minute(
+    booked: tuple[Client, Mapping[str, Sequence[Stored]]],
+) -> None:
+    """Exactly, up to the 18 digits behind the point that the view has."""
+    client, _ = booked
+    found = client.execute(
+        "SELECT meter, toUInt32(minute), subject, dimensions, value, events FROM usage_minute"
+        f" WHERE minute >= toDateTime({int(START.timestamp())}) AND minute < toDateTime({int(END.timestamp())})"
+    )
+    shown_by_view: dict[str, dict[Any, Any]] = defaultdict(dict)
+    for meter, minute, subject, dimensions, value, events in found:
+        named = decode_dimensions(dimensions)
+        shown_by_view[meter][minute, (subject, named["az"], named["size"])] = value, events
+    left_out = {name for name, meter in METERS.items() if meter.aggregation in NOT_BY_MINUTE}
+    assert set(shown_by_view) == set(METERS) - left_out
+    for name, mine in shown_by_view.items():
+        query = UsageQuery(meter=name, start=START, end=END, window="minute", group_by=("subject", "az", "size"))
+        read = {
+            (int(row.start.timestamp()), tuple(row.groups.values())): (row.value.quantize(ATTO, ROUND_DOWN), row.events)
+            for row in read_usage(client, query, meters=tuple(METERS.values())).rows
+        }
+        assert mine.keys() == read.keys()
+        for key, (value, events) in mine.items():
+            assert events == read[key][1]
+            assert abs(value - read[key][0]) <= (ATTO if name == "p95" else 0), (name, key)
+
+
+def test_the_view_of_points_shows_every_reading_that_was_not_voided(
+    booked: tuple[Client, Mapping[str, Sequence[Stored]]],
+) -> None:
+    client, stored = booked
+    for name in ("disk", "seats", "uptime", "bytes"):
+        aggregate: Any = AGGREGATES[METERS[name].aggregation]
+        state = aggregate.gather(aggregate.rescaled(cell, 10 ** (4 - scale)) for _, scale, cell in stored[name])
+        expected = sorted(
+            (moment.subject, moment.dimensions, moment.time_us, moment.resource or "", moment.incarnation or "",
+             POINT[name](totals), totals.count)
+            for moment, totals in state.items() if totals.count > 0
+        )  # fmt: skip
+        found = client.execute(
+            "SELECT subject, dimensions, toUnixTimestamp64Micro(time), ifNull(resource, ''), ifNull(incarnation, ''),"
+            " value, events FROM usage_points WHERE meter = %(meter)s ORDER BY ALL",
+            {"meter": name},
+        )
+        assert sorted(found) == expected
