@@ -6,14 +6,18 @@ from dataclasses import replace
 
 import pytest
 
+from collectors.arrow import Reading, encode_readings
 from pipeline.book import Place
 from pipeline.identities import Accepted
-from tallyman.event import ADMITTED, format_time, home_key
+from tallyman.event import ADMITTED, ARROW, Series, format_time, home_key
 from tallyman.kafka import partition_of
+from tallyman.meter import Definitions
 from tests.fetches import NOON_MS, fetch_of
 from tests.unit.pipeline.events import (
     NDJSON,
+    NOON_US,
     PLAIN,
+    SERVER,
     StoredHere,
     Walk,
     batch_words,
@@ -235,3 +239,33 @@ def test_a_replay_gives_the_same_answer() -> None:
         apart.go(fetch_of([record], first=offset), flush_s=0)
     assert whole.dead == apart.dead and whole.conflicts == apart.conflicts
     assert whole.sums() == apart.sums() == {"compute.hours": 1_500_000, "net.bytes": 5}
+
+
+def arrow_batch(*values: int) -> bytes:
+    cpu = Series(type="server", subject="Zoë Åström", scale=6, data={"region": "Nürnberg"})
+    return encode_readings([Reading(cpu, NOON_US, NOON_US, value) for value in values])
+
+
+def test_copies_of_a_numbered_batch_within_one_fetch_count_once_whatever_they_look_like() -> None:
+    """The smaller offset wins, also between an Arrow batch and lines under the same number."""
+    lines = numbered(1)
+    arrow = numbered(1, content=ARROW)
+    meter = replace(SERVER, value="value")
+    records = [(body(1, data={"value": 5}), lines), (arrow_batch(10**6, 2 * 10**6), arrow), (arrow_batch(7), arrow)]
+    for order, expected in (((0, 1, 2), 5), ((1, 0, 2), 3), ((1, 1, 2), 3)):
+        walk = Walk(Definitions(number=1, meters=(meter,)))
+        walk.go(fetch_of([(*records[i], NOON_MS) for i in order], first=0))
+        assert walk.sums() == {"compute.hours": expected * 10**6}
+        letters = [letter for letter in walk.dead if letter.reason == "number_reused"]
+        assert len(letters) == len({records[i][0] for i in order}) - 1
+        counts = walk.counts
+        assert counts["received"] == counts["aggregated"] + counts["duplicate"] + counts["dead"]
+
+
+def test_the_dead_rows_of_a_batch_that_comes_twice_are_dead_once() -> None:
+    arrow = numbered(1, content=ARROW)
+    batch = arrow_batch(1, 2, -(2**63))
+    huge = replace(SERVER, value="value", scale=18)
+    walk = Walk(Definitions(number=1, meters=(huge,)))
+    walk.go(fetch_of([(batch, arrow, NOON_MS)] * 3, first=0))
+    assert (walk.counts["aggregated"], walk.counts["duplicate"], walk.counts["dead"]) == (2, 6, 1)

@@ -1,0 +1,103 @@
+"""The records of a fetch that are not folded yet: what the log decides about each, and their bytes as lines."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.batches import Fetch
+from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Place, RawRecord, booking_after
+from pipeline.json_events import Lines
+from tallyman.binary import compose
+from tallyman.errors import EventError
+from tallyman.event import COLLECTOR, MAX_RECORD_BYTES, split_record
+from tallyman.headers import Headers, RecordKind, kind_of
+
+
+class LogRows(NamedTuple):
+    """The records of a fetch that are not folded yet, with what the log decides about each."""
+
+    kinds: list[RecordKind]
+    offsets: npt.NDArray[np.int64]
+    appended: npt.NDArray[np.int64]
+    clocks: npt.NDArray[np.int64]
+    bookings: npt.NDArray[np.int64]
+    definitions: npt.NDArray[np.int64]
+    values: list[bytes | None]
+    headers: list[Headers]
+
+
+def read_log(fetch: Fetch, here: Place) -> LogRows:
+    first = int(np.searchsorted(fetch.offsets, here.offset))
+    headers: list[Headers] = fetch.headers[first:] if fetch.headers else [()] * (len(fetch.offsets) - first)
+    cache: dict[Headers, RecordKind] = {}
+    kinds: list[RecordKind] = []
+    for each in headers:
+        kind = cache.get(each)
+        if kind is None:
+            kind = cache[each] = kind_of(each)
+        kinds.append(kind)
+    appended = fetch.appended_ms[first:]
+    clocks = np.maximum.accumulate(np.maximum(appended, here.clock_ms))
+    bookings = np.maximum(clocks // DAY_MS * BOOKINGS_PER_DAY, here.booking)
+    definitions = np.full(len(clocks), here.definitions, np.int64)
+    if len(cache) > 1 or (kinds and kinds[0].control):
+        for i, kind in enumerate(kinds):
+            if kind.control:
+                bookings[i] = booking_after(int(bookings[i]), int(clocks[i]), kind.opens)
+                definitions[i] = max(int(definitions[i]), kind.definitions)
+        bookings = np.maximum.accumulate(bookings)
+        definitions = np.maximum.accumulate(definitions)
+    return LogRows(kinds, fetch.offsets[first:], appended, clocks, bookings, definitions, fetch.values[first:], headers)
+
+
+def segment_end(log: LogRows, row: int, stop: int) -> int:
+    """Return the row behind the last one that shares its chunk, booking and definitions with the first."""
+    end = int(np.searchsorted(log.offsets, stop))
+    if end <= row:
+        return row
+    same = (log.bookings[row:end] == log.bookings[row]) & (log.definitions[row:end] == log.definitions[row])
+    return end if same.all() else row + int(np.argmin(same))
+
+
+def raw_record(log: LogRows, row: int, booking: int) -> RawRecord:
+    return RawRecord(
+        int(log.offsets[row]), int(log.appended[row]), booking, log.headers[row], log.values[row] or b""
+    )
+
+
+def add_alike(lines: Lines, log: LogRows, first: int, last: int) -> bool:
+    """Add records that hold one foreign event each, all under the same headers, at once; say whether they are such."""
+    count, kind = last - first, log.kinds[first] if last > first else None
+    if kind is None or kind.format != "single" or kind.attributes is not None or kind.corrects or kind.sequence >= 0:
+        return False
+    bodies = [value or b"" for value in log.values[first:last]]
+    if log.kinds[first:last].count(kind) != count or max(map(len, bodies)) > MAX_RECORD_BYTES:
+        return False
+    lines.bodies += bodies
+    lines.offsets += log.offsets[first:last].tolist()
+    lines.indexes += [0] * count
+    lines.appended_ms += log.appended[first:last].tolist()
+    lines.clocks_ms += log.clocks[first:last].tolist()
+    lines.admitted += [kind.admitted] * count
+    return True
+
+
+def add_lines(lines: Lines, log: LogRows, row: int, kind: RecordKind, value: bytes) -> None:
+    if kind.attributes is not None:
+        value = compose(kind.attributes, value)
+    if kind.format == "arrow":
+        raise EventError("missing_field", f"Arrow batches must be numbered: header {COLLECTOR} is missing")
+    if kind.format == "single" and len(value) <= MAX_RECORD_BYTES:
+        parts = [value]
+    else:
+        parts = split_record(kind.content_type, value)
+    lines.bodies += parts
+    count = len(parts)
+    lines.offsets += [int(log.offsets[row])] * count
+    lines.indexes += range(count)
+    lines.appended_ms += [int(log.appended[row])] * count
+    lines.clocks_ms += [int(log.clocks[row])] * count
+    lines.admitted += [kind.admitted] * count
