@@ -52,7 +52,7 @@ REASONS: Mapping[str, str] = {
     "unknown_format": "no decoder for this content type",
     "missing_field": "a CloudEvents attribute or the metered value is missing",
     "wrong_type": "an attribute or a value has a type that it cannot have",
-    "bad_time": "the time is no RFC 3339 time with a zone",
+    "bad_time": "the time is no RFC 3339 time with a zone, and no text of seconds since 1970",
     "year_out_of_range": "the time lies outside the years 2000 to 2099",
     "too_old": "older than the deployment accepts, by the clock of the log",
     "too_far_ahead": "further in the future than the deployment accepts, by the clock of the log",
@@ -146,6 +146,8 @@ _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
 def format_of(content_type: str | bytes | None) -> Format:
     """Return the format that a `content-type` names; parameters and letter case do not matter, no header is a
     single event.
+# Seconds since 1970, from 2000 on; shorter or longer digits are dates without signs, or milliseconds.
+_UNIX_SECONDS = re.compile(r"([0-9]{9,10})(?:\.([0-9]+))?")
 
     Raises:
         EventError: `unknown_format`.
@@ -161,17 +163,22 @@ def format_of(content_type: str | bytes | None) -> Format:
 
 
 def parse_time(text: str) -> int:
-    """Return microseconds since 1970 for an RFC 3339 time with a zone; digits below microseconds are cut off.
+    """Return microseconds since 1970 for an RFC 3339 time with a zone, or for a text of seconds since 1970.
+
+    "1780586634.1" is that instant and a tenth of a second, exactly. Digits below microseconds are cut off.
 
     Raises:
         EventError: `bad_time`, `year_out_of_range`.
     """
     try:
-        # Cut before reading, because msgspec rounds: 12:00:59.9999999 would be in the next minute.
-        moment = msgspec.convert(_BELOW_MICROSECONDS.sub(r"\1", text), datetime)
-        if moment.tzinfo is None:
-            raise ValueError("no zone")
-        time_us = (moment - _EPOCH) // _MICROSECOND
+        if unix := _UNIX_SECONDS.fullmatch(text):
+            time_us = int(unix[1] + (unix[2] or "")[:6].ljust(6, "0"))
+        else:
+            # Cut before reading, because msgspec rounds: 12:00:59.9999999 would be in the next minute.
+            moment = msgspec.convert(_BELOW_MICROSECONDS.sub(r"\1", text), datetime)
+            if moment.tzinfo is None:
+                raise ValueError("no zone")
+            time_us = (moment - _EPOCH) // _MICROSECOND
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         raise EventError("bad_time", f'time: expected RFC 3339 with a zone, got "{text[:60]}"') from error
     if not FIRST_US <= time_us < LAST_US:

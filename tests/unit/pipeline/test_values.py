@@ -77,7 +77,11 @@ def test_times_are_read_to_the_microsecond(times: list[int]) -> None:
 
 DAY, CLOCK, ZONE = r"20[0-9]{2}-[01][0-9]-[0-3][0-9]", r"[0-2][0-9]:[0-6][0-9]", r"(Z|z|[+-][0-2][0-9]:[0-6][0-9])"
 ASCII = st.characters(max_codepoint=127)
-ODD_TIMES = st.from_regex(rf"{DAY}[Tt ]{CLOCK}:[0-6][0-9](\.[0-9]{{1,8}})?{ZONE}", fullmatch=True, alphabet=ASCII)
+CALENDAR_TIMES = st.from_regex(
+    rf"{DAY}[Tt ]{CLOCK}:[0-6][0-9](\.[0-9]{{1,8}})?{ZONE}", fullmatch=True, alphabet=ASCII
+)
+UNIX_TIMES = st.from_regex(r"[0-9]{8,11}(\.[0-9]{1,8})?", fullmatch=True, alphabet=ASCII)
+ODD_TIMES = st.one_of(CALENDAR_TIMES, UNIX_TIMES)
 
 
 @settings(max_examples=150, deadline=None)
@@ -90,6 +94,36 @@ def test_a_time_in_a_column_is_what_it_is_alone(texts: list[str]) -> None:
             assert times[row] == parse_time(text) and row not in failed
         except EventError as error:
             assert (failed[row].reason, times[row]) == (error.reason, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("1780586634.1", "2026-06-04T15:23:54.100000Z"),
+        ("1780586634.2000009", "2026-06-04T15:23:54.200000Z"),
+        ("1780586634", "2026-06-04T15:23:54Z"),
+        ("946684800", "2000-01-01T00:00:00Z"),
+    ],
+)
+def test_seconds_since_1970_as_text_keep_exactly_their_fraction(text: str, time: str) -> None:
+    assert format_time(parse_time(text)) == time
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1780586634000", "bad_time"),  # milliseconds
+        ("20261031", "bad_time"),  # a date
+        ("900000000", "year_out_of_range"),
+        ("-1780586634", "bad_time"),
+        ("1780586634.", "bad_time"),
+        ("١٧٨٠٥٨٦٦٣٤", "bad_time"),
+    ],
+)
+def test_other_digits_are_no_time(text: str, reason: str) -> None:
+    with pytest.raises(EventError) as caught:
+        parse_time(text)
+    assert caught.value.reason == reason
 
 
 def test_narrow_keeps_what_does_not_fit_64_bits() -> None:
