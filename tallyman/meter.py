@@ -28,9 +28,11 @@ _ADDS_UP: frozenset[Aggregation] = frozenset(("sum", "count", "avg"))
 CORRECTABLE = _ADDS_UP | BY_ITEM
 Bucket = Literal["minute", "hour", "day", "week", "month"]
 Of = Literal["sum", "avg", "min", "max", "latest", "first", "count"]
+Rounding = Literal["exact", "nearest", "up", "down"]
 # Scaled: 170 million events of this size in one minute of one series still fit an Int128.
 QUANTITY_BOUND = 10**30
 MAX_SCALE = 18
+MAX_DIGITS = 18
 MAX_DIMENSION_BYTES = 1024
 
 
@@ -45,6 +47,10 @@ class Meter:
         where: Dotted path -> the texts of which one must match; other events are not this meter's.
         scale: Decimal digits kept behind the point; a value with more is a dead letter, never rounded.
         multiply_by: From the value's unit to `unit`, as an exact fraction ("1/3600", "1.5"); applied to answers.
+        add: What each value is more by after that, as an exact fraction ("-32", "20"): overhead, another zero point.
+        rounding: What becomes of an answer's digits beyond `digits`: kept, or rounded to the nearest (half away from
+            zero), up or down. Each answer is rounded by itself, after conversion: those of hours need not add up.
+        digits: Behind the point; -2 rounds to hundreds.
         percentile: 0 to 100, for `percentile`; between the two closest ranks it is interpolated linearly.
         bucket: Whose maxima `sum_of_maxima` sums, in the zone that is asked for.
         resource: Path of what has a level, a state or a counter of its own; without it, the series has one.
@@ -69,6 +75,9 @@ class Meter:
     description: str = ""
     allow_negative: bool = True
     multiply_by: str = "1"
+    add: str = "0"
+    rounding: Rounding = "exact"
+    digits: int = 0
     percentile: str = ""
     bucket: Bucket = "hour"
     resource: str = ""
@@ -97,7 +106,12 @@ class Meter:
             raise ValueError(f"believed_for: expected more than 0 s, got {self.believed_for.total_seconds():.0f} s")
         if self.believed_for is not None and self.level == "delta":
             raise ValueError("believed_for: expected only with level: absolute, got delta; a level of changes holds on")
+        if not -MAX_DIGITS <= self.digits <= MAX_DIGITS:
+            raise ValueError(f"digits: expected {-MAX_DIGITS} to {MAX_DIGITS}, got {self.digits}")
+        if self.digits and self.rounding == "exact":
+            raise ValueError("digits: expected only with rounding: nearest, up or down")
         factor_of(self)
+        offset_of(self)
 
     @property
     def takes_number(self) -> bool:
@@ -325,6 +339,11 @@ def parameters_of(meter: Meter) -> str:
     factor = factor_of(meter)
     if factor != 1:
         named["factor"] = f"{factor.numerator}/{factor.denominator}"
+    offset = offset_of(meter)
+    if offset:
+        named["offset"] = f"{offset.numerator}/{offset.denominator}"
+    if meter.rounding != "exact":
+        named |= {"rounding": meter.rounding, "digits": str(meter.digits)}
     return msgspec.json.encode(dict(sorted(named.items()))).decode() if named else ""
 
 
@@ -334,14 +353,35 @@ def factor_of(meter: Meter) -> Fraction:
     Raises:
         ValueError: It is no positive fraction, or one of more than 18 digits.
     """
-    text = meter.multiply_by
-    try:
-        factor = Fraction(text) if len(text) <= 40 else Fraction(0)
-    except (ValueError, ZeroDivisionError):
-        factor = Fraction(0)
-    if not 0 < factor.numerator < 10**18 or factor.denominator >= 10**18:
-        raise ValueError(f'multiply_by: expected a positive fraction such as "1/3600" or "1.5", got "{text[:40]}"')
+    factor = _fraction(meter.multiply_by)
+    if factor is None or factor <= 0:
+        raise ValueError(
+            f'multiply_by: expected a positive fraction such as "1/3600" or "1.5", got "{meter.multiply_by[:40]}"'
+        )
     return factor
+
+
+def offset_of(meter: Meter) -> Fraction:
+    """Return what each of a meter's values is more by after conversion, exactly.
+
+    Raises:
+        ValueError: It is no fraction, or one of more than 18 digits.
+    """
+    offset = _fraction(meter.add)
+    if offset is None:
+        raise ValueError(f'add: expected a fraction such as "-32" or "1/2", got "{meter.add[:40]}"')
+    return offset
+
+
+def _fraction(text: str) -> Fraction | None:
+    """Return an exact fraction of at most 18 digits on each side, None if a text is none."""
+    try:
+        fraction = Fraction(text) if len(text) <= 40 else None
+    except (ValueError, ZeroDivisionError):
+        return None
+    if fraction is None or max(abs(fraction.numerator), fraction.denominator) >= 10**18:
+        return None
+    return fraction
 
 
 def _seconds(span: timedelta) -> str:
@@ -356,6 +396,7 @@ def _is_percentile(text: str) -> bool:
 
 
 _OWN_SETTINGS: Mapping[str, tuple[Aggregation, ...]] = {
+    "add": ("sum", "avg", "min", "max", "latest", "first", "percentile", "sum_of_maxima"),
     "percentile": ("percentile",),
     "bucket": ("sum_of_maxima",),
     "resource": ("time_weighted", "lifecycle", "counter"),

@@ -14,8 +14,8 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from tallyman.aggregations.exact import exact
-from tallyman.meter import Aggregation, Bucket, Of
+from tallyman.aggregations.exact import exact, rounded
+from tallyman.meter import Aggregation, Bucket, Of, Rounding
 from tallyman.usage import Totals, merge, scaled
 
 State = TypeVar("State")
@@ -46,11 +46,16 @@ class Terms:
     Attributes:
         scale: Decimal digits behind the point of the stored integers.
         factor: What answers are multiplied by.
+        offset: What each reading is more by after that.
+        rounding, digits: How an answer is rounded, last of all.
         believed_for_us: How long a level holds in silence, how far apart a counter's readings may be. None: for ever.
     """
 
     scale: int = 0
     factor: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+    rounding: Rounding = "exact"
+    digits: int = 0
     percentile: Fraction = Fraction(50)
     bucket: Bucket = "hour"
     level: Literal["absolute", "delta"] = "absolute"
@@ -58,15 +63,23 @@ class Terms:
     of: Of = "sum"
     believed_for_us: int | None = None
 
-    def quantity(self, number: int | Fraction) -> Decimal:
-        """Return what a stored number, or something in proportion to it, stands for in the meter's unit."""
-        if isinstance(number, int) and self.factor == 1:
+    def quantity(self, number: int | Fraction, readings: int = 1) -> Decimal:
+        """Return what a stored number, or something in proportion to it, stands for in the meter's unit.
+
+        Args:
+            readings: How many readings are added up in it.
+        """
+        if isinstance(number, int) and self.factor == 1 and not self.offset and self.rounding == "exact":
             return scaled(number, self.scale)
-        return exact(number * self.factor / 10**self.scale)
+        return self.shown(number * self.factor / 10**self.scale + readings * self.offset)
 
     def number_of(self, things: int | Fraction) -> Decimal:
         """Return an answer that has no scale: a number of things, or seconds."""
-        return exact(things * self.factor)
+        return self.shown(things * self.factor)
+
+    def shown(self, answer: Fraction) -> Decimal:
+        """Return an answer as it is shown: exactly, or rounded as the meter says."""
+        return exact(answer if self.rounding == "exact" else rounded(answer, self.rounding, self.digits))
 
 
 class _Parameters(msgspec.Struct):
@@ -77,6 +90,9 @@ class _Parameters(msgspec.Struct):
     of: Of = "sum"
     believed_for_s: str | None = None
     factor: str = "1"
+    offset: str = "0"
+    rounding: Rounding = "exact"
+    digits: str = "0"
 
 
 @lru_cache(maxsize=1024)
@@ -87,6 +103,9 @@ def terms_of(parameters: str, scale: int) -> Terms:
     return Terms(
         scale=scale,
         factor=Fraction(named.factor),
+        offset=Fraction(named.offset),
+        rounding=named.rounding,
+        digits=int(named.digits),
         percentile=Fraction(named.percentile),
         bucket=named.bucket,
         level=named.level,

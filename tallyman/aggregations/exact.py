@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
-from math import isqrt
+from math import ceil, floor, isqrt
+from typing import Literal
 
 from tallyman.usage import scaled
 
@@ -28,6 +29,19 @@ def exact(value: Fraction) -> Decimal:
         return _SHOWN.divide(Decimal(numerator), Decimal(denominator))
     digits = max(twos, fives)
     return scaled(numerator * 2 ** (digits - twos) * 5 ** (digits - fives), digits)
+
+
+def rounded(value: Fraction, how: Literal["nearest", "up", "down"], digits: int) -> Fraction:
+    """Return a fraction rounded to so many digits behind the point; the nearest is half away from zero.
+
+    >>> rounded(Fraction("-2.5"), "nearest", 0), rounded(Fraction("-2.5"), "up", 0), rounded(Fraction(123), "down", -2)
+    (Fraction(-3, 1), Fraction(-2, 1), Fraction(100, 1))
+    """
+    unit = Fraction(10) ** -digits
+    if how == "nearest":
+        size = floor(abs(value) / unit + Fraction(1, 2))
+        return (size if value >= 0 else -size) * unit
+    return (ceil if how == "up" else floor)(value / unit) * unit
 
 
 def root(value: Fraction) -> Decimal:

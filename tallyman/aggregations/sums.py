@@ -38,7 +38,7 @@ class Sum(OfTotals):
     name: Aggregation = "sum"
 
     def value(self, totals: Totals, terms: Terms) -> Decimal:
-        return terms.quantity(totals.sum)
+        return terms.quantity(totals.sum, totals.count)
 
 
 class Count(OfTotals):
@@ -97,4 +97,6 @@ class SumOfMaxima(Apart[int]):
             if totals.count > 0 and totals.max is not None:
                 bucket = start_s if span.buckets is None else bisect_right(span.buckets, start_s)
                 maxima[bucket] = max(totals.max, maxima.get(bucket, totals.max))
-        return Figure(terms.quantity(sum(maxima.values())), events_in(state)) if maxima else None
+        if not maxima:
+            return None
+        return Figure(terms.quantity(sum(maxima.values()), len(maxima)), events_in(state))

@@ -72,7 +72,7 @@ class Stddev(OfNumbers):
         total = sum(value * count for value, count in counted)
         squares = sum(value * value * count for value, count in counted)
         variance = Fraction(events * squares - total * total, events * (events - 1))
-        return Figure(root(variance * (terms.factor / 10**terms.scale) ** 2), events)
+        return Figure(terms.shown(Fraction(root(variance * (terms.factor / 10**terms.scale) ** 2))), events)
 
 
 def _counted(state: Mapping[str, Totals]) -> Sequence[tuple[int, int]]:

@@ -179,6 +179,39 @@ def test_a_count_is_converted_too_and_has_no_scale() -> None:
     assert of_values("unique_count", [5, 5, 5], factor=Fraction(1, 2), scale=9) == Decimal("0.5")
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("sum", "106.8"), ("avg", "35.6"), ("min", "33.8"), ("max", "37.4"), ("latest", "37.4"), ("first", "33.8"),
+     ("percentile", "35.6"), ("sum_of_maxima", "37.4"), ("count", "5.4")],
+)  # fmt: skip
+def test_what_each_value_is_more_by_is_added_once_for_each_that_is_summed(name: Aggregation, expected: str) -> None:
+    """1, 2 and 3 degrees Celsius are 33.8, 35.6 and 37.4 degrees Fahrenheit."""
+    terms: dict[str, Any] = {"factor": Fraction("1.8"), "offset": Fraction(32)}
+    assert of_values(name, [1, 2, 3], **terms) == Decimal(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "digits", "expected"),
+    [
+        (123_456, "nearest", 0, "123"), (123_456, "down", 0, "123"), (123_456, "up", 0, "124"),
+        (123_456, "down", -2, "100"), (123_456, "up", -2, "200"), (123_456, "nearest", 2, "123.46"),
+        (2_500, "nearest", 0, "3"), (-2_500, "nearest", 0, "-3"), (-2_500, "up", 0, "-2"), (-2_500, "down", 0, "-3"),
+        (0, "up", 0, "0"), (1, "exact", 0, "0.001"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_rounded_last_of_all(value: int, how: str, digits: int, expected: str) -> None:
+    for name in ("sum", "max", "first", "percentile", "avg"):
+        assert of_values(name, [value], scale=3, rounding=how, digits=digits) == Decimal(expected)
+
+
+def test_a_conversion_comes_before_the_rounding_and_a_fraction_is_never_rounded_twice() -> None:
+    assert of_values("sum", [99], scale=1, factor=Fraction(10), rounding="up") == 99
+    assert of_values("avg", [4, 5], rounding="nearest") == 5
+    assert of_values("avg", [1, 0, 0], factor=Fraction(3), rounding="up") == 1
+    assert of_values("stddev", [1, 5], rounding="down", digits=2) == Decimal("2.82")
+    assert of_values("count", [7, 7, 7], factor=Fraction(1, 2), rounding="up") == 2
+
+
 def test_no_digit_is_lost_or_added_whatever_the_callers_decimal_context() -> None:
     with localcontext(prec=3):
         assert of_values("sum", [10**40 + 1], scale=9) == Decimal("10000000000000000000000000000000.000000001")
@@ -195,3 +228,5 @@ def test_what_a_meter_says_of_itself_is_what_its_reader_knows() -> None:
     assert terms_of('{"believed_for_s":"1500000e-6","of":"max"}', 0) == Terms(believed_for_us=1_500_000, of="max")
     assert terms_of('{"percentile":"99.9"}', 0).percentile == Fraction(999, 10)
     assert terms_of('{"bucket":"day"}', 0).bucket == "day"
+    priced = Meter(meter="m", event_type="t", aggregation="sum", add="-1/2", rounding="up", digits=-1)
+    assert terms_of(parameters_of(priced), 0) == Terms(offset=Fraction(-1, 2), rounding="up", digits=-1)

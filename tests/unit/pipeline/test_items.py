@@ -101,6 +101,9 @@ def test_a_unit_is_converted_by_an_exact_fraction_only() -> None:
     for wrong in ("0", "-1", "1/0", "third", "1e40", ""):
         with pytest.raises(ValueError, match="multiply_by: expected a positive fraction"):
             Meter(meter="hours", event_type="server", aggregation="sum", multiply_by=wrong)
+        if wrong not in ("0", "-1"):
+            with pytest.raises(ValueError, match="add: expected a fraction"):
+                Meter(meter="hours", event_type="server", aggregation="sum", add=wrong)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,9 @@ def test_a_unit_is_converted_by_an_exact_fraction_only() -> None:
             {"aggregation": "time_weighted", "level": "delta", "believed_for": timedelta(1)},
             "believed_for: expected only with level: absolute",
         ),
+        ({"aggregation": "counter", "add": "1"}, "add: expected only with sum or avg"),
+        ({"aggregation": "sum", "digits": 2}, "digits: expected only with rounding: nearest, up or down"),
+        ({"aggregation": "sum", "rounding": "up", "digits": 19}, "digits: expected -18 to 18, got 19"),
         ({"aggregation": "max", "resource": "id"}, "resource: expected only with time_weighted or lifecycle"),
     ],
 )  # fmt: skip
