@@ -39,6 +39,8 @@ class OwnProject:
         }
         self.settings |= kafka_settings
         self.pipeline: dict[str, Any] = {"tick": "30s", "flush": "50ms"}
+        self.control: dict[str, Any] = {}
+        self.sections: dict[str, dict[str, Any]] = {"kafka": self.settings, "pipeline": self.pipeline}
         (folder / "meters").mkdir(parents=True)
         self.define(meters)
         self.use_database(clickhouse, f"books_{name}")
@@ -60,9 +62,9 @@ class OwnProject:
 
     @property
     def project(self) -> Project:
-        sections = {"kafka": self.settings, "pipeline": self.pipeline}
         lines = [
-            f"{name}: {{{', '.join(f'{k}: {v}' for k, v in values.items())}}}" for name, values in sections.items()
+            f"{name}: {{{', '.join(f'{k}: {v}' for k, v in values.items())}}}"
+            for name, values in self.sections.items()
         ]
         (self.folder / "tallyman.yaml").write_text("\n".join(["operator: Försök AB", *lines, ""]), encoding="utf-8")
         return load_project(self.folder, self.folder / "data")
