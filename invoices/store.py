@@ -26,25 +26,25 @@ _metadata = sa.MetaData()
 _series = sa.Table(
     "number_series",
     _metadata,
-    sa.Column("entity", sa.String(200), primary_key=True),
-    sa.Column("series", sa.String(200), primary_key=True),
+    sa.Column("entity", sa.String, primary_key=True),
+    sa.Column("series", sa.String, primary_key=True),
     sa.Column("last", sa.BigInteger, nullable=False),
 )
 _invoices = sa.Table(
     "invoices",
     _metadata,
-    sa.Column("entity", sa.String(200), primary_key=True),
-    sa.Column("account", sa.String(200), primary_key=True),
-    sa.Column("month", sa.String(7), primary_key=True),
-    sa.Column("kind", sa.String(20), primary_key=True),
-    sa.Column("series", sa.String(200), nullable=False),
+    sa.Column("entity", sa.String, primary_key=True),
+    sa.Column("account", sa.String, primary_key=True),
+    sa.Column("month", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("series", sa.String, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
-    sa.Column("number", sa.String(200), nullable=False),
-    sa.Column("issued_on", sa.String(10), nullable=False),
-    sa.Column("currency", sa.String(3), nullable=False),
-    sa.Column("gross", sa.String(40), nullable=False),
+    sa.Column("number", sa.String, nullable=False),
+    sa.Column("issued_on", sa.String, nullable=False),
+    sa.Column("currency", sa.String, nullable=False),
+    sa.Column("gross", sa.String, nullable=False),
     sa.Column("booking", sa.BigInteger, nullable=False),
-    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.UniqueConstraint("entity", "series", "sequence"),
     sa.UniqueConstraint("entity", "number"),
@@ -52,10 +52,10 @@ _invoices = sa.Table(
 _documents = sa.Table(
     "invoice_documents",
     _metadata,
-    sa.Column("entity", sa.String(200), primary_key=True),
-    sa.Column("number", sa.String(200), primary_key=True),
-    sa.Column("kind", sa.String(20), primary_key=True),
-    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("entity", sa.String, primary_key=True),
+    sa.Column("number", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
     sa.Column("packed", sa.LargeBinary, nullable=False),
 )
 
@@ -200,7 +200,7 @@ def _forbid_changes(connection: sa.Connection) -> None:
             name = f"{table}_are_final"
             connection.exec_driver_sql(
                 f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
-                f"$$ BEGIN RAISE EXCEPTION '{sentence}'; END $$"
+                f"$$ BEGIN RAISE EXCEPTION '{sentence}' USING ERRCODE = 'integrity_constraint_violation'; END $$"
             )
             connection.exec_driver_sql(
                 f"CREATE TRIGGER {name} BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "

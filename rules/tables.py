@@ -1,4 +1,7 @@
-"""The tables of the rules engine in the control store. Instants are microseconds since 1970 UTC."""
+"""The tables of the rules engine in the control store. Instants are microseconds since 1970 UTC.
+
+Texts have no length here: SQLite would not look at it, so that a name could be too long for PostgreSQL only.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ metadata = sa.MetaData()
 alarm_rules = sa.Table(
     "alarm_rules",
     metadata,
-    sa.Column("rule", sa.String(500), primary_key=True),
+    sa.Column("rule", sa.String, primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("decided_to_us", sa.BigInteger),  # end of the newest complete window that was evaluated
 )
 alarm_states = sa.Table(
     "alarm_states",
     metadata,
-    sa.Column("rule", sa.String(500), sa.ForeignKey("alarm_rules.rule"), primary_key=True),
-    sa.Column("identity", sa.String(64), primary_key=True),
-    sa.Column("phase", sa.String(16), nullable=False),
+    sa.Column("rule", sa.String, sa.ForeignKey("alarm_rules.rule"), primary_key=True),
+    sa.Column("identity", sa.String, primary_key=True),
+    sa.Column("phase", sa.String, nullable=False),
     sa.Column("series", sa.Text, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("active_at_us", sa.BigInteger, nullable=False),
@@ -32,8 +35,8 @@ alarm_states = sa.Table(
     sa.Column("quiet_since_us", sa.BigInteger),
     sa.Column("window_start_us", sa.BigInteger, nullable=False),
     sa.Column("window_end_us", sa.BigInteger, nullable=False),
-    sa.Column("episode", sa.String(80), nullable=False),
-    sa.Column("value", sa.String(100)),
+    sa.Column("episode", sa.String, nullable=False),
+    sa.Column("value", sa.String),
 )
 alarm_history = sa.Table(
     "alarm_history",
@@ -41,25 +44,25 @@ alarm_history = sa.Table(
     # SQLite numbers rows by itself only in a column that is called INTEGER.
     sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
-    sa.Column("rule", sa.String(500), nullable=False),
-    sa.Column("alert", sa.String(200), nullable=False),
-    sa.Column("identity", sa.String(64), nullable=False),
+    sa.Column("rule", sa.String, nullable=False),
+    sa.Column("alert", sa.String, nullable=False),
+    sa.Column("identity", sa.String, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
     sa.Column("annotations", sa.Text, nullable=False),
-    sa.Column("previous", sa.String(16), nullable=False),
-    sa.Column("to", sa.String(16), nullable=False),
-    sa.Column("reason", sa.String(32), nullable=False),
-    sa.Column("value", sa.String(100)),
+    sa.Column("previous", sa.String, nullable=False),
+    sa.Column("to", sa.String, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("value", sa.String),
     sa.Column("window_start_us", sa.BigInteger, nullable=False),
     sa.Column("window_end_us", sa.BigInteger, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
-    sa.Column("message_id", sa.String(64)),
+    sa.Column("message_id", sa.String),
 )
 outbox = sa.Table(
     "outbox",
     metadata,
-    sa.Column("message_id", sa.String(64), primary_key=True),
-    sa.Column("identity", sa.String(64), nullable=False),
+    sa.Column("message_id", sa.String, primary_key=True),
+    sa.Column("identity", sa.String, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("made_at_us", sa.BigInteger, nullable=False),
 )
@@ -67,13 +70,13 @@ deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("endpoint", sa.String(200), nullable=False),
-    sa.Column("message_id", sa.String(64), sa.ForeignKey("outbox.message_id"), nullable=False),
-    sa.Column("identity", sa.String(64), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),  # waiting, delivered, dead
+    sa.Column("endpoint", sa.String, nullable=False),
+    sa.Column("message_id", sa.String, sa.ForeignKey("outbox.message_id"), nullable=False),
+    sa.Column("identity", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False),  # waiting, delivered, dead
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("due_us", sa.BigInteger, nullable=False),
-    sa.Column("answer", sa.String(500)),  # of the last attempt, for people
+    sa.Column("answer", sa.String),  # of the last attempt, for people
     sa.Column("ended_at_us", sa.BigInteger),
     sa.UniqueConstraint("endpoint", "message_id"),
     sa.Index("deliveries_waiting", "endpoint", "status", "number"),
@@ -81,10 +84,10 @@ deliveries = sa.Table(
 endpoints = sa.Table(
     "endpoints",
     metadata,
-    sa.Column("endpoint", sa.String(200), primary_key=True),
-    sa.Column("url_hash", sa.String(64), nullable=False),  # another URL is another receiver: it starts enabled
+    sa.Column("endpoint", sa.String, primary_key=True),
+    sa.Column("url_hash", sa.String, nullable=False),  # another URL is another receiver: it starts enabled
     sa.Column("disabled_at_us", sa.BigInteger),
-    sa.Column("reason", sa.String(500)),
+    sa.Column("reason", sa.String),
 )
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from tallyman.control import migrate, write
+from tallyman.control import migrate, read, write
 from tallyman.errors import ConfigError, LogError, StoreError
 from tallyman.meter import Definitions, decode_definitions, encode_definitions
 
@@ -110,7 +110,7 @@ def mark_founded(engine: sa.Engine, topic_id: str) -> None:
 
 def newest_definitions(engine: sa.Engine) -> Definitions | None:
     """Return the newest definitions, in force or about to be."""
-    with engine.connect() as connection:
+    with read(engine) as connection:
         body = connection.execute(
             sa.select(_definitions.c.body).order_by(_definitions.c.number.desc()).limit(1)
         ).scalar()
@@ -123,7 +123,7 @@ def load_definitions(engine: sa.Engine, number: int) -> Definitions:
     Raises:
         LogError: The log names a version that the control store does not know: a worker must not guess it.
     """
-    with engine.connect() as connection:
+    with read(engine) as connection:
         body = connection.execute(sa.select(_definitions.c.body).where(_definitions.c.number == number)).scalar()
     if body is None:
         raise LogError(
@@ -176,7 +176,7 @@ def mark_written(engine: sa.Engine, booking: int) -> None:
 
 def unwritten_closes(engine: sa.Engine) -> Sequence[Close]:
     """Return closes that a crash may have left out of some partitions: writing them again is harmless."""
-    with engine.connect() as connection:
+    with read(engine) as connection:
         rows = connection.execute(sa.select(_closes).where(_closes.c.written.is_(False)).order_by(_closes.c.booking))
         return [Close(row.booking, row.definitions) for row in rows]
 

@@ -24,6 +24,7 @@ Step = Callable[[sa.Connection], object] | str
 
 BUSY_TIMEOUT_S = 30.0
 _WRITER_LOCK = 0x7461_6C6C_796D_616E  # "tallyman", the advisory lock of PostgreSQL that makes writers take turns
+_CONNECT_TIMEOUT_S = 10
 
 _metadata = sa.MetaData()
 _migrations = sa.Table(
@@ -42,20 +43,26 @@ def open_control(url: str) -> sa.Engine:
         url: "sqlite:////absolute/path/control.db" or "postgresql+psycopg://user@host/name".
 
     Raises:
-        ConfigError: No such kind of store, or its driver is not installed.
+        ConfigError: No such kind of store, its driver is not installed, or its settings could lose a commit.
         StoreError: The store does not open.
     """
     try:
         parsed = make_url(url)
-        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else sa.create_engine(parsed)
-    except (exc.ArgumentError, exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        engine = _MAKERS[parsed.drivername](parsed)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'control.url: PostgreSQL needs {error.name}, which is not installed: pip install "tallyman[postgresql]"'
+        ) from error
+    except (exc.ArgumentError, KeyError) as error:
         shown = url.split(":", 1)[0]  # the rest may hold a password
         raise ConfigError(
-            f'control.url: expected sqlite:///PATH or postgresql+psycopg://..., got "{shown}:..." '
-            f"({type(error).__name__}); correct the URL, or install the driver that it names"
+            f'control.url: expected sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, got "{shown}:..."; '
+            "correct the URL: other stores and drivers are not known to keep what is promised"
         ) from error
     try:
-        with engine.connect():
+        with engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                _check_postgresql(connection)
             return engine
     except (exc.OperationalError, sqlite3.OperationalError) as error:
         raise _refused(engine, error) from error
@@ -71,6 +78,8 @@ def write(engine: sa.Engine) -> Iterator[sa.Connection]:
     try:
         with engine.connect().execution_options(tallyman_begin="IMMEDIATE") as connection, connection.begin():
             if engine.dialect.name == "postgresql":
+                patience = sa.func.set_config("lock_timeout", f"{BUSY_TIMEOUT_S:.0f}s", True)  # of this transaction
+                connection.execute(sa.select(patience))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
             yield connection
     except exc.OperationalError as error:
@@ -146,6 +155,29 @@ def compare_and_set(
     return connection.execute(sa.update(table).where(*same).values(**values)).rowcount == 1
 
 
+def _postgresql(url: URL) -> sa.Engine:
+    known = {
+        "application_name": "tallyman",
+        "client_encoding": "utf8",
+        "connect_timeout": str(_CONNECT_TIMEOUT_S),
+    }
+    # Statements prepared on the server belong to one of its sessions, and a pooler between us hands those around.
+    by_driver = {"prepare_threshold": None}
+    # A connection is tried before it is used, so that a server that was restarted is not noticed.
+    return sa.create_engine(url.update_query_dict({**known, **url.query}), pool_pre_ping=True, connect_args=by_driver)
+
+
+def _check_postgresql(connection: sa.Connection) -> None:
+    """Refuse a database that would lose a commit with the power, or letters of a name."""
+    for setting, bad, why in (
+        ("synchronous_commit", "off", "a number that was given out could be given again after a crash"),
+        ("fsync", "off", "a number that was given out could be given again after a crash"),
+        ("server_encoding", "SQL_ASCII", "names are any Unicode; make the database with ENCODING 'UTF8'"),
+    ):
+        if connection.exec_driver_sql(f"SHOW {setting}").scalar_one() == bad:
+            raise ConfigError(f"control.url: PostgreSQL's {setting}: expected anything but {bad}: {why}")
+
+
 def _sqlite(url: URL) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigError('control.url: expected a file, as in sqlite:////var/lib/tallyman/control.db, got ":memory:"')
@@ -185,4 +217,13 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _refused(engine: sa.Engine, error: Exception) -> StoreError:
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
-    return StoreError(f"control store {engine.url.render_as_string(hide_password=True)}: {cause}; try again")
+    shown = engine.url.set(query={}).render_as_string(hide_password=True)  # a query may hold secrets, too
+    return StoreError(f"control store {shown}: {' '.join(str(cause).split())}; try again")
+
+
+_MAKERS: Mapping[str, Callable[[URL], sa.Engine]] = {
+    "sqlite": _sqlite,
+    "sqlite+pysqlite": _sqlite,
+    "postgresql": _postgresql,
+    "postgresql+psycopg": _postgresql,
+}

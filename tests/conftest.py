@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.stack"]
+pytest_plugins = ["tests.stack", "tests.postgres"]
 
 MARKS = {
     "integration": "talks to a real Kafka or a real ClickHouse",

@@ -59,8 +59,9 @@ def test_founding_twice_is_harmless(make: Make) -> None:
     assert own.ask("SELECT max(reached_definitions), max(reached_offset) FROM progress") == [(1, 2)]
 
 
-def test_two_founders_at_once_leave_one_topic(make: Make) -> None:
+def test_two_founders_at_once_leave_one_topic(make: Make, control_url: str) -> None:
     own, topics = make(), []
+    own.control["url"] = f"'{control_url}'"
     project = own.project
     threads = [threading.Thread(target=lambda: topics.append(found_books(project).topic_id)) for _ in range(2)]
     for thread in threads:
@@ -117,8 +118,11 @@ def test_a_close_opens_a_booking_and_the_one_before_is_sealed(make: Make) -> Non
     assert own.ask("SELECT sum(sum) FROM usage") == [(7500,)]
 
 
-def test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as_it_was_booked(make: Make) -> None:
+def test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as_it_was_booked(
+    make: Make, control_url: str
+) -> None:
     own = make()
+    own.control["url"] = f"'{control_url}'"
     found_books(own.project)
     own.send(*map(body, range(3)))
     own.define(BOTH)

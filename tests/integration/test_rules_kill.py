@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.integration
 
 SECRET = Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 RULE = make_rule()
-KILLS = 6
+KILLS = 3  # of each kind of control store
 
 
 def endpoints(url: str) -> Mapping[str, EndpointConfig]:
@@ -68,10 +67,9 @@ def work(control_url: str, url: str) -> None:
         sender.wake()
 
 
-def test_an_engine_that_is_killed_loses_no_transition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_killed_loses_no_transition(control_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "RETRY_AFTER", outbox.RETRY_AFTER)  # put back after the test
     hurry()
-    control_url = f"sqlite:///{tmp_path / 'control.db'}"
     engine = open_control(control_url)
     prepare(engine)
     receiver = Receiver([SECRET])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -30,10 +29,11 @@ class Crash(Exception):
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> sa.Engine:
-    engine = open_control(f"sqlite:///{tmp_path / 'control.db'}")
+def engine(control_url: str) -> Iterator[sa.Engine]:
+    engine = open_control(control_url)
     prepare(engine)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def change(before: RuleState, second: int, values: dict[str, int], endpoints: tuple[str, ...] = ("ops",)) -> Change:

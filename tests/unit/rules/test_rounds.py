@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,10 +58,11 @@ class FakeUsage:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> sa.Engine:
-    engine = open_control(f"sqlite:///{tmp_path / 'control.db'}")
+def engine(control_url: str) -> Iterator[sa.Engine]:
+    engine = open_control(control_url)
     prepare(engine)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -27,10 +26,11 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> sa.Engine:
-    engine = open_control(f"sqlite:///{tmp_path / 'control.db'}")
+def engine(control_url: str) -> Iterator[sa.Engine]:
+    engine = open_control(control_url)
     prepare(engine)
-    return engine
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

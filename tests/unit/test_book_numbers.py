@@ -1,0 +1,135 @@
+"""Definitions and closes have numbers that only grow, whoever asks for them and however many at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tallyman import books
+from tallyman.books import BOOKINGS_PER_DAY, Topic
+from tallyman.control import open_control
+from tallyman.errors import ConfigError, LogError, StoreError
+from tallyman.meter import Definitions, Meter
+
+TOPIC = Topic("Zm9vYmFyZm9vYmFyZm9vYg", "usage.events.v1", partitions=4, chunk_size=65_536, founded=False)
+HOURS = Meter(meter="compute.hours", event_type="server", aggregation="sum", value="hours", scale=3)
+NOON = datetime(2026, 10, 31, 12, tzinfo=UTC)
+TODAY = 20_757 * BOOKINGS_PER_DAY
+
+
+@pytest.fixture
+def engine(control_url: str) -> Iterator[sa.Engine]:
+    engine = open_control(control_url)
+    books.prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+def definitions(slug: str) -> Definitions:
+    return Definitions(number=0, meters=(replace(HOURS, meter=slug),))
+
+
+def in_two_processes(work: Callable[..., None], url: str, folder: Path) -> list[str]:
+    """Run `work(url, file)` twice at once; return the lines that both have written."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier, files = spawn.Barrier(2), [folder / "one", folder / "other"]
+    both = [spawn.Process(target=work, args=(url, barrier, file)) for file in files]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    return [line for file in files for line in file.read_text().splitlines()]
+
+
+def _close(url: str, barrier: Barrier, file: Path) -> None:
+    engine = open_control(url)
+    barrier.wait(60)
+    file.write_text("\n".join(str(books.next_close(engine, NOON).booking) for _ in range(30)))
+
+
+def test_two_processes_that_close_at_once_get_different_bookings(
+    engine: sa.Engine, control_url: str, tmp_path: Path
+) -> None:
+    given = sorted(map(int, in_two_processes(_close, control_url, tmp_path)))
+    assert given == [TODAY + n for n in range(1, 61)]
+    assert [close.booking for close in books.unwritten_closes(engine)] == given
+
+
+def _define(url: str, barrier: Barrier, file: Path) -> None:
+    engine = open_control(url)
+    barrier.wait(60)
+    numbers = [books.add_definitions(engine, definitions(f"meter-{n}")).number for n in range(5)]
+    file.write_text("\n".join(map(str, numbers)))
+
+
+def test_two_processes_that_apply_at_once_never_give_a_number_twice(
+    engine: sa.Engine, control_url: str, tmp_path: Path
+) -> None:
+    """Who comes second with the same definitions gets the number of the first; others get the next one."""
+    given = set(map(int, in_two_processes(_define, control_url, tmp_path)))
+    assert given == set(range(1, max(given) + 1))
+    assert 5 <= max(given) <= 10
+    assert [books.load_definitions(engine, number).number for number in sorted(given)] == sorted(given)
+
+
+def _found(url: str, barrier: Barrier, file: Path) -> None:
+    engine = open_control(url)
+    barrier.wait(60)
+    file.write_text(books.register_topic(engine, TOPIC).topic_id)
+
+
+@pytest.mark.usefixtures("engine")
+def test_two_processes_that_meet_a_topic_at_once_register_it_once(control_url: str, tmp_path: Path) -> None:
+    assert in_two_processes(_found, control_url, tmp_path) == [TOPIC.topic_id] * 2
+
+
+def test_the_same_definitions_keep_their_number(engine: sa.Engine) -> None:
+    assert books.newest_definitions(engine) is None
+    first = books.add_definitions(engine, definitions("compute.hours"))
+    assert books.add_definitions(engine, definitions("compute.hours")) == first
+    assert books.add_definitions(engine, definitions("compute.days")).number == 2
+    assert books.load_definitions(engine, 1).meters[0].meter == "compute.hours"
+
+
+def test_definitions_that_nobody_applied_here_are_not_guessed(engine: sa.Engine) -> None:
+    with pytest.raises(LogError, match="the log puts definitions 7 in force, which this control store does not know"):
+        books.load_definitions(engine, 7)
+
+
+def test_a_close_never_opens_an_older_booking(engine: sa.Engine) -> None:
+    """Not even on a machine whose clock is behind."""
+    books.add_definitions(engine, definitions("compute.hours"))
+    first = books.next_close(engine, NOON)
+    assert first == books.Close(TODAY + 1, 1)
+    books.mark_written(engine, first.booking)
+    assert books.next_close(engine, NOON - timedelta(hours=1)).booking == TODAY + 2
+    assert [close.booking for close in books.unwritten_closes(engine)] == [TODAY + 2]
+    assert books.next_close(engine, NOON + timedelta(days=1)).booking == TODAY + BOOKINGS_PER_DAY + 1
+
+
+def test_a_day_has_room_for_999_closes(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        row = {"booking": TODAY + 999, "definitions": 1, "made_at": "", "written": True}
+        connection.execute(sa.insert(sa.table("closes", *map(sa.column, row))).values(**row))
+    with pytest.raises(StoreError, match="lies past today's range: at most 999 closes a day"):
+        books.next_close(engine, NOON)
+
+
+def test_a_topic_keeps_its_partitions_and_its_chunks(engine: sa.Engine) -> None:
+    assert books.register_topic(engine, TOPIC) == TOPIC
+    books.mark_founded(engine, TOPIC.topic_id)
+    assert books.register_topic(engine, TOPIC).founded
+    with pytest.raises(ConfigError, match="made with 4 partitions and chunks of 65536, got 8 and 65536"):
+        books.register_topic(engine, replace(TOPIC, partitions=8))
+    with pytest.raises(LogError, match="was booked: it was made anew"):
+        books.register_topic(engine, replace(TOPIC, topic_id="another"))
+    with pytest.raises(ConfigError, match=r"kafka\.chunk_size: expected a power of two, got 12"):
+        books.register_topic(engine, replace(TOPIC, chunk_size=12))
