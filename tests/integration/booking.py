@@ -39,7 +39,6 @@ class OwnProject:
         }
         self.settings |= kafka_settings
         self.pipeline: dict[str, Any] = {"tick": "30s", "flush": "50ms"}
-        self.control: dict[str, Any] = {}
         self.sections: dict[str, dict[str, Any]] = {"kafka": self.settings, "pipeline": self.pipeline}
         (folder / "meters").mkdir(parents=True)
         self.define(meters)

@@ -61,7 +61,7 @@ def test_founding_twice_is_harmless(make: Make) -> None:
 
 def test_two_founders_at_once_leave_one_topic(make: Make, control_url: str) -> None:
     own, topics = make(), []
-    own.control["url"] = f"'{control_url}'"
+    own.sections["control"] = {"url": f"'{control_url}'"}
     project = own.project
     threads = [threading.Thread(target=lambda: topics.append(found_books(project).topic_id)) for _ in range(2)]
     for thread in threads:
@@ -122,7 +122,7 @@ def test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as
     make: Make, control_url: str
 ) -> None:
     own = make()
-    own.control["url"] = f"'{control_url}'"
+    own.sections["control"] = {"url": f"'{control_url}'"}
     found_books(own.project)
     own.send(*map(body, range(3)))
     own.define(BOTH)
