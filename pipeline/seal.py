@@ -17,6 +17,7 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
 from pipeline.frontier import Frontier, read_frontier
+from pipeline.rollup import roll_up, roll_up_missing
 from tallyman.clickhouse import NETWORK_ERRORS
 from tallyman.errors import StoreError
 
@@ -95,6 +96,8 @@ class Sealer:
         finally:
             client.execute(f"DROP TABLE IF EXISTS {staging}")
         yield "replaced"
+        roll_up(client, booking)
+        yield "rolled up"
         yield from self._record(booking, frontiers, empty=False)
 
     def _oldest_waiting(self, sealed_to: int, open_from: int) -> int | None:
@@ -119,6 +122,10 @@ class Sealer:
         )
         log.info("booking_sealed", extra={"booking": booking, "rows": count, "events": events})
         yield Seal(booking, count, events)
+
+    def roll_up_missing(self) -> list[int]:
+        """Roll up what was sealed before there were quarters, or by a sealer that was killed in between."""
+        return roll_up_missing(self._client)
 
     def drop_leftovers(self) -> None:
         """Drop staging tables that a killed sealer left a day ago."""

@@ -73,6 +73,7 @@ class Upkeep:
         """Seal what all partitions have left."""
         for seal in self._sealer.seal_all():
             counted.note_seal(seal)
+        self._sealer.roll_up_missing()
         self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
         self._sealer.drop_leftovers()
 
