@@ -141,13 +141,13 @@ _encode = msgspec.json.Encoder(decimal_format="string").encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
+# Seconds since 1970, from 2000 on; shorter or longer digits are dates without signs, or milliseconds.
+_UNIX_SECONDS = re.compile(r"([0-9]{9,10})(?:\.([0-9]+))?")
 
 
 def format_of(content_type: str | bytes | None) -> Format:
     """Return the format that a `content-type` names; parameters and letter case do not matter, no header is a
     single event.
-# Seconds since 1970, from 2000 on; shorter or longer digits are dates without signs, or milliseconds.
-_UNIX_SECONDS = re.compile(r"([0-9]{9,10})(?:\.([0-9]+))?")
 
     Raises:
         EventError: `unknown_format`.
