@@ -193,9 +193,9 @@ class OpenChunk:
             self.base = self.here.offset
             self.accepted.clear()
 
-    def turn(self) -> None:
-        """Begin a booking: what lies before is acknowledged, nobody need read it again."""
-        self.turned = self.here
+    def turn(self, place: Place) -> None:
+        """Begin a booking with the record at a place: what lies before is acknowledged, nobody need read it again."""
+        self.turned = place
         self.table.clear()
 
     def go_on(self) -> None:

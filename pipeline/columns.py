@@ -87,6 +87,7 @@ class Block:
 
     Attributes:
         after: The place behind it; its counts are filled in when the block is folded.
+        begins: The place of its first record, if a booking begins here.
         turn: A booking begins here: what is dirty is written before.
         closes: The chunk ends behind it: everything is written before the next begins.
     """
@@ -95,6 +96,7 @@ class Block:
     partition: int
     before: Place
     after: Place
+    begins: Place = field(default_factory=Place)
     turn: bool = False
     closes: bool = False
     idle: bool = False

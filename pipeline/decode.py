@@ -5,6 +5,7 @@ between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,13 +79,18 @@ def blocks(fetch: Fetch, chunk: OpenChunk, decoders: Decoders, *, archive: bool 
         after = Place(offset, clock, booking, definitions, digest, before.counts)
         _meet_again(fetch, chunk, after)
         turns = booking > before.booking or definitions > before.definitions
-        block = Block(fetch.topic_id, fetch.partition, before, after,
-                      turn=turns, closes=offset == chunk.end)  # fmt: skip
+        block = Block(fetch.topic_id, fetch.partition, before, after, turn=turns, closes=offset == chunk.end,
+                      begins=_record_place(fetch, before, int(log.offsets[row])) if turns else before)  # fmt: skip
         _fill(block, log, row, last, decoders, archive)
         row = last
         yield block
         if chunk.here.offset != offset:
             raise LogError(f"partition {fetch.partition}: the block up to {offset} was not folded")
+
+
+def _record_place(fetch: Fetch, before: Place, offset: int) -> Place:
+    """Return the place of the next record: the same for all, also for those that paused in the gap before it."""
+    return replace(before, offset=offset, digest=chain(before.digest, fetch.digests, before.offset, offset))
 
 
 def _meet_again(fetch: Fetch, chunk: OpenChunk, after: Place) -> None:

@@ -22,7 +22,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
         if block.turn:
             if chunk.table.changed:
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
-            chunk.turn()
+            chunk.turn(block.begins)
         catalog = decoders.catalog(block.after.definitions)
         if not len(chunk.table):
             chunk.table.ordered = catalog.ordered

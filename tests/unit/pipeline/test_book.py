@@ -70,6 +70,6 @@ def test_a_chunk_that_was_closed_leaves_nothing_behind_in_the_next() -> None:
 def test_a_restart_reads_from_where_the_last_booking_began() -> None:
     chunk = new_chunk()
     chunk.here = Place(5, NOON, TODAY, 1)
-    chunk.turn()
+    chunk.turn(chunk.here)
     chunk.here = Place(9, NOON, TODAY, 1)
     assert (chunk.turned.offset, chunk.base, chunk.unwritten) == (5, 0, True)

@@ -53,6 +53,20 @@ def test_a_hole_over_the_end_of_a_chunk_closes_the_chunk() -> None:
     assert [block.received for block in walk.blocks] == [2, 1]
 
 
+def test_a_booking_begins_at_its_first_record_wherever_a_reader_paused_in_the_hole_before_it() -> None:
+    """Else one that paused and one that did not would name two restart places, and retention may fall between."""
+    midnight = (TODAY + 1) * DAY_MS
+    yesterday, marker, today = (0, 1, 11), (2, 1, 12), (5, 1, 13)
+    first = replace(fetch_of([(body(1), (), midnight - 1)], behind=1), digests=(yesterday,))
+    hole = replace(fetch_of([], first=1, behind=4), digests=(marker,))
+    rest = replace(fetch_of([(body(2), (), midnight)], offsets=[5], first=4, behind=6), digests=(today,))
+    paused = Walk().go(first).go(hole).go(rest)
+    at_once = Walk().go(first).go(replace(rest, first=1, digests=(marker, today)))
+    assert paused.chunk.turned == at_once.chunk.turned
+    assert paused.chunk.turned.offset == 5 and paused.chunk.turned.digest == chain(0, [yesterday, marker], 0, 5)
+    assert paused.chunk.here == at_once.chunk.here
+
+
 def test_a_fetch_without_records_moves_on_over_several_chunks() -> None:
     walk = Walk(chunk=new_chunk(size=8)).go(fetch_of([], first=0, behind=17))
     assert [stretch[:2] for stretch in places(walk)] == [(0, 8), (8, 16), (16, 17)]
