@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tallyman.aggregations import (
     AGGREGATES,
@@ -15,29 +15,34 @@ from tallyman.aggregations import (
     Moment,
     Terms,
     Timeline,
-    moment_of,
     terms_of,
 )
 from tallyman.asked import Groups, Named, Windows, bucket_edges, needs_dimensions
 from tallyman.errors import UsageQueryError
 from tallyman.meter import AGGREGATIONS, Aggregation
 from tallyman.stored import (
+    MomentsRow,
     Range,
     Source,
-    StoredRow,
+    TotalsRow,
+    ValuesRow,
+    Windowed,
     counters_before_sql,
-    distinct_sql,
-    first_sql,
     last_moments_sql,
     moments_sql,
+    read_distinct,
+    read_first,
+    read_moments,
+    read_totals,
+    read_values,
     sums_before_sql,
-    totals_sql,
-    values_sql,
 )
 from tallyman.usage import Totals
 
 Figures = Mapping[tuple[int, Named], Figure]  # by the second in which a window begins, and by group
+Row = TypeVar("Row", TotalsRow | ValuesRow, MomentsRow)
 _WITH_EXTREMES = frozenset(("min", "max", "latest", "sum_of_maxima"))
+_WITH_LATEST = frozenset(("latest", "first", "time_weighted"))
 _LEAST_LOOK_BACK_S = 86_400  # a counter that was read within it need not be looked for in all of its past
 
 
@@ -91,15 +96,15 @@ def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Shape | None]:
 def _read_windows(asked: Asked, aggregate: Aggregate[Any], shape: Shape) -> tuple[Figures, Shape | None]:
     """Read what windows tell by themselves."""
     buckets = _buckets(asked, shape)
-    rows = _read_windowed(asked, shape, buckets)
+    rows = _read_rows(asked, shape, buckets)
     terms, fitting = _terms(rows, aggregate)
     states: dict[tuple[int, Named], Any] = {}
     for row in fitting:
         group = asked.groups.of(row.subject, row.dimensions)
         if group is not None:
             key = asked.windows.start_of(row.start_s), group
-            cell = aggregate.rescaled(_cell(row), 10 ** (terms.scale - row.scale))
-            states[key] = aggregate.add(states[key], cell) if key in states else aggregate.of(cell)
+            told = _told(row, aggregate, 10 ** (terms.scale - row.scale))
+            states[key] = aggregate.merge(states[key], told) if key in states else told
     spans = {start: asked.windows.span(start, asked.known_to, buckets) for start in {start for start, _ in states}}
     figures = {}
     for (start, group), state in states.items():
@@ -116,25 +121,46 @@ def _buckets(asked: Asked, shape: Shape) -> Sequence[int] | None:
     return bucket_edges(asked.source.query, terms_of(shape.parameters, 0).bucket)
 
 
-def _read_windowed(asked: Asked, shape: Shape, buckets: Sequence[int] | None) -> list[StoredRow]:
-    source, windows = asked.source, asked.windows
-    by_dimension = needs_dimensions(source.query)
-    edges: Sequence[int] | None = None if windows.by_minute else windows.edges
-    kept = AGGREGATES[shape.aggregation].kept
-    if kept == "by value":
-        return source.rows(values_sql(source, asked.range, edges=edges, by_dimension=by_dimension))
-    if kept == "by moment":
-        return source.rows(first_sql(source, asked.range, edges=edges, by_dimension=by_dimension))
+def _read_rows(asked: Asked, shape: Shape, buckets: Sequence[int] | None) -> Sequence[TotalsRow | ValuesRow]:
+    windowed = _windowed(asked)
+    if AGGREGATES[shape.aggregation].kept == "by value":
+        return read_values(windowed)
+    if shape.aggregation == "first":
+        return read_first(windowed)
     if shape.aggregation == "sum_of_maxima":  # a window is read bucket by bucket
-        edges = None if edges is None or buckets is None else sorted({*edges, *buckets})
-    extremes = shape.aggregation in _WITH_EXTREMES
-    return source.rows(totals_sql(source, asked.range, edges=edges, by_dimension=by_dimension, extremes=extremes))
+        edges = None if windowed.edges is None or buckets is None else sorted({*windowed.edges, *buckets})
+        windowed = replace(windowed, edges=edges)
+    return read_totals(windowed, extremes=shape.aggregation in _WITH_EXTREMES)
+
+
+def _windowed(asked: Asked) -> Windowed:
+    edges = None if asked.windows.by_minute else asked.windows.edges
+    return Windowed(asked.source, asked.range, edges, needs_dimensions(asked.source.query))
+
+
+def _told(row: TotalsRow | ValuesRow, aggregate: Aggregate[Any], factor: int) -> Any:
+    """Return what a row tells, as if the meter's scale had been larger by a factor."""
+    if isinstance(row, ValuesRow):
+        if factor == 1:
+            return dict(zip(row.items, row.events, strict=True))
+        cells = (Cell(row.subject, row.dimensions, row.start_s, item, Totals(count))
+                 for item, count in zip(row.items, row.events, strict=True))  # fmt: skip
+        return aggregate.gather(aggregate.rescaled(cell, factor) for cell in cells)
+    latest = row.aggregation in _WITH_LATEST and row.latest_by != ""
+    totals = Totals(  # min, max and latest are filled only for the aggregations that need them
+        count=row.events,
+        sum=row.sum,
+        min=row.min if row.aggregation == "min" else None,
+        max=row.max if row.aggregation in ("max", "sum_of_maxima") else None,
+        latest=row.latest if latest else None,
+        latest_at=(row.latest_us, bytes.fromhex(row.latest_by)) if latest else (-1, b""),
+    )
+    return aggregate.of(aggregate.rescaled(Cell(row.subject, row.dimensions, row.start_s, row.item, totals), factor))
 
 
 def _read_distinct(asked: Asked) -> tuple[Figures, Shape | None]:
     """Read how many values there were, counted where they are stored: a million need not travel."""
-    edges = None if asked.windows.by_minute else asked.windows.edges
-    rows = asked.source.rows(distinct_sql(asked.source, asked.range, edges=edges))
+    rows = read_distinct(_windowed(asked))
     newest = _newest(rows)
     terms = terms_of(newest.parameters if newest else "", 0)
     figures = {}
@@ -147,10 +173,13 @@ def _read_distinct(asked: Asked) -> tuple[Figures, Shape | None]:
 
 def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Figures, Shape | None]:
     """Read what depends on the order of readings, and on those before the range."""
-    rows = _read_moments(asked, shape)
-    terms, fitting = _terms(rows, aggregate)
-    cells = (aggregate.rescaled(_cell(row), 10 ** (terms.scale - row.scale)) for row in fitting)
-    state = aggregate.gather(cells)
+    terms = terms_of(shape.parameters, 0)
+    rows = _read_counters(asked, terms) if shape.aggregation == "counter" else _read_levels(asked, shape, terms)
+    state, terms = _gather(rows, aggregate)
+    missing = _not_seen_before(state, asked.windows.start) if shape.aggregation == "counter" else ()
+    if missing:
+        rows += _read_counters_before(asked, terms_of(shape.parameters, 0), missing)
+        state, terms = _gather(rows, aggregate)
     starts = asked.windows.starts()
     spans = [asked.windows.span(start, asked.known_to) for start in starts]
 
@@ -161,38 +190,62 @@ def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Fig
     return {(starts[place], group): figure for (place, group), figure in found.items()}, _newest(rows)
 
 
-def _read_moments(asked: Asked, shape: Shape) -> list[StoredRow]:
-    source, (start, end) = asked.source, asked.range
-    terms, aggregation = terms_of(shape.parameters, 0), shape.aggregation
-    if aggregation == "counter":
-        return _read_counters(asked, terms)
+def _gather(rows: Sequence[MomentsRow], aggregate: Timeline) -> tuple[Mapping[Moment, Totals], Terms]:
+    terms, fitting = _terms(rows, aggregate)
+    cells = (
+        aggregate.rescaled(cell, 10 ** (terms.scale - row.scale))
+        for row in fitting
+        for cell in _cells(row, terms.level)
+    )
+    return aggregate.gather(cells), terms
+
+
+def _cells(row: MomentsRow, level: str) -> Iterator[Cell]:
+    """Yield the readings of a series, each with what its aggregation reads of it."""
+    for item, count, value, by in zip(row.items, row.events, row.values, row.by, strict=True):
+        if row.aggregation == "counter":
+            totals = Totals(count, max=value)
+        elif level == "delta":
+            totals = Totals(count, value)
+        else:
+            totals = Totals(count, latest=value, latest_at=(0, bytes.fromhex(by)))
+        yield Cell(row.subject, row.dimensions, 0, item, totals)
+
+
+def _read_levels(asked: Asked, shape: Shape, terms: Terms) -> list[MomentsRow]:
+    source, (start, end), aggregation = asked.source, asked.range, shape.aggregation
     if terms.level == "delta":
         before = sums_before_sql(source, start, aggregation)
-    elif terms.believed_for_us is None:
+        return read_moments(source, moments_sql(source, (start, end), aggregation, "sum"), before)
+    if terms.believed_for_us is None:
         before = last_moments_sql(source, start, aggregation, across_dimensions=aggregation == "lifecycle")
-    else:
-        return source.rows(moments_sql(source, (_look_back(start, terms), end)))
-    return source.rows(moments_sql(source, (start, end)), before)
+        return read_moments(source, moments_sql(source, (start, end), aggregation, "latest"), before)
+    return read_moments(source, moments_sql(source, (_look_back(start, terms), end), aggregation, "latest"))
 
 
-def _read_counters(asked: Asked, terms: Terms) -> list[StoredRow]:
-    """Read a counter's readings, and where those stood that were last read before the look back or never."""
-    source, (start, end) = asked.source, asked.range
-    back = max(0, min(_look_back(start, terms), start - _LEAST_LOOK_BACK_S))
-    rows = source.rows(moments_sql(source, (back, end)))
-    missing = _not_seen_before(rows, start)
-    if missing:
-        rows += source.rows(counters_before_sql(source, back, "counter"), series=sorted(missing))
-    return rows
+def _read_counters(asked: Asked, terms: Terms) -> list[MomentsRow]:
+    """Read a counter's readings, and where most of them stood before: those that were read shortly before, too."""
+    first, end = _counters_from(asked, terms), asked.windows.end
+    return read_moments(asked.source, moments_sql(asked.source, (first, end), "counter", "max"))
 
 
-def _not_seen_before(rows: Iterable[StoredRow], start_s: int) -> set[tuple[str, str]]:
+def _read_counters_before(asked: Asked, terms: Terms, series: Iterable[tuple[str, str]]) -> list[MomentsRow]:
+    """Read where counters stood that were last read long ago, or never."""
+    statement = counters_before_sql(asked.source, _counters_from(asked, terms), "counter")
+    return read_moments(asked.source, statement, series=sorted(series))
+
+
+def _counters_from(asked: Asked, terms: Terms) -> int:
+    start = asked.windows.start
+    return max(0, min(_look_back(start, terms), start - _LEAST_LOOK_BACK_S))
+
+
+def _not_seen_before(state: Mapping[Moment, Totals], start_s: int) -> set[tuple[str, str]]:
     """Return the series of what was read since an instant and not shortly before it."""
     before: set[tuple[str, str, str | None, str | None]] = set()
     since: set[tuple[str, str, str | None, str | None]] = set()
-    for row in rows:
-        if row.aggregation == "counter" and row.events > 0:
-            moment = moment_of(_cell(row))
+    for moment, totals in state.items():
+        if totals.count > 0:
             seen = before if moment.time_us < start_s * 1_000_000 else since
             seen.add((moment.subject, moment.dimensions, moment.resource, moment.incarnation))
     return {(subject, dimensions) for subject, dimensions, *_ in since - before}
@@ -204,7 +257,7 @@ def _look_back(start_s: int, terms: Terms) -> int:
     return max(0, start_s - silence_s)
 
 
-def _terms(rows: Sequence[StoredRow], aggregate: Aggregate[Any]) -> tuple[Terms, Sequence[StoredRow]]:
+def _terms(rows: Sequence[Row], aggregate: Aggregate[Any]) -> tuple[Terms, Sequence[Row]]:
     """Return by which terms rows are read, the newest, and which rows the aggregation can read.
 
     What is kept together by one aggregation tells something to every other; what is kept apart by one only to it.
@@ -215,7 +268,7 @@ def _terms(rows: Sequence[StoredRow], aggregate: Aggregate[Any]) -> tuple[Terms,
     return terms_of(newest.parameters if newest else "", scale), fitting
 
 
-def _newest(rows: Sequence[StoredRow]) -> Shape | None:
+def _newest(rows: Sequence[TotalsRow | ValuesRow | MomentsRow]) -> Shape | None:
     newest = max(rows, key=lambda row: row.definitions, default=None)
     return None if newest is None else Shape(as_aggregation(newest.aggregation), newest.parameters)
 
@@ -230,17 +283,3 @@ def as_aggregation(text: str) -> Aggregation:
         if aggregation == text:
             return aggregation
     raise UsageQueryError(f'aggregation: expected one of {", ".join(AGGREGATIONS)}, got "{text}"; update Tallyman')
-
-
-def _cell(row: StoredRow) -> Cell:
-    """Return what a row tells; min, max and latest are filled only for the aggregations that need them."""
-    latest = row.aggregation in ("latest", "first", "time_weighted", "lifecycle") and row.latest_by != ""
-    totals = Totals(
-        count=row.events,
-        sum=row.sum,
-        min=row.min if row.aggregation == "min" else None,
-        max=row.max if row.aggregation in ("max", "sum_of_maxima", "counter") else None,
-        latest=row.latest if latest else None,
-        latest_at=(row.latest_us, bytes.fromhex(row.latest_by)) if latest else (-1, b""),
-    )
-    return Cell(row.subject, row.dimensions, row.start_s, row.item, totals)

@@ -7,29 +7,45 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
+from typing import TypeAlias
 
-from tallyman.aggregations.base import Apart, Cell, Figure, Kept, Span, Terms, events_in
+from tallyman.aggregations.base import Aggregate, Cell, Figure, Kept, Span, Terms
 from tallyman.aggregations.exact import root
 from tallyman.meter import Aggregation
-from tallyman.usage import Totals
+
+Counted: TypeAlias = Mapping[str, int]  # how often each value was there
 
 
-class ByValue(Apart[str]):
+class ByValue(Aggregate[Counted]):
     """Kept apart by the value; one whose events were all voided is not there any more."""
 
     kept: Kept = "by value"
 
-    def key(self, cell: Cell) -> str:
-        return cell.item
+    def empty(self) -> Counted:
+        return {}
+
+    def of(self, cell: Cell) -> Counted:
+        return {cell.item: cell.totals.count}
+
+    def merge(self, a: Counted, b: Counted) -> Counted:
+        merged = dict(a)
+        for item, count in b.items():
+            merged[item] = merged.get(item, 0) + count
+        return merged
+
+    def add(self, state: Counted, cell: Cell) -> Counted:
+        grown = state if isinstance(state, dict) else dict(state)
+        grown[cell.item] = grown.get(cell.item, 0) + cell.totals.count
+        return grown
 
 
 class UniqueCount(ByValue):
     name: Aggregation = "unique_count"
     zero_if_empty = True
 
-    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
-        distinct = sum(totals.count > 0 for totals in state.values())
-        return Figure(terms.number_of(distinct), events_in(state)) if distinct else None
+    def derive(self, state: Counted, span: Span, terms: Terms) -> Figure | None:
+        distinct = sum(count > 0 for count in state.values())
+        return Figure(terms.number_of(distinct), sum(state.values())) if distinct else None
 
 
 class OfNumbers(ByValue):
@@ -47,7 +63,7 @@ class Percentile(OfNumbers):
 
     name: Aggregation = "percentile"
 
-    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
+    def derive(self, state: Counted, span: Span, terms: Terms) -> Figure | None:
         counted = _counted(state)
         if not counted:
             return None
@@ -64,7 +80,7 @@ class Stddev(OfNumbers):
 
     name: Aggregation = "stddev"
 
-    def derive(self, state: Mapping[str, Totals], span: Span, terms: Terms) -> Figure | None:
+    def derive(self, state: Counted, span: Span, terms: Terms) -> Figure | None:
         counted = _counted(state)
         events = sum(count for _, count in counted)
         if events < 2:
@@ -75,6 +91,6 @@ class Stddev(OfNumbers):
         return Figure(terms.shown(Fraction(root(variance * (terms.factor / 10**terms.scale) ** 2))), events)
 
 
-def _counted(state: Mapping[str, Totals]) -> Sequence[tuple[int, int]]:
+def _counted(state: Counted) -> Sequence[tuple[int, int]]:
     """Return the numbers that are there, in order, and how often each is."""
-    return sorted((int(item), totals.count) for item, totals in state.items() if totals.count > 0)
+    return sorted((int(item), count) for item, count in state.items() if count > 0)

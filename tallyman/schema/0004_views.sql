@@ -2,84 +2,92 @@
 -- value is an exact decimal in the meter's unit, cut off behind 18 digits. The newest definitions that booked into the
 -- minute say which aggregation a meter is. A sum_of_maxima shows the minute's maximum. Not here: stddev (ClickHouse has
 -- no exact square root), and what needs the order of readings (time_weighted, lifecycle, counter: usage_points).
+-- First what adds up; then what is kept under items, whose arrays would cost the former many times its time.
 CREATE OR REPLACE VIEW usage_minute AS
 SELECT
-    meter,
-    subject,
-    dimensions,
-    minute,
-    events,
-    aggregation,
-    sum_atto,
-    min_atto,
-    max_atto,
-    latest_atto,
-    divideDecimal(
-        toDecimal256(
+    meter, subject, dimensions, minute, events, aggregation, sum_atto, min_atto, max_atto, latest_atto,
+    -- atto x 10^-18: a division of decimals costs fifty times as much as one of integers.
+    toDecimal256(
+        intDiv(
             multiIf(
                 aggregation IN ('sum', 'avg'), sum_atto,
                 aggregation = 'min', min_atto,
                 aggregation IN ('max', 'sum_of_maxima'), max_atto,
                 aggregation = 'latest', latest_atto,
+                toInt256(events) * toInt256(1000000000000000000)) * toInt256(factor[1]),
+            multiIf(aggregation = 'avg', toInt256(events), toInt256(1)) * toInt256(factor[2])),
+        0) * toDecimal256('0.000000000000000001', 18) AS value
+FROM
+(
+    SELECT
+        meter, subject, dimensions, minute,
+        sum(b.count) AS events,
+        argMax(b.aggregation, b.definitions) AS aggregation,
+        splitByChar('/', coalesce(nullIf(JSONExtractString(argMax(b.parameters, b.definitions), 'factor'), ''), '1/1')) AS factor,
+        sum(toInt256(b.sum) * toInt256(intExp10(18 - b.scale))) AS sum_atto,
+        min(toInt256(b.min) * toInt256(intExp10(18 - b.scale))) AS min_atto,
+        max(toInt256(b.max) * toInt256(intExp10(18 - b.scale))) AS max_atto,
+        argMax(toInt256(b.latest) * toInt256(intExp10(18 - b.scale)), (b.latest_us, b.latest_by)) AS latest_atto
+    FROM usage_booked AS b
+    WHERE b.aggregation IN ('sum', 'count', 'avg', 'min', 'max', 'latest', 'sum_of_maxima')
+    GROUP BY meter, subject, dimensions, minute
+    HAVING events != 0
+)
+UNION ALL
+SELECT
+    meter, subject, dimensions, minute, events, aggregation, sum_atto, toInt256(0), toInt256(0), toInt256(0),
+    toDecimal256(
+        intDiv(
+            multiIf(
                 aggregation = 'first', first_atto,
                 aggregation = 'percentile', percentile_atto,
-                aggregation = 'unique_count', toInt256(length(there)) * atto,
-                toInt256(events) * atto) * toInt256(factor[1]),
-            0),
-        toDecimal256(multiIf(aggregation = 'avg', toInt256(events), toInt256(1)) * toInt256(factor[2]) * atto, 0),
-        18) AS value
+                toInt256(length(there)) * atto) * toInt256(factor[1]),
+            toInt256(factor[2])),
+        0) * toDecimal256('0.000000000000000001', 18) AS value
 FROM
 (
     SELECT
         *,
         toInt256(1000000000000000000) AS atto,
-        splitByChar('/', if(JSONExtractString(parameters, 'factor') = '', '1/1', JSONExtractString(parameters, 'factor'))) AS factor,
+        splitByChar('/', coalesce(nullIf(JSONExtractString(parameters, 'factor'), ''), '1/1')) AS factor,
         -- Items whose events were not all voided.
         arrayReduce('sumMap', arrayMap(c -> [c.1], cells), arrayMap(c -> [c.2], cells)) AS counted,
         arrayFilter((item, n) -> n > 0, counted.1, counted.2) AS there,
+        -- The earliest reading; of several at one time the largest identity's.
         arrayReverseSort(c -> (-c.4, c.5), arrayFilter(c -> c.2 > 0 AND has(there, c.1), cells))[1].3 AS first_atto,
         -- The value at rank (n - 1) * percentile / 100, from 0, between the two closest ones.
         arraySort(c -> c.1, arrayMap((item, n) -> (toInt256OrZero(item), n), there, arrayFilter(n -> n > 0, counted.2))) AS ranked,
         arrayCumSum(c -> c.2, ranked) AS ranks,
-        toInt256(toDecimal256(if(aggregation = 'percentile', JSONExtractString(parameters, 'percentile'), '0'), 18) * toDecimal256('1000000000000000000', 0)) AS percentile_share,
-        toInt256(greatest(arraySum(c -> c.2, ranked) - 1, 0)) * percentile_share AS place,
+        coalesce(nullIf(JSONExtractString(parameters, 'percentile'), ''), '0') AS percentile,
+        toInt256(toDecimal256(percentile, 18) * toDecimal256('1000000000000000000', 0)) AS share,
+        toInt256(greatest(arraySum(c -> c.2, ranked) - 1, 0)) * share AS place,
         intDiv(place, 100 * atto) AS below,
-        place - below * 100 * atto AS above_share,
         ranked[arrayFirstIndex(n -> n > below, ranks)].1 AS low,
-        ranked[arrayFirstIndex(n -> n > below + 1, ranks)].1 AS next,
-        if(arrayExists(n -> n > below + 1, ranks), next, low) AS high,
-        low + intDiv((high - low) * above_share, 100 * atto) AS percentile_atto
+        ranked[arrayFirstIndex(n -> n > below + 1, ranks)].1 AS above,
+        if(arrayExists(n -> n > below + 1, ranks), above, low) AS high,
+        low + intDiv((high - low) * (place - below * 100 * atto), 100 * atto) AS percentile_atto
     FROM
     (
         SELECT
-            meter,
-            subject,
-            dimensions,
-            minute,
+            meter, subject, dimensions, minute,
             sum(b.count) AS events,
             argMax(b.aggregation, b.definitions) AS aggregation,
             argMax(b.parameters, b.definitions) AS parameters,
             sum(toInt256(b.sum) * toInt256(intExp10(18 - b.scale))) AS sum_atto,
-            min(toInt256(b.min) * toInt256(intExp10(18 - b.scale))) AS min_atto,
-            max(toInt256(b.max) * toInt256(intExp10(18 - b.scale))) AS max_atto,
-            argMax(toInt256(b.latest) * toInt256(intExp10(18 - b.scale)), (b.latest_us, b.latest_by)) AS latest_atto,
-            -- What is counted under an item: numbers as atto, so that a meter's scale may change.
-            groupArrayIf(
-                (
-                    if(b.aggregation = 'percentile', toString(toInt256OrZero(b.item) * toInt256(intExp10(18 - b.scale))), b.item),
-                    b.count,
-                    toInt256(b.latest) * toInt256(intExp10(18 - b.scale)),
-                    b.latest_us,
-                    b.latest_by
-                ),
-                b.item != '') AS cells
+            groupArray((
+                -- Numbers as atto, so that a meter's scale may change.
+                if(b.aggregation = 'percentile', toString(toInt256OrZero(b.item) * toInt256(intExp10(18 - b.scale))), b.item),
+                b.count,
+                toInt256(b.latest) * toInt256(intExp10(18 - b.scale)),
+                b.latest_us,
+                b.latest_by
+            )) AS cells
         FROM usage_booked AS b
-        WHERE b.aggregation IN (
-            'sum', 'count', 'avg', 'min', 'max', 'latest', 'first', 'unique_count', 'percentile', 'sum_of_maxima')
+        WHERE b.aggregation IN ('first', 'unique_count', 'percentile')
         GROUP BY meter, subject, dimensions, minute
+        HAVING events != 0
     )
-)
-WHERE events != 0;
+);
 
 -- Every reading of the meters that need order, as it came: the level (or what it changed by), 1 or 0 for the states of a
 -- lifecycle, where a counter stood. Readings that were voided are not here; nothing is converted or carried.
@@ -93,7 +101,7 @@ SELECT
     JSONExtract(item, 2, 'Nullable(String)') AS resource,
     JSONExtract(item, 3, 'Nullable(String)') AS incarnation,
     aggregation,
-    divideDecimal(toDecimal256(atto, 0), toDecimal256('1000000000000000000', 0), 18) AS value,
+    toDecimal256(atto, 0) * toDecimal256('0.000000000000000001', 18) AS value,
     events
 FROM
 (
@@ -105,12 +113,12 @@ FROM
         item,
         sum(b.count) AS events,
         argMax(b.aggregation, b.definitions) AS aggregation,
-        argMax(b.parameters, b.definitions) AS parameters,
         multiIf(
             aggregation = 'counter', maxIf(toInt256(b.max) * toInt256(intExp10(18 - b.scale)), b.count > 0),
             aggregation = 'lifecycle',
                 argMaxIf(toInt256(b.latest), (b.latest_us, b.latest_by), b.count > 0) * toInt256(1000000000000000000),
-            JSONExtractString(parameters, 'level') = 'delta', sum(toInt256(b.sum) * toInt256(intExp10(18 - b.scale))),
+            JSONExtractString(argMax(b.parameters, b.definitions), 'level') = 'delta',
+                sum(toInt256(b.sum) * toInt256(intExp10(18 - b.scale))),
             argMaxIf(toInt256(b.latest) * toInt256(intExp10(18 - b.scale)), (b.latest_us, b.latest_by), b.count > 0)
         ) AS atto
     FROM usage_booked AS b
