@@ -22,11 +22,13 @@ from pipeline.catalog import Catalog
 from pipeline.columns import Events
 from pipeline.homes import Homes
 from pipeline.lookalikes import FEW, Lookalikes
+from pipeline.together import MOST_TOGETHER, join_objects
 from pipeline.values import Failures, narrow, parse_times, scale_values
 from pipeline.work import Work
 from tallyman.errors import EventError
 from tallyman.event import MAX_NAME_BYTES, decode_event, identity
 from tallyman.meter import value_in
+from tallyman.nesting import is_too_deep
 
 _SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
 
@@ -124,26 +126,35 @@ class JsonDecoder:
         return named
 
     def _parse(self, bodies: list[bytes]) -> tuple[list[Any], list[int]]:
-        """Decode all lines at once; where that fails, each alone, and name those that are left to the slow path."""
-        joined = b"\n".join(bodies)
-        # Each line must be one object: one that is cut over two lines beside two on one line would pass for whole ones.
-        ends = len(bodies) - 1
-        whole = joined.startswith(b"{") and joined.endswith(b"}") and joined.count(b"}\n{") == ends
-        if whole and joined.count(b"\n") == ends and _is_utf8(joined):
-            try:
-                together = self._decode_lines(joined)
-                if len(together) == len(bodies):
-                    return together, []
-            except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError, RecursionError):
-                pass  # find out which, below
+        """Decode many lines at once; where that fails, each alone, and name those that are left to the slow path."""
         wires: list[Any] = []
-        for body in bodies:
-            try:
-                wires.append(self._decode(body) if _is_utf8(body) else None)
-            except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError, RecursionError):
-                wires.append(None)
-        slow = [row for row, wire in enumerate(wires) if wire is None]
+        slow: list[int] = []
+        for first in range(0, len(bodies), MOST_TOGETHER):
+            part = bodies[first : first + MOST_TOGETHER]
+            together = self._parse_together(part)
+            found = together or [self._parse_alone(body) for body in part]
+            if not together:
+                slow += [first + i for i, wire in enumerate(found) if wire is None]
+            wires += found
         return wires, slow
+
+    def _parse_together(self, bodies: list[bytes]) -> list[Any]:
+        joined = join_objects(bodies)
+        if not joined or not _is_utf8(joined):
+            return []
+        try:
+            together = self._decode_lines(joined)
+        except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError):
+            return []  # find out which
+        return together if len(together) == len(bodies) else []
+
+    def _parse_alone(self, body: bytes) -> Any:
+        if is_too_deep(body) or not _is_utf8(body):
+            return None
+        try:
+            return self._decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError):
+            return None
 
     def _quick(self, wires: list[Any], rows: npt.NDArray[np.int64], work: Work) -> None:
         find, dead_name = self._homes.get, self._bad_name

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tallyman.errors import EventError
+from tallyman.nesting import MAX_NESTING, check_nesting
 
 PREFIX = "ce_"
 REQUIRED = ("specversion", "id", "source", "type", "subject", "time")
@@ -68,10 +69,12 @@ def compose(attributes: Mapping[str, str], data: bytes) -> bytes:
     """Write attributes and JSON data as one structured event; the same record always gives the same bytes.
 
     Raises:
-        EventError: `malformed`, `not_utf8`: the data is no JSON. (What it must hold, the decoder of events says.)
+        EventError: `malformed`, `not_utf8`, `too_deep`: the data cannot be read. (What it must hold, the decoder of
+            events says.)
     """
     wire: dict[str, object] = {name: attributes[name] for name in sorted(attributes)}
     if data.strip():
+        check_nesting(data, MAX_NESTING - 1)
         try:
             # Read, not pasted: data that closes its own brace could bring attributes of its own along.
             wire["data"] = msgspec.json.decode(data, type=msgspec.Raw)
@@ -79,6 +82,6 @@ def compose(attributes: Mapping[str, str], data: bytes) -> bytes:
                 data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise EventError("not_utf8", f"data: expected UTF-8, got {error.reason} at byte {error.start}") from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except msgspec.DecodeError as error:
             raise EventError("malformed", f"data: {error}"[:300]) from error
     return msgspec.json.encode(wire)

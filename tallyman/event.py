@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from tallyman.errors import EventError
+from tallyman.nesting import MAX_NESTING, check_nesting, flatten, is_too_deep
 
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -50,6 +51,7 @@ REASONS: Mapping[str, str] = {
     "malformed": "the bytes are no JSON of the announced form",
     "not_utf8": "the bytes are not UTF-8",
     "unknown_format": "no decoder for this content type",
+    "too_deep": "arrays and objects are nested more deeply than an event may be",
     "missing_field": "a CloudEvents attribute or the metered value is missing",
     "wrong_type": "an attribute or a value has a type that it cannot have",
     "bad_time": "the time is no RFC 3339 time with a zone, and no text of seconds since 1970",
@@ -140,6 +142,9 @@ _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# Python reads integers of at most 4,300 digits, or of fewer: from 640 digits on that depends on how it was started.
+_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
+_LONG_INTEGER = re.compile(rb"-?[0-9]{640,}")
 _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
 # Seconds since 1970, from 2000 on; shorter or longer digits are dates without signs, or milliseconds.
 _UNIX_SECONDS = re.compile(r"([0-9]{9,10})(?:\.([0-9]+))?")
@@ -200,15 +205,14 @@ def decode_event(body: bytes) -> Event:
     """
     if not body.isascii():
         _check_utf8(body)  # all of it: msgspec does not look into what it skips
+    check_nesting(body)
     try:
-        wire = _decode_wire(body)
+        wire = _read_wire(body)
     except msgspec.ValidationError as error:
         text = str(error)
         raise EventError("missing_field" if "missing required field" in text else "wrong_type", text) from error
     except msgspec.DecodeError as error:
         raise EventError("malformed", str(error)) from error
-    except RecursionError as error:
-        raise EventError("malformed", f"nested too deeply: {error}"[:300]) from error
     for name in ("id", "source", "type", "subject"):
         value: str = getattr(wire, name)
         if not value:
@@ -220,6 +224,20 @@ def decode_event(body: bytes) -> Event:
     if wire.specversion != "1.0":
         raise EventError("wrong_type", f'specversion: expected "1.0", got "{wire.specversion[:20]}"')
     return Event(wire.id, wire.source, wire.type, wire.subject, parse_time(wire.time), wire.data)
+
+
+def _read_wire(body: bytes) -> _Wire:
+    try:
+        return _decode_wire(body)
+    except msgspec.ValidationError:
+        if not _LONG_INTEGER.search(body):
+            raise
+        # As Decimals, which have any length: such an integer matters only where somebody reads it.
+        return _decode_wire(_NUMBER.sub(_without_long_integer, body))
+
+
+def _without_long_integer(token: re.Match[bytes]) -> bytes:
+    return token[0] + b"E0" if _LONG_INTEGER.fullmatch(token[0]) else token[0]
 
 
 def _check_utf8(body: bytes) -> None:
@@ -242,11 +260,24 @@ def split_record(content_type: str | bytes | None, body: bytes) -> list[bytes]:
         return [line for line in body.split(b"\n") if line.strip()]
     if kind == "batch":
         try:
-            return [bytes(raw) for raw in _decode_raws(body)]
-        except (msgspec.DecodeError, RecursionError) as error:
+            return _split_batch(body)
+        except msgspec.DecodeError as error:
             _check_utf8(body)
             raise EventError("malformed", f"batch: {error}") from error
     return [body]
+
+
+def _split_batch(body: bytes) -> list[bytes]:
+    if not is_too_deep(body, MAX_NESTING + 1):
+        return [bytes(raw) for raw in _decode_raws(body)]
+    # One event that is nested too deeply is dead, and not the others: cut a text without it, at the same places.
+    parts, place = [], 0
+    flat = flatten(body, MAX_NESTING + 1)
+    for raw in _decode_raws(flat):
+        place = flat.index(bytes(raw), place)
+        parts.append(body[place : place + len(raw)])
+        place += len(raw)
+    return parts
 
 
 def decode_record(content_type: str | bytes | None, body: bytes) -> Iterator[Event | Rejected]:
