@@ -1,4 +1,8 @@
-"""Cases copied from the test suites and documents of other billing systems, with their answers."""
+"""Cases copied from the test suites and documents of other systems, with their answers.
+
+`billing_cases` are read by the tests that price; `python -m tests.vectors metering [FILE]` runs metering cases through
+Kafka, the Beam job and ClickHouse.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-BILLING = Path(__file__).parent / "data" / "billing_cases.json"
+DATA = Path(__file__).parent.parent / "data"
+BILLING = DATA / "billing_cases.json"
+METERING = DATA / "metering_cases.json"
 
 
 def billing_cases(*models: str) -> list[dict[str, Any]]:

@@ -1,0 +1,156 @@
+"""What became of everything that was sent: usage as anybody reads it, dead letters, duplicates, conflicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tallyman.aggregates import read_usage
+from tallyman.clickhouse import connect
+from tallyman.meter import Meter
+from tallyman.usage import UsageQuery, Window
+from tests.integration.booking import OwnProject
+from tests.vectors.compare import Row
+from tests.vectors.model import Outgoing, Place, Unknown
+from tests.vectors.windows import WindowSize
+
+if TYPE_CHECKING:
+    from tallyman.local.kafka import Broker
+
+SECOND = "at_second"  # the dimension of events whose range does not begin or end at whole minutes
+
+
+class Letter(NamedTuple):
+    """Why an event is dead."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a case asks of one meter.
+
+    Attributes:
+        start, end: In whole seconds; where they are no whole minutes, the meter has the dimension `SECOND`.
+        size: Of its windows; None for one total.
+        moments: Event times; windows that are not ours are asked for one by one, where there are events.
+    """
+
+    meter: str
+    start: datetime
+    end: datetime
+    subjects: Sequence[str] = ()
+    where: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    exclude: Sequence[Mapping[str, tuple[str | None, ...]]] = ()
+    group_by: Sequence[str] = ()
+    size: WindowSize | None = None
+    zone: str = "UTC"
+    moments: Sequence[datetime] = ()
+
+
+class Books:
+    """Reads what is booked; made once everything is."""
+
+    def __init__(self, own: OwnProject, broker: Broker, folder: Any) -> None:
+        self.own, self.broker, self.folder = own, broker, folder
+        self.project = own.project
+        self.client = connect(own.endpoint)
+        self.meters: dict[str, Meter] = {meter.meter: meter for meter in self.project.meters}
+
+    def close(self) -> None:
+        self.client.disconnect()
+
+    def ask(self, question: Question) -> list[Row]:
+        """Answer by `read_usage`.
+
+        Raises:
+            UsageQueryError: The question has no answer.
+        """
+        size = question.size
+        if size is None or size.ours:
+            window = size.ours if size and size.ours else "total"
+            return self._read(question, question.start, question.end, window)
+        rows = []
+        for start, end in sorted({size.span(moment, question.zone) for moment in question.moments}):
+            first, last = max(start, question.start), min(end, question.end)
+            if first < last:
+                rows += self._read(question, first, last, "total")
+        return rows
+
+    def _read(self, question: Question, start: datetime, end: datetime, window: Window) -> list[Row]:
+        first, last, outside = whole_minutes(start, end)
+        query = UsageQuery(
+            meter=question.meter,
+            start=first,
+            end=last,
+            subjects=tuple(question.subjects),
+            where=question.where,
+            exclude=(*question.exclude, *({SECOND: outside} for _ in (1,) if outside)),
+            group_by=tuple(question.group_by),
+            window=window,
+            zone=question.zone,
+        )
+        answer = read_usage(self.client, query, meters=tuple(self.meters.values()))
+        return [Row(row.groups, row.value, row.start, row.end) for row in answer.rows]
+
+    def letter(self, event: Outgoing) -> Letter | None:
+        """Return why an event is dead, None if it is not."""
+        return self._letters.get(_place(event))
+
+    def is_accepted(self, event: Outgoing) -> bool:
+        """Tell whether an event counts, as the first of its copies."""
+        return _place(event) in self._accepted
+
+    def is_conflict(self, event: Outgoing) -> bool:
+        """Tell whether an event was refused as a copy with other content."""
+        return _place(event) in self._conflicts
+
+    def rows(self, sql: str, **values: Any) -> list[Any]:
+        """Return the rows of a statement, for what is no usage."""
+        found: list[Any] = self.client.execute(sql, values)
+        return found
+
+    @cached_property
+    def _letters(self) -> dict[Place, Letter]:
+        rows = self.rows("SELECT partition, offset, event_index, reason, detail FROM dead_letters FINAL")
+        return {Place(*row[:3]): Letter(*row[3:]) for row in rows}
+
+    @cached_property
+    def _accepted(self) -> set[Place]:
+        return {Place(*row) for row in self.rows("SELECT partition, offset, event_index FROM ids FINAL")}
+
+    @cached_property
+    def _conflicts(self) -> set[Place]:
+        return {Place(*row) for row in self.rows("SELECT partition, offset, event_index FROM conflicts FINAL")}
+
+
+def whole_minutes(start: datetime, end: datetime) -> tuple[datetime, datetime, tuple[str, ...]]:
+    """Widen a range to whole minutes; return also the seconds that are in these but not in the range.
+
+    Raises:
+        Unknown: It begins or ends within a second.
+    """
+    if start.microsecond or end.microsecond:
+        raise Unknown(f"a range finer than a second: {start.isoformat()} to {end.isoformat()}")
+    first = start.astimezone(UTC).replace(second=0)
+    last = end.astimezone(UTC).replace(second=0)
+    if last < end and start < end:
+        last += timedelta(minutes=1)
+    outside = [first + timedelta(seconds=n) for n in range(int((start - first).total_seconds()))]
+    outside += [end + timedelta(seconds=n) for n in range(int((last - end).total_seconds()))]
+    return first, last, tuple(map(second_text, outside))
+
+
+def second_text(moment: datetime) -> str:
+    """Write the second in which a moment lies, as the dimension `SECOND` has it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _place(event: Outgoing) -> Place:
+    if event.place is None:
+        raise Unknown("an event of the case was not sent")
+    return event.place

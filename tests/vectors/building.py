@@ -1,0 +1,188 @@
+"""From a case's events and query to our events and meters: every case gets types, sources and meters of its own."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from tallyman.errors import EventError
+from tallyman.event import parse_time
+from tallyman.meter import MAX_SCALE, Aggregation, Meter, find
+from tests.vectors.books import SECOND, second_text
+from tests.vectors.compare import instant
+from tests.vectors.model import Outgoing, Unknown, Vector, Wire
+from tests.vectors.windows import WindowSize
+
+DEFAULTS: Wire = {"source": "src", "type": "t", "subject": "s1", "time": "2026-01-01T00:00:00Z"}
+_NAMES: dict[str, Aggregation] = {
+    "SUM": "sum", "SUM_WITH_MULTIPLIER": "sum", "COUNT": "count", "AVG": "avg", "AVERAGE": "avg", "MEAN": "avg",
+    "MIN": "min", "MAX": "max", "LATEST": "latest", "LAST": "latest", "FIRST": "first", "UNIQUE_COUNT": "unique_count",
+    "COUNT_UNIQUE": "unique_count", "NUNIQUE": "unique_count", "STD": "stddev", "STDDEV": "stddev",
+    "MEDIAN": "percentile", "PERCENTILE": "percentile", "SUM_OF_MAXIMA": "sum_of_maxima", "COUNTER": "counter",
+}  # fmt: skip
+_PERCENTILE = re.compile(r"P([0-9]+(?:\.[0-9]+)?)|([0-9]+(?:\.[0-9]+)?)PCT")
+
+
+def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the meter's settings for an aggregation by the name that a peer gives it.
+
+    Raises:
+        Unknown: There is none of this name.
+    """
+    text = str(name).upper()
+    settings: dict[str, Any] = {}
+    if share := _PERCENTILE.fullmatch(text):
+        settings = {"aggregation": "percentile", "percentile": share[1] or share[2]}
+    elif text in _NAMES:
+        settings = {"aggregation": _NAMES[text]}
+    else:
+        raise Unknown(f'unknown aggregation "{name}"')
+    if text == "MEDIAN":
+        settings["percentile"] = "50"
+    elif text == "PERCENTILE":
+        settings["percentile"] = str(query.get("percentile", "50"))
+    bucket = query.get("bucketSize", query.get("bucket_size", query.get("bucket")))
+    if bucket is not None and settings["aggregation"] in ("max", "sum_of_maxima"):
+        settings |= {"aggregation": "sum_of_maxima", "bucket": str(bucket).lower()}
+    if "multiplier" in query:
+        settings["multiply_by"] = str(query["multiplier"])
+    return settings
+
+
+def dotted(path: Any) -> str:
+    """Return our path for a JSONPath such as "$.usage.bytes".
+
+    Raises:
+        Unknown: It does more than name keys.
+    """
+    text = str(path).removeprefix("$").removeprefix(".")
+    text = re.sub(r"\[(['\"])([^.'\"\]]+)\1\]", r".\2", text).removeprefix(".")
+    if not text or any(letter in text for letter in "[]*?@()"):
+        raise Unknown(f'a path that names no single value: "{path}"')
+    return text
+
+
+def raw_of(event: Any) -> Outgoing | None:
+    """Return an event of which the case has the bytes themselves, None for every other."""
+    if not isinstance(event, Mapping):
+        return None
+    body = next((event[name] for name in ("raw", "body", "bytes") if isinstance(event.get(name), str)), None)
+    if isinstance(event.get("base64"), str):
+        return Outgoing(body=b64decode(event["base64"]), content_type=str(event.get("content_type", "")))
+    return None if body is None else Outgoing(body=body.encode(), content_type=str(event.get("content_type", "")))
+
+
+def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
+    """Return a case's events as ours: repeated as told, with what they leave out, and with names of the case's own.
+
+    Args:
+        tag: Tells apart several goes of one case.
+    """
+    made: list[Wire] = []
+    for event in events:
+        if not isinstance(event, Mapping):
+            raise Unknown(f"an event that is no object: {event!r}")
+        fields = {name: value for name, value in event.items() if name not in ("repeat", "id_template")}
+        for n in range(int(event.get("repeat", 1))):
+            template = event.get("id_template", event.get("id", f"e{len(made)}"))
+            name = template.replace("{i}", str(n)) if isinstance(template, str) else template
+            made.append(wire(vector, tag, **fields | {"id": name}))
+    return made
+
+
+def wire(vector: Vector, tag: str = "", **fields: Any) -> Wire:
+    """Return one event of a case; what is not given has a usual value."""
+    whole: Wire = {"specversion": "1.0", "id": "e0", **DEFAULTS, "data": {}} | fields
+    for name in ("type", "source"):
+        if isinstance(whole[name], str) and whole[name]:
+            whole[name] = own_name(vector, tag, whole[name])
+    return whole
+
+
+def own_name(vector: Vector, tag: str, name: str) -> str:
+    """Return a type or source of this case alone."""
+    return f"{vector.slug}{tag}/{name}"
+
+
+def meter(vector: Vector, tag: str = "", event_type: Any = None, **settings: Any) -> Meter:
+    """Return a meter of a case.
+
+    Raises:
+        Unknown: No meter can be like this.
+    """
+    try:
+        kind = own_name(vector, tag, str(event_type or DEFAULTS["type"]))
+        return Meter(meter=f"{vector.slug}{tag}", event_type=kind, **settings)
+    except (ValueError, TypeError) as error:
+        raise Unknown(f"no meter is like this: {error}") from error
+
+
+def scale_of(sent: Iterable[Wire], path: str) -> int:
+    """Return how many digits behind the point the values need, as far as a meter can have them."""
+    needed = 0
+    for event in sent:
+        value = find(event["data"], path) if isinstance(event.get("data"), Mapping) else None
+        try:
+            exponent = Decimal(str(value)).as_tuple().exponent
+        except InvalidOperation:
+            continue
+        if isinstance(exponent, int):
+            needed = max(needed, -exponent)
+    return min(needed, MAX_SCALE)
+
+
+def moments_of(sent: Iterable[Wire]) -> list[datetime]:
+    """Return the times of events, of those that have one."""
+    found = []
+    for event in sent:
+        try:
+            time_us = parse_time(str(event.get("time")))
+        except EventError:
+            continue
+        found.append(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=time_us))
+    return found
+
+
+def range_of(
+    query: Mapping[str, Any], moments: Sequence[datetime], size: WindowSize | None = None
+) -> tuple[datetime, datetime]:
+    """Return the range that is asked for: as given, else from the first event's minute through the last one's.
+
+    Where windows are asked for, the range must not cut those that hold events.
+    """
+    margin = size.longest if size else timedelta(0)
+    known = moments or [instant(DEFAULTS["time"])]
+    first = min(known).replace(second=0, microsecond=0) - margin
+    last = max(known).replace(second=0, microsecond=0) + timedelta(minutes=1) + margin
+    start, end = query.get("from", query.get("start")), query.get("to", query.get("stop"))
+    start_at = instant(start) if start is not None else None
+    end_at = instant(end) if end is not None else None
+    if start_at is None:
+        start_at = first if end_at is None else min(first, end_at - timedelta(minutes=1))
+    if end_at is None:
+        end_at = max(last, start_at + timedelta(minutes=1))
+    return start_at, end_at
+
+
+def mark_seconds(sent: Iterable[Wire]) -> dict[str, str]:
+    """Give each event the second in which it lies as a dimension, and return the dimension for the meter.
+
+    Usage is kept by the minute; who needs seconds makes them a dimension.
+    """
+    for event in sent:
+        for moment in moments_of([event]):
+            if isinstance(event.get("data"), dict):
+                event["data"] = event["data"] | {SECOND: second_text(moment)}
+    return {SECOND: SECOND}
+
+
+def needs_seconds(*moments: datetime) -> bool:
+    """Tell whether an edge is no whole minute."""
+    return any(moment.second or moment.microsecond for moment in moments)
+
+
+SECONDS_REMARK = "usage is kept by the minute: its events carry their second as a dimension, by which it is asked for"

@@ -1,0 +1,137 @@
+"""Hold our answers against the expected ones: exact decimals, instants, rows in any order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import Any
+
+from tallyman.money import EXACT, plain
+from tests.vectors.model import Mismatch, Unknown
+
+_NUMBER_FIRST = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?(?=$|[\s,;(])")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of ours: its groups and value, and its window as we give it."""
+
+    groups: Mapping[str, str | None]
+    value: Decimal
+    start: datetime
+    end: datetime
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name}={value!r}" for name, value in self.groups.items())
+        return f"{plain(self.value)}" + (f" ({named})" if named else "") + f" from {self.start:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def number(value: Any) -> Decimal:
+    """Return an expected number; of a text such as "15 (first wins)" the number that it begins with.
+
+    Raises:
+        Unknown: It is none.
+    """
+    if isinstance(value, bool) or value is None:
+        raise Unknown(f"expected a number, the case has {value!r}")
+    found = _NUMBER_FIRST.match(str(value))
+    try:
+        return Decimal(found[0] if found else str(value))
+    except InvalidOperation as error:
+        raise Unknown(f"expected a number, the case has {value!r}") from error
+
+
+def check_number(what: str, ours: Decimal | int | None, expected: Any, tolerance: Decimal | None = None) -> None:
+    """Compare exactly, or within the case's tolerance."""
+    wanted = number(expected)
+    if ours is None:
+        raise Mismatch(f"{what}: expected {wanted}, got nothing")
+    if not close(Decimal(ours), wanted, tolerance):
+        raise Mismatch(f"{what}: expected {plain(wanted)}, got {plain(Decimal(ours))}")
+
+
+def check_rounded(what: str, ours: Decimal | None, expected: Any) -> None:
+    """Compare after rounding ours, once and half away from zero, to the digits that are expected."""
+    wanted = number(expected)
+    if ours is not None:
+        digits = wanted.as_tuple().exponent
+        ours = ours.quantize(Decimal(1).scaleb(int(digits)), ROUND_HALF_UP, EXACT)
+    check_number(what, ours, expected)
+
+
+def close(ours: Decimal, wanted: Decimal, tolerance: Decimal | None) -> bool:
+    """Tell whether two numbers are equal, or as near as the case allows."""
+    return ours == wanted if tolerance is None else abs(EXACT.subtract(ours, wanted)) <= tolerance
+
+
+def instant(text: Any) -> datetime:
+    """Return the instant of an RFC 3339 time, or of a date at midnight UTC.
+
+    Raises:
+        Unknown: It is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise Unknown(f"expected a time, the case has {text!r}: {error}") from error
+    if moment.tzinfo is None and len(str(text)) > len("2026-01-31"):
+        raise Unknown(f"expected a time with a zone, the case has {text!r}")
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def check_rows(ours: Sequence[Row], expected: Sequence[Mapping[str, Any]], options: RowOptions) -> None:
+    """Compare rows in any order; of an expected row all that it names must agree.
+
+    Raises:
+        Mismatch: A row is missing, or one is there that nobody expected.
+    """
+    left = list(ours)
+    for wanted in expected:
+        found = next((row for row in left if _agrees(row, wanted, options)), None)
+        if found is None:
+            shown = "; ".join(map(str, left)) or "no row"
+            raise Mismatch(f"expected a row {_shown(wanted)}, got {shown}")
+        left.remove(found)
+    if left:
+        raise Mismatch(f"expected {len(expected)} rows, got also {'; '.join(map(str, left))}")
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """How rows are compared.
+
+    Attributes:
+        span: The range that was asked for: an expected window that reaches beyond it counts as cut there.
+        blank: Groups in which "" stands for a missing key, because no event of the case has "" there.
+    """
+
+    tolerance: Decimal | None
+    span: tuple[datetime, datetime]
+    blank: frozenset[str] = frozenset()
+
+
+def groups_of(wanted: Mapping[str, Any], blank: frozenset[str]) -> dict[str, str | None]:
+    """Return the groups of an expected row, as texts; a missing key is None."""
+    named = dict(wanted.get("groupBy") or {})
+    if "subject" in wanted:
+        named["subject"] = wanted["subject"]
+    texts = {name: None if value is None else str(value) for name, value in named.items()}
+    return {name: None if text == "" and name in blank else text for name, text in texts.items()}
+
+
+def _agrees(row: Row, wanted: Mapping[str, Any], options: RowOptions) -> bool:
+    if dict(row.groups) != groups_of(wanted, options.blank):
+        return False
+    first, last = options.span
+    if "windowStart" in wanted and row.start != max(instant(wanted["windowStart"]), first):
+        return False
+    if "windowEnd" in wanted and row.end != min(instant(wanted["windowEnd"]), last):
+        return False
+    return close(row.value, number(wanted.get("value")), options.tolerance)
+
+
+def _shown(wanted: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in wanted.items())

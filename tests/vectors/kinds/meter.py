@@ -1,0 +1,276 @@
+"""`meter`: events in, one query, rows out. Also what a case of another kind asks in the same words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from tallyman.corrections import write_correction
+from tallyman.errors import UsageQueryError
+from tallyman.meter import CORRECTABLE, Aggregation, Meter, dimension_text
+from tests.vectors.books import SECOND, Books, Question
+from tests.vectors.building import (
+    SECONDS_REMARK,
+    aggregation,
+    dotted,
+    mark_seconds,
+    meter,
+    moments_of,
+    needs_seconds,
+    range_of,
+    raw_of,
+    scale_of,
+    wires,
+)
+from tests.vectors.compare import RowOptions, check_number, check_rows
+from tests.vectors.kinds.outcomes import check_outcomes
+from tests.vectors.model import Form, Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.windows import WindowSize, named_size
+
+_REPORTS = re.compile(r"\b(one|two|three|[0-9]+) duplicate-with-different-content")
+CORRECTABLE_FORMS: tuple[Form, ...] = ("single", "batch", "lines")  # in binary mode other bytes count than were sent
+_WORDS = {"one": 1, "two": 2, "three": 3}
+_TOTALS = ("count", "sum", "avg", "min", "max", "latest", "unique_count")
+
+
+@dataclass(slots=True)
+class Going:
+    """One go of a case: its events in a series of their own, a meter, and the question to that meter."""
+
+    sent: list[Wire]
+    meter: Meter
+    question: Question
+    events: list[Outgoing]
+
+
+def plan(vector: Vector) -> Plan:
+    """Send the events and ask the query; also after each event where the case says what is expected then."""
+    expected = vector.expected
+    if not isinstance(expected, Mapping):
+        raise Incomparable(f"expected holds nothing to compare: {expected!r}")
+    name = vector.query.get("aggregation", "SUM")
+    whole = go(vector, vector.events, name)
+    goes = [whole]
+    made = Plan(check=lambda books: check(books, vector, whole, totals, steps))
+    steps = []
+    for n, value in enumerate(expected.get("after_each", ()), 1):
+        step = go(vector, vector.events[:n], name, f".{n}")
+        steps.append((step, value))
+        goes.append(step)
+    totals = {each: go(vector, vector.events, each, f".{each}") for each in _TOTALS if each in expected}
+    goes += totals.values()
+    made.meters = [each.meter for each in goes]
+    made.events = [event for each in goes for event in each.events]
+    made.remarks = _remarks(vector, whole)
+    if any(event.wire is None and not event.corrects for event in made.events):
+        made.forms = ("single",)  # bytes that are no event would spoil a whole batch
+    elif any(event.corrects for event in made.events):
+        made.forms = CORRECTABLE_FORMS
+    return made
+
+
+def go(vector: Vector, events: Sequence[Any], name: Any, tag: str = "") -> Going:
+    """Prepare one go of a case.
+
+    Args:
+        name: The aggregation, as a peer calls it.
+        tag: Tells it from the case's other goes.
+    """
+    query = vector.query
+    raw = [(n, found) for n, found in enumerate(map(raw_of, events)) if found]
+    events = [event for event in events if raw_of(event) is None]
+    sent = wires(vector, events, tag)
+    size = size_of(query)
+    start, end = range_of(query, moments_of(sent), size)
+    settings = aggregation(name, query)
+    if "valueProperty" in query and settings["aggregation"] != "count":
+        settings |= {"value": dotted(query["valueProperty"]), "scale": scale_of(sent, dotted(query["valueProperty"]))}
+    dimensions = _dimensions(query)
+    if needs_seconds(start, end):
+        dimensions |= mark_seconds(sent)
+    kind = query.get("eventType") or (events[0].get("type") if events else None)
+    definition = meter(vector, tag, kind, dimensions=dimensions, **settings)
+    question = _question(vector, definition.meter, sent, (start, end), size)
+    going = outgoing(sent, definition.aggregation, str(query.get("dedupe", "first")))
+    for place, event in raw:
+        going.insert(place, event)
+    return Going(sent, definition, question, going)
+
+
+def size_of(query: Mapping[str, Any], key: str = "windowSize") -> WindowSize | None:
+    """Return the size of the windows that a query asks for, None for one total."""
+    if not query.get(key):
+        return None
+    anchors = ("anchor_day", "billing_anchor", "billingAnchor", "anchor")
+    return named_size(str(query[key]), next((query[name] for name in anchors if query.get(name)), None))
+
+
+def outgoing(sent: Sequence[Wire], how: Aggregation, kept: str) -> list[Outgoing]:
+    """Return the events to send.
+
+    Here the first copy of an event wins. Where the case's rule is that the last one replaces it, the producer that
+    means this sends an amendment instead of a second copy; of an aggregation that forgets its single values nothing
+    can be amended, and the copy that the case keeps goes first.
+    """
+    if kept == "first":
+        return [Outgoing.of(wire) for wire in sent]
+    if kept != "last":
+        raise Unknown(f'unknown dedupe "{kept}"')
+    return _amended(sent) if how in CORRECTABLE else _last_first(sent)
+
+
+def _key(wire: Wire) -> tuple[Any, ...]:
+    # A copy with another time is another event to the peer, and to us the same one with other content.
+    return tuple(wire.get(name) for name in ("subject", "source", "id", "time"))
+
+
+def _amended(sent: Sequence[Wire]) -> list[Outgoing]:
+    made: list[Outgoing] = []
+    versions: dict[tuple[Any, ...], list[Outgoing]] = {}
+    for wire in sent:
+        event, known = Outgoing.of(wire), versions.setdefault(_key(wire), [])
+        made.append(correction(known[-1], event, len(known)) if known and known[-1].body != event.body else event)
+        known.append(event)
+    return made
+
+
+def _last_first(sent: Sequence[Wire]) -> list[Outgoing]:
+    last = {_key(wire): n for n, wire in enumerate(sent)}
+    kept = set(last.values())
+    first = [Outgoing.of(wire) for n, wire in enumerate(sent) if n in kept]
+    return first + [Outgoing.of(wire) for n, wire in enumerate(sent) if n not in kept]
+
+
+def correction(was: Outgoing, now: Outgoing | None, version: int) -> Outgoing:
+    """Return the correction that makes an event count as `now`, or not at all."""
+    name, time = f"{(was.wire or {}).get('id')}/{version}", str((was.wire or {}).get("time"))
+    text = now.body if now else b""
+    return Outgoing(body=write_correction(was.body, text, event_id=name, time=time, reason="as the case says"),
+                    corrects=version)  # fmt: skip
+
+
+def check(
+    books: Books, vector: Vector, whole: Going, totals: Mapping[str, Going], steps: Sequence[tuple[Going, Any]]
+) -> str:
+    """Compare all that the case expects.
+
+    Raises:
+        Mismatch: Something differs, or nothing could be compared.
+    """
+    expected, told = vector.expected, []
+    check_corrected(books, whole.events)
+    if "error" in expected or "status" in expected:
+        return check_refused(books, whole.question)
+    if "rows" in expected:
+        rows = books.ask(whole.question)
+        check_rows(rows, expected["rows"], _options(vector, whole))
+        told.append(f"{len(rows)} rows")
+    for n, (step, value) in enumerate(steps, 1):
+        check_number(f"after event {n}", _one(books, step.question), value, vector.tolerance)
+    for name, step in totals.items():
+        value = _one(books, step.question)
+        check_number(name, value, expected[name], vector.tolerance)
+        told.append(f"{name} {value}")
+    if reports := _REPORTS.search(" ".join(map(str, expected.values()))):
+        conflicts = sum(map(books.is_conflict, whole.events))
+        check_number("copies with other content", conflicts, _WORDS.get(reports[1], reports[1]))
+        told.append(f"{conflicts} copy with other content refused and reported")
+    if outcomes := check_outcomes(books, whole.events, expected):
+        told.append(outcomes)
+    if not told and not steps:
+        raise Incomparable(f"expected holds nothing to compare: {', '.join(expected) or 'nothing'}")
+    return ", ".join(told)
+
+
+def check_corrected(books: Books, events: Sequence[Outgoing]) -> None:
+    """Make sure that each correction was accepted."""
+    for letter in (books.letter(event) for event in events if event.corrects):
+        if letter:
+            raise Mismatch(f"a correction is dead: {letter.reason}: {letter.detail}")
+
+
+def check_refused(books: Books, question: Question) -> str:
+    """Make sure that a question is refused, with a sentence."""
+    try:
+        rows = books.ask(question)
+    except UsageQueryError as error:
+        return f"refused: {error}"
+    raise Mismatch(f"expected a refusal, got {'; '.join(map(str, rows)) or 'no row'}")
+
+
+def _one(books: Books, question: Question) -> Decimal | None:
+    rows = books.ask(replace(question, group_by=(), size=None))
+    return rows[0].value if rows else None
+
+
+def _question(
+    vector: Vector, slug: str, sent: Sequence[Wire], span: tuple[datetime, datetime], size: WindowSize | None
+) -> Question:
+    query = vector.query
+    where = _conditions(query.get("include") or {})
+    subjects = tuple(query.get("subjects") or (value for value in where.pop("subject", ()) if value is not None))
+    return Question(
+        meter=slug,
+        start=span[0],
+        end=span[1],
+        subjects=subjects,
+        where=where,
+        exclude=tuple(_conditions(each) for each in query.get("exclude") or ()),
+        group_by=tuple(query.get("groupBy") or ()),
+        size=size,
+        zone=str(query.get("windowTimeZone") or "UTC"),
+        moments=tuple(moments_of(sent)),
+    )
+
+
+def _conditions(wanted: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
+    listed = {name: values if isinstance(values, list) else [values] for name, values in wanted.items()}
+    return {name: tuple(dimension_text(name, value) for value in values) for name, values in listed.items()}
+
+
+def _dimensions(query: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is grouped by or filtered on, as dimensions: name -> path."""
+    grouped = query.get("groupBy") or ()
+    paths = dict(grouped) if isinstance(grouped, Mapping) else {name: name for name in grouped}
+    for condition in (query.get("include") or {}, *(query.get("exclude") or ())):
+        paths |= {name: name for name in condition if name not in paths}
+    return {name: dotted(path) for name, path in paths.items() if name != "subject"}
+
+
+def _options(vector: Vector, going: Going) -> RowOptions:
+    names = [name for name in going.meter.dimensions if name != SECOND]
+    return RowOptions(vector.tolerance, (going.question.start, going.question.end), blank_groups(names, going))
+
+
+def blank_groups(names: Sequence[str], going: Going) -> frozenset[str]:
+    """Return the groups that no event has as "": there, an expected "" can only mean that the key is missing."""
+    datas = [wire["data"] for wire in going.sent if isinstance(wire.get("data"), Mapping)]
+    return frozenset(name for name in names if not any(data.get(going.meter.dimensions[name]) == "" for data in datas))
+
+
+def _remarks(vector: Vector, whole: Going) -> list[str]:
+    remarks = []
+    if any(event.corrects for event in whole.events):
+        remarks.append("the first copy wins here: a copy that replaces another one is sent as its amendment")
+    elif [event.wire for event in whole.events if event.wire] != whole.sent:
+        remarks.append(
+            f"the first copy wins here, and of a meter with {whole.meter.aggregation} nothing can be amended: "
+            "the copy that the case keeps was sent first"
+        )
+    if SECOND in whole.meter.dimensions:
+        remarks.append(SECONDS_REMARK)
+    return remarks + _blank_remark(vector, whole)
+
+
+def _blank_remark(vector: Vector, whole: Going) -> list[str]:
+    rows = vector.expected.get("rows") or ()
+    expects_blank = any("" in (row.get("groupBy") or {}).values() for row in rows if isinstance(row, Mapping))
+    blank = expects_blank and blank_groups(list(whole.meter.dimensions), whole)
+    return [BLANK_REMARK] if blank else []
+
+
+BLANK_REMARK = 'a missing group key is null here, never "": the case may choose, and expects ""'

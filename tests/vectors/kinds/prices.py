@@ -1,0 +1,80 @@
+"""`bucketed`: the maxima of buckets, priced through tiers, each group by itself or all together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from rules.plan import Tier
+from rules.price import price_tiers
+from tests.vectors.books import Books, Question
+from tests.vectors.building import DEFAULTS, meter, scale_of, wire
+from tests.vectors.compare import Row, check_number, instant, number
+from tests.vectors.model import Incomparable, Outgoing, Plan, Vector
+from tests.vectors.windows import WindowSize
+
+_HOUR = timedelta(hours=1)
+
+
+def plan(vector: Vector) -> Plan:
+    """Send each bucket's values in an hour of its own, and price what `sum_of_maxima` answers."""
+    buckets = list(dict.fromkeys(str(event.get("bucket")) for event in vector.events))
+    path = next((name for name in ("max", "value") if vector.events and name in vector.events[0]), "max")
+    origin = instant(DEFAULTS["time"])
+    names = sorted({name for event in vector.events for name in event} - {"bucket", path})
+    sent = [
+        wire(vector, id=f"e{n}", time=(origin + buckets.index(str(event.get("bucket"))) * _HOUR).isoformat(),
+             data={name: value for name, value in event.items() if name != "bucket"})
+        for n, event in enumerate(vector.events)
+    ]  # fmt: skip
+    definition = meter(vector, aggregation="sum_of_maxima", bucket="hour", value=path, scale=scale_of(sent, path),
+                       dimensions={name: name for name in names})  # fmt: skip
+    question = Question(meter=definition.meter, start=origin, end=origin + len(buckets) * _HOUR, group_by=names,
+                        size=WindowSize("hour"))  # fmt: skip
+    return Plan(
+        meters=[definition],
+        events=[Outgoing.of(each) for each in sent],
+        check=lambda books: _check(books, vector, question),
+    )
+
+
+def _check(books: Books, vector: Vector, question: Question) -> str:
+    tiers, rows = _tiers(vector), books.ask(question)
+    grouped = sum((price_tiers(row.value, tiers) for row in rows), Decimal(0))
+    hours: dict[datetime, Decimal] = defaultdict(Decimal)
+    for row in rows:
+        hours[row.start] += row.value
+    together = sum((price_tiers(value, tiers) for value in hours.values()), Decimal(0))
+    answers: Mapping[str, Callable[[], Decimal]] = {
+        "cost_grouped": lambda: grouped,
+        "cost_ungrouped": lambda: together,
+        "cost": lambda: grouped if vector.query.get("grouped") else together,
+        "units": lambda: _units(books, question),
+        "value": lambda: _units(books, question),
+    }
+    told = {name: answers[name]() for name in vector.expected if name in answers}
+    for name, value in told.items():
+        check_number(name, value, vector.expected[name])
+    if not told:
+        raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected)}")
+    return ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _units(books: Books, question: Question) -> Decimal:
+    rows: list[Row] = books.ask(replace(question, size=None))
+    return sum((row.value for row in rows), Decimal(0))
+
+
+def _tiers(vector: Vector) -> list[Tier]:
+    """Return our tiers; one that says `above` only is the open one."""
+    tiers: list[Mapping[str, Any]] = vector.query.get("tiers") or [{"unit": "1"}]
+    made = []
+    for tier in tiers:
+        upper = tier.get("up_to")
+        made.append(Tier(None if upper is None else number(upper), number(tier.get("unit", 0)),
+                         number(tier.get("flat", 0))))  # fmt: skip
+    return made

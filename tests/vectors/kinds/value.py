@@ -1,0 +1,46 @@
+"""`value`: what one event counts for, or why it is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tests.vectors.books import Books
+from tests.vectors.compare import RowOptions, check_number, check_rows
+from tests.vectors.kinds.meter import BLANK_REMARK, Going, blank_groups, go
+from tests.vectors.kinds.outcomes import check_dead, error_of
+from tests.vectors.model import FORMS, Incomparable, Plan, Vector
+
+
+def plan(vector: Vector) -> Plan:
+    """Send the event by itself."""
+    if len(vector.events) != 1 or not isinstance(vector.expected, Mapping):
+        raise Incomparable(f"expected one event and its value, got {len(vector.events)} and {vector.expected!r}")
+    going = go(vector, vector.events, vector.query.get("aggregation", "SUM"))
+    blank = blank_groups(list(going.meter.dimensions), going)
+    expects_blank = any(text == "" and name in blank for name, text in _groups(vector.expected).items())
+    return Plan(
+        meters=[going.meter],
+        events=going.events,
+        forms=FORMS,
+        check=lambda books: _check(books, vector, going),
+        remarks=[BLANK_REMARK] if expects_blank else [],
+    )
+
+
+def _groups(expected: Mapping[str, Any]) -> Mapping[str, Any]:
+    return expected.get("groupBy") or {}
+
+
+def _check(books: Books, vector: Vector, going: Going) -> str:
+    expected, (event,) = vector.expected, going.events
+    if error_of(expected) is not None or expected.get("quarantined"):
+        rows = books.ask(going.question)
+        check_number("counted rows", sum(row.value != 0 for row in rows), 0)
+        return check_dead(books, event, error_of(expected))
+    question = replace(going.question, group_by=tuple(going.meter.dimensions) if "groupBy" in expected else ())
+    rows = books.ask(question)
+    options = RowOptions(vector.tolerance, (question.start, question.end), blank_groups(question.group_by, going))
+    check_rows(rows, [{"value": expected.get("value"), "groupBy": _groups(expected)}], options)
+    return f"value {rows[0].value}"

@@ -1,0 +1,150 @@
+"""Run a file of cases through Kafka, the Beam job and ClickHouse: all in one run of the pipeline, then ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import yaml
+
+from pipeline.close import found_books
+from tallyman.errors import TallymanError
+from tallyman.local.clickhouse_child import ClickHouse
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.local.kafka import Broker
+from tallyman.meter import Meter
+from tests.integration.booking import OwnProject
+from tests.vectors.books import Books
+from tests.vectors.building import moments_of
+from tests.vectors.kinds import KINDS
+from tests.vectors.model import Incomparable, Mismatch, NotOffered, Plan, Unknown, Vector, Verdict
+from tests.vectors.sending import Record, pack, send
+
+_DEFAULTS = {field.name: field.default for field in fields(Meter)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A case with all that it needs: what it sends, and its meters as a project's file has them."""
+
+    vector: Vector
+    plan: Plan
+    records: Sequence[Record]
+    meters: str
+
+
+@contextmanager
+def real_parts(folder: Path) -> Iterator[tuple[Broker, ClickHouse]]:
+    """Run a broker and ClickHouse of our own.
+
+    Raises:
+        StackError: They cannot run here.
+    """
+    broker, clickhouse = Broker(folder / "kafka"), ClickHouse(folder / "clickhouse")
+    try:
+        broker.start()
+        clickhouse.start()
+        yield broker, clickhouse
+    finally:
+        clickhouse.stop()
+        broker.stop()
+
+
+def run(vectors: Sequence[Vector], broker: Broker, clickhouse: ClickHouseEndpoint, folder: Path) -> list[Verdict]:
+    """Send what all cases send, wait until it is booked, and judge each case by what the books say."""
+    ready, verdicts = _plan_all(vectors)
+    meters = "meters:\n" + "".join(case.meters for case in ready)
+    own = OwnProject(folder / "project", broker.bootstrap, clickhouse, meters, chunk_size=65536)
+    own.sections["usage"] = _accepted(ready)
+    with own.running():
+        found_books(own.project)
+        send(broker.bootstrap, str(own.settings["topic"]), [record for case in ready for record in case.records])
+        own.wait_until_booked()
+        books = Books(own, broker, folder)
+        try:
+            verdicts += [_judge(case, books) for case in sorted(ready, key=lambda case: bool(case.plan.breaks))]
+        finally:
+            books.close()
+    return sorted(verdicts, key=lambda verdict: verdict.vector.number)
+
+
+def _plan_all(vectors: Sequence[Vector]) -> tuple[list[_Ready], list[Verdict]]:
+    """Return the cases that can be sent, and the verdicts on those that cannot."""
+    ready: list[_Ready] = []
+    verdicts: list[Verdict] = []
+    for vector in vectors:
+        try:
+            ready.append(_prepare(vector))
+        except Exception as error:  # noqa: BLE001 - a case of a shape that nobody thought of must not stop the others
+            verdicts.append(_verdict_on(vector, error))
+    return ready, verdicts
+
+
+def _prepare(vector: Vector) -> _Ready:
+    if vector.kind not in KINDS:
+        raise Unknown(f'unknown kind "{vector.kind}"')
+    if not isinstance(vector.expected, Mapping):
+        raise Incomparable(f"expected holds nothing to compare: {vector.expected!r}")
+    plan = KINDS[vector.kind](vector)
+    form = plan.forms[vector.number % len(plan.forms)]
+    return _Ready(vector, plan, list(pack(plan.events, form)), _as_written(plan.meters))
+
+
+def _judge(case: _Ready, books: Books) -> Verdict:
+    vector, remarks = case.vector, case.plan.remarks
+    try:
+        told = case.plan.check(books)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _verdict_on(vector, error, remarks)
+    if unread := vector.query.unread:
+        remarks = [*remarks, f"the query also says {', '.join(unread)}, which nothing here reads"]
+    return Verdict(vector, "diverges" if vector.stance == "diverge" else "passed", told, remarks)
+
+
+def _verdict_on(vector: Vector, error: Exception, remarks: Sequence[str] = ()) -> Verdict:
+    """Say what an error means for the case in which it came up."""
+    if isinstance(error, Incomparable) and vector.stance == "diverge":
+        return Verdict(vector, "diverges", f"not compared, the file tells it in words: {vector.expected}", remarks)
+    if isinstance(error, NotOffered):
+        return Verdict(vector, "not offered" if vector.stance == "adopt-optional" else "failed", str(error), remarks)
+    if isinstance(error, Mismatch | TallymanError):
+        return Verdict(vector, "failed", str(error), remarks)
+    return Verdict(vector, "failed", f"cannot be judged: {type(error).__name__}: {error}", remarks)
+
+
+def _as_written(meters: Sequence[Meter]) -> str:
+    """Return what a meters file says of some meters; what it leaves out has the default."""
+    if not meters:
+        return ""
+    given = [{field.name: getattr(meter, field.name) for field in fields(Meter)} for meter in meters]
+    told = [
+        {name: value for name, value in each.items() if value != _DEFAULTS[name] and value != {}} for each in given
+    ]
+    text: str = yaml.dump(told, Dumper=_Plain, allow_unicode=True)
+    text.encode()  # half a character could not be written, and would stop all cases
+    return text
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a mapping that two meters share twice, and a tuple as a list."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Plain.add_representer(tuple, yaml.SafeDumper.represent_list)
+
+
+def _accepted(ready: Sequence[_Ready]) -> dict[str, str]:
+    """Return how old and how far ahead events may be, so that those of all cases are accepted."""
+    wires = [event.wire for case in ready for event in case.plan.events if event.wire]
+    now = datetime.now(UTC)
+    moments = [*moments_of(wires), now]
+    day = timedelta(days=1)
+    return {
+        "oldest_accepted": f"{(now - min(moments)) // day + 2}d",
+        "furthest_ahead": f"{(max(moments) - now) // day + 2}d",
+    }
