@@ -1,8 +1,7 @@
 """Where a partition stands: places, bookings, and the chunk that this process has open in it.
 
 The rules are those of `tests/model/chunk_model.py`; a change of the protocol changes that file first. Open
-chunks live in
-this module, not in a `DoFn`, because runners throw `DoFn` instances away while the process lives on.
+chunks live in this module, not in a `DoFn`, because runners throw `DoFn` instances away while the process lives on.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import struct
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.aggregate import Table
 from pipeline.identities import AcceptedIds
+from pipeline.lanes import this_lane
 
 DAY_MS = 86_400_000
 BOOKINGS_PER_DAY = 1000
@@ -209,4 +209,33 @@ class OpenChunk:
         self.accepted.clear()
 
 
-OPEN: dict[tuple[str, int], OpenChunk] = {}
+class OpenChunks(MutableMapping[tuple[str, int], OpenChunk]):
+    """The open chunks by (topic id, partition). A thread sees those of its lane: nobody else touches them."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, dict[tuple[str, int], OpenChunk]] = {}
+
+    def __getitem__(self, key: tuple[str, int]) -> OpenChunk:
+        return self._mine()[key]
+
+    def __setitem__(self, key: tuple[str, int], chunk: OpenChunk) -> None:
+        self._lanes.setdefault(this_lane(), {})[key] = chunk
+
+    def __delitem__(self, key: tuple[str, int]) -> None:
+        del self._mine()[key]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._mine())
+
+    def __len__(self) -> int:
+        return len(self._mine())
+
+    def leave(self, lane: int) -> None:
+        """Forget a lane's chunks: nobody will work in it again."""
+        self._lanes.pop(lane, None)
+
+    def _mine(self) -> dict[tuple[str, int], OpenChunk]:
+        return self._lanes.get(this_lane(), {})
+
+
+OPEN = OpenChunks()

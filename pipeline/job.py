@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from functools import partial
 
 import apache_beam as beam
+from apache_beam.runners.worker.statesampler import StateSampler
 
 from pipeline import coder as coder  # registers the coder of our elements
 from pipeline.batches import Fetch
 from pipeline.columns import Block
-from pipeline.read import ReadUsage
-from pipeline.runtime import JobConfig, next_position, restart_place, runtime
+from pipeline.read import ALONE, BESIDE_OTHERS, ReadUsage, no_lane
+from pipeline.runtime import JobConfig, next_position, restart_place, runtime, turn
 from pipeline.write import Flush
+
+# Beam samples which step is busy, at pauses that grow up to its default of 200 ms, and a bundle ends only with the
+# sampler's last pause: a tenth of all the time went there (bench/latency.py). Sampling this often is a thread in C.
+_SAMPLE_EVERY_MS = 5
+StateSampler.__init__.__defaults__ = (_SAMPLE_EVERY_MS,)
 
 
 class _Stage(beam.DoFn):
@@ -81,8 +87,12 @@ class WriteUsage(_Transform):
     stage, output = _Write, type(None)
 
 
-def build(pipeline: beam.Pipeline, config: JobConfig) -> None:
-    """Lay out the streaming job."""
+def build(pipeline: beam.Pipeline, config: JobConfig, *, apart: bool = False) -> None:
+    """Lay out the streaming job.
+
+    Args:
+        apart: Whether the runner works on several partitions at once in threads of a process.
+    """
     (
         pipeline
         | "ReadUsage"
@@ -93,6 +103,8 @@ def build(pipeline: beam.Pipeline, config: JobConfig) -> None:
             config.assigned,
             positions=partial(next_position, config),
             restart=partial(restart_place, config),
+            turn=turn if apart else no_lane,
+            pace=BESIDE_OTHERS if apart else ALONE,
         )
         | "DecodeUsage" >> DecodeUsage(config)
         | "CountOnce" >> CountOnce(config)

@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.coders import PickleCoder
@@ -24,7 +25,7 @@ from apache_beam.utils.timestamp import Duration
 
 from pipeline.batches import Fetch, empty_fetch
 from pipeline.poll import Poller
-from pipeline.source import UsageReader, reader_of
+from pipeline.source import IDLE_MS, UsageReader, reader_of
 from tallyman.errors import BrokerError, LogError
 from tallyman.kafka import end_offsets, make_consumer
 
@@ -33,8 +34,31 @@ log = logging.getLogger(__name__)
 Position = Callable[[str, int], int]  # (topic id, partition) -> offset
 Element = tuple[str, int]  # (topic id, partition)
 
+Turn = Callable[[str, int], AbstractContextManager[object]]  # around a turn of (topic id, partition)
+
 LONGEST_TURN_S = 0.1
 ROUND_S = 0.2  # how long the busy partitions of a process together may keep another one waiting
+
+
+class Pace(NamedTuple):
+    """How a partition without news waits.
+
+    Attributes:
+        idle_ms: In the turn, at most; the other partitions of the thread wait too, unless something comes for them.
+        rest_s: Between turns, where the runner does not give one at once (the local one does whatever we ask for).
+    """
+
+    idle_ms: int = IDLE_MS
+    rest_s: float = 0.0
+
+
+ALONE = Pace()
+BESIDE_OTHERS = Pace(idle_ms=10, rest_s=0.1)
+
+
+def no_lane(topic_id: str, partition: int) -> AbstractContextManager[object]:
+    """Stand for a turn where one thread has them all."""
+    return nullcontext()
 
 
 class Stop:
@@ -128,37 +152,48 @@ class ReadPartition(beam.DoFn):
     """Gives a partition its turns."""
 
     def __init__(
-        self, brokers: tuple[str, ...], topic: str, positions: str | Position, restart: str | Position
+        self,
+        brokers: tuple[str, ...],
+        topic: str,
+        positions: str | Position,
+        restart: str | Position,
+        turn: Turn,
+        pace: Pace,
     ) -> None:
         self._brokers, self._topic = brokers, topic
         self._positions, self._restart = positions, restart
+        self._turn, self._pace = turn, pace
 
     @beam.DoFn.unbounded_per_element()
     def process(
         self, element: Element, tracker: Any = beam.DoFn.RestrictionParam(Stretches())  # noqa: B008  Beam's way
     ) -> Iterator[Fetch]:
-        topic_id, partition = element
+        with self._turn(*element):
+            yield from self._fetches(*element, tracker)
+
+    def _fetches(self, topic_id: str, partition: int, tracker: Any) -> Iterator[Fetch]:
         reader = reader_of(self._brokers, self._topic, topic_id)
         next_position, restart_place = named(self._positions), named(self._restart)
         STOP.turns += 1
         began = time.monotonic()
         while not STOP.asked():
             position = next_position(topic_id, partition)
-            fetch = _read_or_wait(reader, partition, position)
+            fetch = _read_or_wait(reader, partition, position, self._pace.idle_ms)
             if not tracker.try_claim(restart_place(topic_id, partition)):
                 return
             yield fetch
             turn_s = min(LONGEST_TURN_S, ROUND_S / max(1, reader.waiting()))
-            if fetch.next == fetch.first or time.monotonic() - began >= turn_s:
-                tracker.defer_remainder(Duration(seconds=0))
+            nothing = fetch.next == fetch.first
+            if nothing or time.monotonic() - began >= turn_s:
+                tracker.defer_remainder(Duration(seconds=self._pace.rest_s if nothing else 0))
                 return
         tracker.try_claim(None)
 
 
-def _read_or_wait(reader: UsageReader, partition: int, position: int) -> Fetch:
+def _read_or_wait(reader: UsageReader, partition: int, position: int, idle_ms: int) -> Fetch:
     """Return the next fetch, an empty one while the broker is away: what is folded in already must still be written."""
     try:
-        return reader.next_fetch(partition, position)
+        return reader.next_fetch(partition, position, idle_ms)
     except BrokerError as error:
         reader.rest(error)
         return empty_fetch(reader.topic_id, partition, position)
@@ -182,6 +217,8 @@ class ReadUsage(beam.PTransform):
         positions: (topic id, partition) -> the offset that is read next, asked before each fetch: a picklable function
             or its dotted name.
         restart: (topic id, partition) -> the offset where a restart must begin, asked for each claim.
+        turn: (topic id, partition) -> what a turn happens in, with all that the runner fuses behind it.
+        pace: How a partition without news waits.
     """
 
     def __init__(
@@ -193,10 +230,12 @@ class ReadUsage(beam.PTransform):
         *,
         positions: str | Position,
         restart: str | Position,
+        turn: Turn = no_lane,
+        pace: Pace = ALONE,
     ) -> None:
         super().__init__()
         self._topic_id, self._partitions = topic_id, tuple(partitions)
-        self._read = ReadPartition(tuple(brokers), topic, positions, restart)
+        self._read = ReadPartition(tuple(brokers), topic, positions, restart, turn, pace)
 
     def expand(self, begin: Any) -> Any:
         elements: list[Element] = [(self._topic_id, partition) for partition in self._partitions]

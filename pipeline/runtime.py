@@ -1,6 +1,7 @@
 """What one worker process holds while it books: clients, decoders, the id filter, its open chunks.
 
-Beam hands `JobConfig` around (small, picklable); each process makes its `Runtime` from it once. `DoFn`s keep nothing.
+Beam hands `JobConfig` around (small, picklable); each process makes its `Runtime` from it once, on Flink once for each
+lane (`pipeline.lanes`). `DoFn`s keep nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -23,7 +25,9 @@ from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due_elsewhere, fold
 from pipeline.frontier import StoredIds, read_frontier
 from pipeline.identities import IdFilter
+from pipeline.lanes import Lanes, inside, this_lane
 from pipeline.outlet import KafkaOutlet
+from pipeline.source import close_readers
 from pipeline.write import Flush, Outlet, Tables, write
 from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, connect
@@ -85,22 +89,24 @@ class Runtime:
             ordered = self.decoders.catalog(frontier.turned.definitions).ordered
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
-            threading.Thread(target=self._load_ids, args=(chunk,), name=f"ids-{partition}", daemon=True).start()
+            task = (chunk, this_lane())
+            threading.Thread(target=self._load_ids, args=task, name=f"ids-{partition}", daemon=True).start()
         return OPEN[key]
 
-    def _load_ids(self, chunk: OpenChunk) -> None:
+    def _load_ids(self, chunk: OpenChunk, lane: int) -> None:
         """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
         key = chunk.topic_id, chunk.partition
-        while OPEN.get(key) is chunk:
-            client = connect(self.config.database, numpy=True)
-            try:
-                self.judge.filter.load(StoredIds(client), *key)
-                return
-            except (*NETWORK_ERRORS, driver_errors.Error) as error:
-                log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
-                time.sleep(_LOAD_AGAIN_S)
-            finally:
-                client.disconnect()
+        with inside(lane):
+            while OPEN.get(key) is chunk:
+                client = connect(self.config.database, numpy=True)
+                try:
+                    self.judge.filter.load(StoredIds(client), *key)
+                    return
+                except (*NETWORK_ERRORS, driver_errors.Error) as error:
+                    log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
+                    time.sleep(_LOAD_AGAIN_S)
+                finally:
+                    client.disconnect()
 
     def decode(self, fetch: Fetch) -> Iterator[Block]:
         counted.note_fetch(fetch)
@@ -125,30 +131,44 @@ class Runtime:
         counted.note_flush(flush, time.perf_counter() - began)
 
 
-_runtimes: dict[JobConfig, Runtime] = {}
+_runtimes: dict[tuple[int, JobConfig], Runtime] = {}
 
 
 def runtime(config: JobConfig) -> Runtime:
-    """Return this process's runtime for a job, made at the first call."""
-    if config not in _runtimes:
+    """Return this lane's runtime for a job, made at the first call."""
+    key = this_lane(), config
+    if key not in _runtimes:
         engine: sa.Engine = open_control(config.control_url)
-        _runtimes[config] = Runtime(
+        _runtimes[key] = Runtime(
             config,
             Tables(connect(config.database), connect(config.database, numpy=True)),
             Judge(StoredIds(connect(config.database, numpy=True)), IdFilter()),
             Decoders(lambda number: load_definitions(engine, number), config.partitions),
             KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
         )
-    return _runtimes[config]
+    return _runtimes[key]
 
 
 def forget() -> None:
-    """Drop open chunks and clients: after a failure, everything is read again from the frontier."""
-    OPEN.clear()
-    for each in _runtimes.values():
+    """Drop this lane's open chunks and clients: after a failure, everything is read again from the frontier."""
+    _leave(this_lane())
+
+
+def _leave(lane: int) -> None:
+    OPEN.leave(lane)
+    for key in [key for key in list(_runtimes) if key[0] == lane]:
+        each = _runtimes.pop(key)
         each.outlet.close()
         each.tables.close()
-    _runtimes.clear()
+    close_readers(lane)
+
+
+_LANES = Lanes(_leave)
+
+
+def turn(topic_id: str, partition: int) -> AbstractContextManager[int]:
+    """Return the turn of a partition that has a lane of its own, where a runner has several threads."""
+    return _LANES.turn((topic_id, partition))
 
 
 def next_position(config: JobConfig, topic_id: str, partition: int) -> int:

@@ -1,4 +1,4 @@
-"""One Kafka consumer for each process and topic, whoever reads which partition, and a queue for each partition.
+"""One Kafka consumer for each lane of a process and topic, and a queue for each partition that is read in it.
 
 It lives in this module, not in a `DoFn`, because runners throw `DoFn` instances away while the process lives on.
 """
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pipeline.batches import Fetch, empty_fetch, join
+from pipeline.lanes import this_lane
 from pipeline.poll import PORTION_BYTES, Poller
 from tallyman.errors import BrokerError
 from tallyman.kafka import make_consumer
@@ -133,23 +134,22 @@ class UsageReader:
                 poller.seek(fetch.partition, self._behind[fetch.partition])
 
 
-_READERS: dict[tuple[tuple[str, ...], str, str], UsageReader] = {}
+_READERS: dict[tuple[int, tuple[str, ...], str, str], UsageReader] = {}
 _LOCK = threading.Lock()
 
 
 def reader_of(brokers: tuple[str, ...], topic: str, topic_id: str) -> UsageReader:
-    """Return this process's reader of a topic; it connects when it is first read."""
-    key = (brokers, topic, topic_id)
+    """Return this lane's reader of a topic; it connects when it is first read."""
+    key = (this_lane(), brokers, topic, topic_id)
     with _LOCK:
         if key not in _READERS:
             _READERS[key] = UsageReader(topic_id, lambda: Poller(make_consumer(brokers), topic, topic_id))
         return _READERS[key]
 
 
-def close_readers() -> None:
-    """Close every consumer of this process, at its end or between tests."""
-    with _LOCK:
-        readers = list(_READERS.values())
-        _READERS.clear()
-    for reader in readers:
-        reader.close()
+def close_readers(lane: int | None = None) -> None:
+    """Close the consumers of a lane; of the whole process at its end or between tests."""
+    keys = [key for key in list(_READERS) if lane is None or key[0] == lane]
+    for reader in [_READERS.pop(key, None) for key in keys]:
+        if reader is not None:
+            reader.close()

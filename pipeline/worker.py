@@ -14,7 +14,6 @@ import time
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.worker.statesampler import StateSampler
 
 from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
@@ -32,10 +31,6 @@ from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
-# Beam samples which step is busy, at pauses that grow up to its default of 200 ms, and a bundle ends only with the
-# sampler's last pause: a tenth of all the time went there (bench/latency.py). Sampling this often is a thread in C.
-_SAMPLE_EVERY_MS = 5
-StateSampler.__init__.__defaults__ = (_SAMPLE_EVERY_MS,)
 
 
 def job_config(project: Project, topic: Topic) -> JobConfig:

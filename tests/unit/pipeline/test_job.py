@@ -38,10 +38,10 @@ def stages() -> Iterator[Runtime]:
     judge = Judge(StoredHere(), IdFilter(1 << 16))
     judge.filter.load(judge.ids, TOPIC_ID, 0)
     OPEN[TOPIC_ID, 0] = new_chunk()
-    made = runtime._runtimes[CONFIG] = Runtime(CONFIG, Store(), judge, new_decoders(), Wire())
+    made = runtime._runtimes[0, CONFIG] = Runtime(CONFIG, Store(), judge, new_decoders(), Wire())
     yield made
     OPEN.clear()
-    del runtime._runtimes[CONFIG]
+    del runtime._runtimes[0, CONFIG]
 
 
 def pipeline() -> beam.Pipeline:
