@@ -1,0 +1,117 @@
+"""One tenant's year by day, in several zones, from a store that is full of everybody else's usage too.
+
+    python -m bench.usage_year                  # 10,000 series, a year: takes minutes to fill
+    python -m bench.usage_year --scale 0.1      # a tenth of the days
+
+The tenant who is asked for has 100 series with usage in every minute, the 99 others have 100 series each with usage in
+every hour. Everything is sealed day by day, as the pipeline does it. Beside the answer from quarters of an hour, which
+`read_usage` gives, stands the same question to the minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from clickhouse_driver import Client
+
+from bench.ingest import table
+from pipeline.rollup import roll_up
+from tallyman.aggregates import read_usage
+from tallyman.clickhouse import connect, migrate
+from tallyman.local.stack import StackOptions, running_stack
+from tallyman.log import setup
+from tallyman.usage import UsageQuery
+
+FIRST, DAYS, TENANTS, SERIES = datetime(2025, 1, 1, tzinfo=UTC), 365, 100, 100
+ZONES = ("UTC", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu")
+_ROWS = """
+INSERT INTO usage (meter, subject, dimensions, minute, booking, definitions, generation, item, aggregation, scale,
+    parameters, count, sum, min, max, latest, latest_us, latest_by)
+SELECT 'compute.seconds', {subject}, concat('{{"flavor":"f', toString({series}), '"}}'),
+    toDateTime({day}, 'UTC') + {second}, {booking}, 1, 0, '', 'sum', 9, '', 60, toInt128(number + 1) * 1000000007,
+    0, 0, 0, 0, ''
+FROM numbers({count})"""
+
+
+def fill(client: Client, days: int, say: Callable[[str], None]) -> None:
+    """Seal day after day of usage."""
+    for number in range(days):
+        day = FIRST + timedelta(days=number)
+        booking = int(day.timestamp()) // 86_400 * 1000
+        shared = {"day": int(day.timestamp()), "booking": booking}
+        dense = {"subject": "'tenant-00'", "series": "intDiv(number, 1440)", "second": "(number % 1440) * 60"}
+        client.execute(_ROWS.format(**shared, **dense, count=SERIES * 1440))
+        subject = f"concat('tenant-', leftPad(toString(1 + intDiv(number, {SERIES * 24})), 2, '0'))"
+        thin = {"subject": subject, "series": f"intDiv(number, 24) % {SERIES}", "second": "(number % 24) * 3600"}
+        client.execute(_ROWS.format(**shared, **thin, count=(TENANTS - 1) * SERIES * 24))
+        client.execute(
+            "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES",
+            [(booking, 0, 1, 1, day, day + timedelta(minutes=1439), "[]")],
+        )
+        roll_up(client, booking)
+        say(f"day {number + 1} of {days}")
+
+
+def ask(client: Client, zone: str, days: int) -> Callable[[], int]:
+    """Return the question, which answers with the number of its rows."""
+    start = FIRST.replace(tzinfo=ZoneInfo(zone))
+    query = UsageQuery(meter="compute.seconds", subjects=("tenant-00",), start=start,
+                       end=(start.replace(tzinfo=None) + timedelta(days=days)).replace(tzinfo=ZoneInfo(zone)),
+                       window="day", zone=zone)  # fmt: skip
+    return lambda: len(read_usage(client, query).rows)
+
+
+def times(question: Callable[[], int], count: int) -> list[float]:
+    """Return how many milliseconds each of some answers took."""
+    question()
+    spent = []
+    for _ in range(count):
+        began = time.perf_counter()
+        question()
+        spent.append((time.perf_counter() - began) * 1000)
+    return spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the year's days")
+    parser.add_argument("--answers", type=int, default=40, help="answers to each question")
+    arguments = parser.parse_args()
+    setup("error")
+    days = max(int(DAYS * arguments.scale), 1)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_stack(Path(folder), options=StackOptions(kafka=False)) as stack,
+    ):
+        client = connect(stack.clickhouse)
+        migrate(client)
+        fill(client, days, lambda text: print(f"\r{text}", end="", flush=True))
+        minutes, quarters = (client.execute(f"SELECT count() FROM {name}")[0][0] for name in ("usage", "usage_quarter"))
+        print(f"\r{minutes:,} rows of minutes, {quarters:,} of quarters; {SERIES * TENANTS:,} series, {days} days")
+        rows = []
+        for zone in ZONES:
+            question = ask(client, zone, days)
+            spent = times(question, arguments.answers)
+            p95 = statistics.quantiles(spent, n=20)[-1]
+            rows.append((zone, str(question()), f"{statistics.median(spent):,.0f}", f"{p95:,.0f}",
+                         "met" if p95 < 100 else "missed"))  # fmt: skip
+        minutes_only(client)
+        spent = times(ask(client, "UTC", days), 3)
+        rows.append(("UTC, from minutes", "", f"{statistics.median(spent):,.0f}", f"{max(spent):,.0f}", ""))
+        table(("zone", "rows", "p50 ms", "p95 ms", "limit 100 ms"), rows)
+
+
+def minutes_only(client: Client) -> None:
+    """Let nothing be rolled up any more, so that readers take the minutes."""
+    client.execute("TRUNCATE TABLE rollups")
+
+
+if __name__ == "__main__":
+    main()
