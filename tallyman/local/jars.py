@@ -1,7 +1,8 @@
-"""Fetch Kafka's jars once, with neither Maven nor a JDK, and check each against the pinned list.
+"""Fetch the jars of Kafka, or of another part, once, with neither Maven nor a JDK; check each against the pinned list.
 
 `docker/kafka/jars.txt` says what we want, `jars.lock` every jar that this means, with its checksum.
 `python -m tallyman.local.jars` fetches; with `--lock` it writes `jars.lock` anew when `jars.txt` has changed.
+`python -m tallyman.local.jars flink` does so for `docker/flink`, which only tests run.
 """
 
 from __future__ import annotations
@@ -47,16 +48,21 @@ class Jar:
         return f"{artifact}-{version}.jar"
 
 
-def kafka_files() -> Path:
-    """Find `docker/kafka`: beside the packages in a checkout, inside `tallyman.local` in a wheel."""
+def files_of(part: str) -> Path:
+    """Find `docker/<part>`: beside the packages in a checkout, inside `tallyman.local` in a wheel."""
     here = Path(__file__).resolve().parent
-    for folder in (here / "_kafka", here.parents[1] / "docker" / "kafka"):
+    for folder in (here / f"_{part}", here.parents[1] / "docker" / part):
         if (folder / "jars.txt").is_file():
             return folder
     raise StackError(
-        "docker/kafka/jars.lock: the list of Kafka's jars is not beside this installation; "
-        "run from a checkout, or install a wheel that was built with docker/kafka in it"
+        f"docker/{part}/jars.lock: the list of its jars is not beside this installation; "
+        f"run from a checkout, or install a wheel that was built with docker/{part} in it"
     )
+
+
+def kafka_files() -> Path:
+    """Find `docker/kafka`."""
+    return files_of("kafka")
 
 
 def user_cache() -> Path:
@@ -82,7 +88,7 @@ def read_lock(path: Path) -> tuple[Jar, ...]:
             case _:
                 raise StackError(
                     f"{path}: line {number}: expected a sha256 and group:artifact:version, got {line!r}; "
-                    "write it anew with: python -m tallyman.local.jars --lock"
+                    f"write it anew with: python -m tallyman.local.jars {path.parent.name.lstrip('_')} --lock"
                 )
     return tuple(jars)
 
@@ -90,11 +96,12 @@ def read_lock(path: Path) -> tuple[Jar, ...]:
 def fetch_jars(
     cache: Path | None = None,
     *,
+    part: str = "kafka",
     lock: Path | None = None,
     on_progress: Progress | None = None,
     download: Download | None = None,
 ) -> tuple[Path, ...]:
-    """Return Kafka's class path, fetching what is not in the cache yet.
+    """Return a part's class path, fetching what is not in the cache yet.
 
     The first call needs the network; later ones only look at the marker. A download that was cut off is
     taken up again: a jar gets its name only when its checksum is right, the folder only when all are there.
@@ -102,10 +109,10 @@ def fetch_jars(
     Raises:
         StackError: If a jar cannot be fetched, or is not the one that is pinned.
     """
-    lock = lock or kafka_files() / "jars.lock"
+    lock = lock or files_of(part) / "jars.lock"
     jars = read_lock(lock)
     digest = hashlib.sha256("\n".join(f"{jar.sha256} {jar.coordinate}" for jar in jars).encode()).hexdigest()
-    root = (cache or user_cache()) / "kafka"
+    root = (cache or user_cache()) / part
     folder = root / digest[:16]
     if not _is_complete(folder, digest):
         root.mkdir(parents=True, exist_ok=True)
@@ -203,8 +210,8 @@ def _quiet_jgo() -> Iterator[None]:
 def lock_jars(files: Path) -> tuple[Jar, ...]:
     """Resolve `jars.txt` with all that it depends on, and write `jars.lock`.
 
-    jgo's own `build` would sort the jars into class path and module path, for which it downloads a JDK; the
-    broker needs all of them on the class path, so the resolver alone is used.
+    jgo's own `build` would sort the jars into class path and module path, for which it downloads a JDK; all of
+    them are needed on the class path, so the resolver alone is used.
     """
     lines = (files / "jars.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -218,7 +225,7 @@ def lock_jars(files: Path) -> tuple[Jar, ...]:
             coordinate = f"{artifact.groupId}:{artifact.artifactId}:{artifact.version}"
             jars.append(Jar(coordinate, sha256_of(Path(artifact.resolve()))))
     jars.sort(key=lambda jar: jar.coordinate)
-    head = "# Written by `python -m tallyman.local.jars --lock` from jars.txt; do not edit.\n"
+    head = f"# Written by `python -m tallyman.local.jars {files.name} --lock` from jars.txt; do not edit.\n"
     pins = [f"{jar.sha256}  {jar.coordinate}\n" for jar in jars]
     write_atomically(files / "jars.lock", head + "".join(pins), everyone=True)
     return tuple(jars)
@@ -235,7 +242,8 @@ def _show(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--lock"]:
-        print(f"{len(lock_jars(kafka_files()))} jars locked")
+    wanted = next((word for word in sys.argv[1:] if word != "--lock"), "kafka")
+    if "--lock" in sys.argv[1:]:
+        print(f"{len(lock_jars(files_of(wanted)))} jars locked")
     else:
-        print(os.pathsep.join(str(jar) for jar in fetch_jars(on_progress=_show)))
+        print(os.pathsep.join(str(jar) for jar in fetch_jars(part=wanted, on_progress=_show)))
