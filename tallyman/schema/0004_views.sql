@@ -1,6 +1,7 @@
 -- One row for each series and minute, for every aggregation whose value of a minute follows from that minute alone;
 -- value is an exact decimal in the meter's unit, cut off behind 18 digits. The newest definitions that booked into the
--- minute say which aggregation a meter is. A sum_of_maxima shows the minute's maximum. Not here: stddev (ClickHouse has
+-- minute say which aggregation a meter is. A sum_of_maxima shows the minute's maximum. Nothing is rounded: a meter's
+-- rounding is for whole answers. Not here: stddev (ClickHouse has
 -- no exact square root), and what needs the order of readings (time_weighted, lifecycle, counter: usage_points).
 -- First what adds up; then what is kept under items, whose arrays would cost the former many times its time.
 CREATE OR REPLACE VIEW usage_minute AS
@@ -15,7 +16,8 @@ SELECT
                 aggregation IN ('max', 'sum_of_maxima'), max_atto,
                 aggregation = 'latest', latest_atto,
                 toInt256(events) * toInt256(1000000000000000000)) * toInt256(factor[1]),
-            multiIf(aggregation = 'avg', toInt256(events), toInt256(1)) * toInt256(factor[2])),
+            multiIf(aggregation = 'avg', toInt256(events), toInt256(1)) * toInt256(factor[2]))
+        + intDiv(toInt256(if(aggregation = 'sum', events, 1)) * toInt256(offset[1]) * toInt256(1000000000000000000), toInt256(offset[2])),
         0) * toDecimal256('0.000000000000000001', 18) AS value
 FROM
 (
@@ -24,6 +26,7 @@ FROM
         sum(b.count) AS events,
         argMax(b.aggregation, b.definitions) AS aggregation,
         splitByChar('/', coalesce(nullIf(JSONExtractString(argMax(b.parameters, b.definitions), 'factor'), ''), '1/1')) AS factor,
+        splitByChar('/', coalesce(nullIf(JSONExtractString(argMax(b.parameters, b.definitions), 'offset'), ''), '0/1')) AS offset,
         sum(toInt256(b.sum) * toInt256(intExp10(18 - b.scale))) AS sum_atto,
         min(toInt256(b.min) * toInt256(intExp10(18 - b.scale))) AS min_atto,
         max(toInt256(b.max) * toInt256(intExp10(18 - b.scale))) AS max_atto,
@@ -42,7 +45,8 @@ SELECT
                 aggregation = 'first', first_atto,
                 aggregation = 'percentile', percentile_atto,
                 toInt256(length(there)) * atto) * toInt256(factor[1]),
-            toInt256(factor[2])),
+            toInt256(factor[2]))
+        + intDiv(toInt256(offset[1]) * atto, toInt256(offset[2])),
         0) * toDecimal256('0.000000000000000001', 18) AS value
 FROM
 (
@@ -50,6 +54,7 @@ FROM
         *,
         toInt256(1000000000000000000) AS atto,
         splitByChar('/', coalesce(nullIf(JSONExtractString(parameters, 'factor'), ''), '1/1')) AS factor,
+        splitByChar('/', coalesce(nullIf(JSONExtractString(parameters, 'offset'), ''), '0/1')) AS offset,
         -- Items whose events were not all voided.
         arrayReduce('sumMap', arrayMap(c -> [c.1], cells), arrayMap(c -> [c.2], cells)) AS counted,
         arrayFilter((item, n) -> n > 0, counted.1, counted.2) AS there,
