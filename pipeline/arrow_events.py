@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from crc32c import crc32c
 
+from pipeline.arrow_stream import open_messages, read_batches
 from pipeline.catalog import Catalog
 from pipeline.values import narrow
 from tallyman.errors import EventError
@@ -30,9 +31,11 @@ from tallyman.event import (
     Series,
 )
 from tallyman.meter import MAX_SCALE, QUANTITY_BOUND, scaled_text, value_in
+from tallyman.nesting import is_too_deep
 
 ARROW_SCHEMA = pa.schema([pa.field(name, getattr(pa, kind)(), nullable) for name, kind, nullable in ARROW_FIELDS])
 _KNOWN_SERIES = 2_000_000  # entries of series tables that are remembered
+_KNOWN_BYTES = 64 << 20  # of their texts
 _COUNTS, _NO_NEGATIVE, _BY_ITEM = 1, 2, 4
 _FINE, _IGNORED, _DEAD = 0, 1, 2
 _POWERS = 10 ** np.arange(MAX_SCALE + 1)
@@ -99,7 +102,7 @@ class _KnownSeries:
 
     def clear(self) -> None:
         self._tables: dict[tuple[int, int], _Table] = {}
-        self._size = 0
+        self._size = self._bytes = 0
         self.levels: list[_Level] = []
         self.fates = np.zeros(1024, np.uint8)
         self.errors: dict[int, EventError] = {}
@@ -107,7 +110,7 @@ class _KnownSeries:
 
     @property
     def full(self) -> bool:
-        return self._size > _KNOWN_SERIES
+        return self._size > _KNOWN_SERIES or self._bytes > _KNOWN_BYTES
 
     def table(self, text: bytes) -> _Table:
         """Return where the series of a table stand; a checksum finds a known one much sooner than Python's own hash.
@@ -122,13 +125,15 @@ class _KnownSeries:
         return known
 
     def _add(self, text: bytes) -> _Table:
+        if is_too_deep(text):
+            raise EventError("bad_schema", f"Arrow batch: {ARROW_SERIES_KEY}: nested too deeply")
         try:
             table = _decode_series(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise EventError("bad_schema", f"Arrow batch: {ARROW_SERIES_KEY}: {error}") from error
         for series in table:
             _check_series(series)
-        base, self._size = self._size, self._size + len(table)
+        base, self._size, self._bytes = self._size, self._size + len(table), self._bytes + len(text)
         if self._size > len(self.fates):
             self.fates = np.append(self.fates, np.zeros(self._size, np.uint8))
         for level in self.levels:
@@ -187,12 +192,12 @@ class ArrowDecoder:
         """Open one record.
 
         Raises:
-            EventError: `bad_schema`, `malformed`: the record as a whole is a dead letter.
+            EventError: `bad_schema`, `malformed`, `too_large`: the record as a whole is a dead letter.
         """
         try:
-            with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
-                text = _checked(stream.schema)
-                batches = list(stream)
+            schema, messages = open_messages(body)
+            text = _checked(schema)
+            batches = read_batches(schema, messages)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise EventError("malformed", f"Arrow stream: {error}"[:300]) from error
         if len(batches) == 1:

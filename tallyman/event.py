@@ -43,6 +43,7 @@ CORRECTION = "tallyman.usage.corrected.v1"  # the type of its event
 INDEX = "tallyman-index"  # beside a batch's number: one event of it, let in again by itself
 
 MAX_RECORD_BYTES = 4 * 1024 * 1024  # a record over this is a dead letter; the topic's limit is twice this
+MAX_RECORD_EVENTS = 65_536  # more are nobody's: so many of the shortest do not fit, and our own batches are smaller
 MAX_NAME_BYTES = 1024  # id, source, type, subject; longer ones are nobody's name
 FIRST_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 LAST_US = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # ClickHouse DateTime wraps in 2106
@@ -257,14 +258,20 @@ def split_record(content_type: str | bytes | None, body: bytes) -> list[bytes]:
     if len(body) > MAX_RECORD_BYTES:
         raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(body)}")
     if kind == "lines":
-        return [line for line in body.split(b"\n") if line.strip()]
+        return _not_too_many([line for line in body.split(b"\n") if line.strip()])
     if kind == "batch":
         try:
-            return _split_batch(body)
+            return _not_too_many(_split_batch(body))
         except msgspec.DecodeError as error:
             _check_utf8(body)
             raise EventError("malformed", f"batch: {error}") from error
     return [body]
+
+
+def _not_too_many(parts: list[bytes]) -> list[bytes]:
+    if len(parts) > MAX_RECORD_EVENTS:
+        raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} events in a record, got {len(parts)}")
+    return parts
 
 
 def _split_batch(body: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from pipeline.batches import empty_fetch
 from pipeline.book import DAY_MS, Place, chain
 from pipeline.decode import blocks
 from tallyman.errors import LogError
-from tallyman.event import ARROW, BATCH, LINES
+from tallyman.event import ARROW, BATCH, LINES, MAX_RECORD_EVENTS
 from tallyman.headers import kind_of
 from tallyman.meter import Definitions
 from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
@@ -200,6 +200,8 @@ def test_one_bad_line_of_five_hundred_is_one_dead_letter_with_its_place() -> Non
     (ARROW, b"not arrow", "missing_field"),
     (LINES, b"x" * (4 * 1024 * 1024 + 1), "too_large"),
     ("", b"x" * (4 * 1024 * 1024 + 1), "too_large"),
+    (LINES, b"x\n" * (MAX_RECORD_EVENTS + 1), "too_large"),
+    (BATCH, b"[" + b"0," * MAX_RECORD_EVENTS + b"0]", "too_large"),
 ])  # fmt: skip
 def test_a_record_that_is_no_record_is_one_dead_letter(content: str, value: bytes, reason: str) -> None:
     walk = Walk().send(value, headers=(("content-type", content.encode()),)).send(body(1))

@@ -1,0 +1,69 @@
+"""Arrow streams, opened with care: pyarrow believes what a stream says of itself, and this one comes from outside.
+
+How many rows a batch has is looked up before its columns are unpacked: thirty kilobytes of compressed zeros are twenty
+million rows, and they would take the worker's memory away.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pyarrow as pa
+
+from tallyman.errors import EventError
+from tallyman.event import MAX_RECORD_EVENTS
+
+# Flatbuffers, as Arrow's `Message.fbs` has them: at the front of a table is the distance back to the list that says
+# where in the table each field stands, 0 if it does not.
+_HEADER, _LENGTH = 2, 0  # fields of a message; of the record batch that it announces
+_PLACE, _DISTANCE, _OFFSET, _ROWS = (struct.Struct(each).unpack_from for each in ("<H", "<i", "<I", "<q"))
+
+
+def open_messages(body: bytes) -> tuple[Any, Any]:
+    """Return the schema of a stream, and its messages behind it.
+
+    Raises:
+        pa.ArrowException, OSError, ValueError: These bytes are no Arrow stream.
+    """
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    first = next(messages, None)
+    if first is None or first.type != "schema":  # pyarrow takes any message for one, and the process dies of it
+        raise ValueError(f"expected a schema first, got {first.type if first else 'nothing'}")
+    return pa.ipc.read_schema(first), messages
+
+
+def read_batches(schema: Any, messages: Any) -> list[Any]:
+    """Return the record batches of a stream.
+
+    Raises:
+        EventError: `bad_schema`, `too_large`.
+        pa.ArrowException, OSError, ValueError: These bytes are no Arrow stream.
+    """
+    batches, rows = [], 0
+    for message in messages:
+        if message.type != "record batch":
+            raise EventError("bad_schema", f"Arrow batch: expected record batches, got a {message.type}"[:300])
+        rows += _rows_in(message.metadata)
+        if not 0 <= rows <= MAX_RECORD_EVENTS:
+            raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} rows, got {rows}")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate()  # else columns that are shorter than they say are read beyond their end
+        batches.append(batch)
+    return batches
+
+
+def _rows_in(message: Any) -> int:
+    """Return how many rows a record batch says that it has; pyarrow has checked that its places lie inside."""
+    table = _field(message, _OFFSET(message, 0)[0], _HEADER)
+    rows = _field(message, table + _OFFSET(message, table)[0], _LENGTH)
+    return int(_ROWS(message, rows)[0]) if rows else 0
+
+
+def _field(message: Any, table: int, number: int) -> int:
+    """Return where a field of a table stands, 0 if it does not."""
+    places = table - _DISTANCE(message, table)[0]
+    if _PLACE(message, places)[0] <= 4 + 2 * number:
+        return 0
+    place = _PLACE(message, places + 4 + 2 * number)[0]
+    return table + place if place else 0
