@@ -164,6 +164,7 @@ class OpenChunk:
     acknowledged: Place | None = None
     flushed_at: float = field(default_factory=time.monotonic)
     flush_cost_s: float = 0.0  # what the last flush took
+    spent_s: float = 0.0  # what it took to come here from the place where a restart begins
     dead: list[DeadLetter] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     corrections: list[CorrectionRow] = field(default_factory=list)
@@ -196,11 +197,13 @@ class OpenChunk:
     def turn(self, place: Place) -> None:
         """Begin a booking with the record at a place: what lies before is acknowledged, nobody need read it again."""
         self.turned = place
+        self.spent_s = 0.0
         self.table.clear()
 
     def go_on(self) -> None:
         """Begin the next chunk: the last flush of this one was acknowledged."""
         self.number += 1
+        self.spent_s = 0.0
         self.base = self.start
         self.here = replace(self.here, counts=Counts())
         self.turned = self.here

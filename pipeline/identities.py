@@ -113,7 +113,9 @@ class IdFilter:
     """
 
     def __init__(self, bits: int = 1 << 27) -> None:
+        self._bits = bits
         self._layers: list[_Layer] = [_Layer(bits)]
+        self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, also when it is done
         self._loaded: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
@@ -141,9 +143,25 @@ class IdFilter:
         """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
         is missed.
         """
+        key, this = (topic_id, partition), object()
+        with self._lock:
+            self._loading[key] = this
         for high, low in store.stream(topic_id, partition):
             self.add(high, low)
-        self._loaded.add((topic_id, partition))
+        with self._lock:
+            if self._loading.get(key) is this:
+                self._loaded.add(key)
+
+    def unload(self, topic_id: str, partition: int) -> None:
+        """Be sure of nothing in a partition that somebody else books from now on, until it is loaded again.
+
+        Its identities stay in the filter as long as other partitions are loaded: they cost room, and no mistakes.
+        """
+        with self._lock:
+            self._loading.pop((topic_id, partition), None)
+            self._loaded.discard((topic_id, partition))
+            if not self._loading:
+                self._layers = [_Layer(self._bits)]
 
 
 class _Layer:

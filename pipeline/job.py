@@ -7,7 +7,7 @@ drivers need no runner.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import apache_beam as beam
@@ -87,10 +87,13 @@ class WriteUsage(_Transform):
     stage, output = _Write, type(None)
 
 
-def build(pipeline: beam.Pipeline, config: JobConfig, *, apart: bool = False) -> None:
+def build(
+    pipeline: beam.Pipeline, config: JobConfig, partitions: Sequence[int] | None = None, *, apart: bool = False
+) -> None:
     """Lay out the streaming job.
 
     Args:
+        partitions: Which ones this job reads; all that it may unless told.
         apart: Whether the runner works on several partitions at once in threads of a process.
     """
     (
@@ -100,7 +103,7 @@ def build(pipeline: beam.Pipeline, config: JobConfig, *, apart: bool = False) ->
             config.brokers,
             config.topic,
             config.topic_id,
-            config.assigned,
+            config.assigned if partitions is None else partitions,
             positions=partial(next_position, config),
             restart=partial(restart_place, config),
             turn=turn if apart else no_lane,

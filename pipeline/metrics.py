@@ -81,6 +81,19 @@ def note_tick(partition: int) -> None:
     _pulse.ticked.setdefault(partition, now)
 
 
+def note_nothing_to_read() -> None:
+    """A worker without partitions is well, too: there are more workers than partitions."""
+    _pulse.polled = time.monotonic()
+
+
+def forget(partition: int) -> None:
+    """Say nothing more of a partition that another worker reads now."""
+    _pulse.appended.pop(partition, None)
+    _pulse.ticked.pop(partition, None)
+    for name in ("tallyman_pipeline_offset", "tallyman_pipeline_log_clock_seconds"):
+        gauge(name).remove(str(partition))
+
+
 def silent_s(partition: int) -> float:
     """Return for how long nothing came from a partition; 0 before it was first polled."""
     last = _pulse.appended.get(partition)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from pipeline.frontier import StoredIds, read_frontier
 from pipeline.identities import IdFilter
 from pipeline.lanes import Lanes, inside, this_lane
 from pipeline.outlet import KafkaOutlet
-from pipeline.source import close_readers
+from pipeline.source import close_readers, reader_of
 from pipeline.write import Flush, Outlet, Tables, write
 from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, connect
@@ -87,6 +87,7 @@ class Runtime:
             finally:
                 client.disconnect()
             ordered = self.decoders.catalog(frontier.turned.definitions).ordered
+            self.judge.filter.unload(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
             task = (chunk, this_lane())
@@ -110,7 +111,9 @@ class Runtime:
 
     def decode(self, fetch: Fetch) -> Iterator[Block]:
         counted.note_fetch(fetch)
-        yield from blocks(fetch, self.open_chunk(fetch.partition), self.decoders, archive=self.config.archive)
+        chunk, began = self.open_chunk(fetch.partition), time.monotonic()
+        yield from blocks(fetch, chunk, self.decoders, archive=self.config.archive)
+        chunk.spent_s += time.monotonic() - began  # with what the stages behind this one took: they are fused
 
     def count(self, block: Block) -> Block:
         if block.idle:
@@ -169,6 +172,15 @@ _LANES = Lanes(_leave)
 def turn(topic_id: str, partition: int) -> AbstractContextManager[int]:
     """Return the turn of a partition that has a lane of its own, where a runner has several threads."""
     return _LANES.turn((topic_id, partition))
+
+
+def release(config: JobConfig, keep: Collection[int]) -> None:
+    """Let go of all other partitions: somebody else books them, and should one come back, it is read anew."""
+    reader_of(config.brokers, config.topic, config.topic_id).keep(keep)
+    for topic_id, partition in [key for key in OPEN if key[0] == config.topic_id and key[1] not in keep]:
+        del OPEN[topic_id, partition]
+        runtime(config).judge.filter.unload(topic_id, partition)
+        counted.forget(partition)
 
 
 def next_position(config: JobConfig, topic_id: str, partition: int) -> int:

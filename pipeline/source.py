@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pipeline.batches import Fetch, empty_fetch, join
 from pipeline.lanes import this_lane
@@ -90,6 +90,18 @@ class UsageReader:
                 self._polled = time.monotonic()
             self._failures = 0
             return queue.take(PORTION_BYTES) if queue else empty_fetch(self.topic_id, partition, position)
+
+    def keep(self, partitions: Iterable[int]) -> None:
+        """Read no other partitions than these any more; what was fetched of them is thrown away."""
+        with self._lock:
+            left = self._queues.keys() - set(partitions)
+            for partition in left:
+                del self._queues[partition]
+                self._behind.pop(partition, None)
+            if left and not self._queues:
+                self.close()
+            elif left and self._poller is not None:
+                self._poller.assign(sorted(self._queues))
 
     def waiting(self) -> int:
         """Return how many partitions have something waiting."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from pipeline import metrics as counted
 from pipeline.outlet import KafkaOutlet
@@ -27,10 +27,23 @@ class Upkeep:
 
     Args:
         replication: Copies of the topic; 1 for the embedded stack.
+        reads: Says which partitions this worker reads just now.
+        silent_s: Says for how many seconds nothing came from a partition.
+        more: Further duties, each with how often it is done, in seconds.
     """
 
-    def __init__(self, config: JobConfig, stop: threading.Event, replication: int) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        stop: threading.Event,
+        replication: int,
+        reads: Callable[[], Collection[int]],
+        *,
+        silent_s: Callable[[int], float] = counted.silent_s,
+        more: Sequence[tuple[Callable[[], None], float]] = (),
+    ) -> None:
         self._config = config
+        self._reads, self._silent_s = reads, silent_s
         self._stop = stop
         self._replication = replication
         self.fault: LogError | None = None
@@ -43,6 +56,7 @@ class Upkeep:
                 (self._seal, SEAL_EVERY_S),
                 (self._tick, min(1.0, config.tick_s / 4)),
                 (self._check, CHECK_EVERY_S),
+                *more,
             )
         ]
 
@@ -79,8 +93,8 @@ class Upkeep:
 
     def _tick(self) -> None:
         """Write a tick into every partition that was silent too long: its clock, and so its bookings, move on."""
-        for partition in self._config.assigned:
-            if counted.silent_s(partition) > self._config.tick_s:
+        for partition in self._reads():
+            if self._silent_s(partition) > self._config.tick_s:
                 counted.note_tick(partition)
                 self._outlet.tick(partition)
 

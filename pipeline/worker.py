@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -19,8 +20,9 @@ from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
 from pipeline.close import found_books
 from pipeline.job import build
+from pipeline.members import Alone, Group, Members, Share
 from pipeline.read import STOP
-from pipeline.runtime import Database, JobConfig, forget
+from pipeline.runtime import Database, JobConfig, forget, release
 from pipeline.source import close_readers
 from pipeline.upkeep import Upkeep
 from tallyman.books import Topic
@@ -31,6 +33,7 @@ from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
+_LOOK_EVERY_S = 0.05
 
 
 def job_config(project: Project, topic: Topic) -> JobConfig:
@@ -68,14 +71,15 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
     config = prepare(project)
     settings = project.config.pipeline
     server = serve(metrics_port, counted.ready) if metrics_port is not None else None
-    upkeep = Upkeep(config, stop, project.kafka_replication)
+    share = Share(join_group(project, config), config)
+    upkeep = Upkeep(config, stop, project.kafka_replication, share.reads)
     upkeep.start()
     wait_s = 0.2
     try:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                run_once(config, stop, settings.rebuild_after.total_seconds(), settings.rebuild_bundles)
+                run_once(config, stop, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
                 cause = cause_of(error)
@@ -92,6 +96,7 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
                 wait_s = min(wait_s * 2, 10)
     finally:
         stop.set()
+        share.close()
         close_readers()
         forget()
         upkeep.close()
@@ -114,15 +119,33 @@ def prepare(project: Project) -> JobConfig:
     return job_config(project, found_books(project))
 
 
-def run_once(config: JobConfig, stop: threading.Event, seconds: float, bundles: int) -> None:
-    """Run one pipeline until it is time to build the next, or to stop."""
+def join_group(project: Project, config: JobConfig) -> Group:
+    """Return who says which partitions are this worker's: the operator, or the group of all workers."""
+    if project.config.pipeline.partitions:
+        return Alone(config.assigned)
+    return Members(config.brokers, config.topic)
+
+
+def run_once(
+    config: JobConfig, stop: threading.Event, seconds: float, bundles: int, share: Share | None = None
+) -> None:
+    """Run one pipeline until it is time to build the next, for other partitions or the same; or to stop."""
+    share = share or Share(Alone(config.assigned), config)
+    reads = share.look()
+    release(config, reads)
+    while not reads:
+        counted.note_nothing_to_read()
+        if stop.wait(_LOOK_EVERY_S):
+            return
+        reads = share.look()
     STOP.clear()
     over = threading.Event()
-    watch = threading.Thread(target=_end_in_time, args=(stop, over, seconds, bundles), name="rebuild", daemon=True)
+    until = (stop, time.monotonic() + seconds, bundles, lambda: share.look() != reads)
+    watch = threading.Thread(target=_end_in_time, args=(over, *until), name="rebuild", daemon=True)
     watch.start()
     try:
         with beam.Pipeline(runner=FnApiRunner(), options=beam_options()) as pipeline:
-            build(pipeline, config)
+            build(pipeline, config, sorted(reads))
     finally:
         over.set()
         watch.join()
@@ -138,11 +161,12 @@ def beam_options() -> PipelineOptions:
     return PipelineOptions(flags=[], direct_num_workers=1, direct_running_mode="in_memory", streaming=False)
 
 
-def _end_in_time(stop: threading.Event, over: threading.Event, seconds: float, bundles: int) -> None:
-    """Ask the readers to stop when the service ends, or when the pipeline has lived long enough."""
-    deadline = time.monotonic() + seconds
-    while not over.wait(0.05):
-        if stop.is_set() or time.monotonic() > deadline or STOP.turns > bundles:
+def _end_in_time(
+    over: threading.Event, stop: threading.Event, deadline: float, bundles: int, moved: Callable[[], bool]
+) -> None:
+    """Ask the readers to stop when the service ends, partitions move, or the pipeline has lived long enough."""
+    while not over.wait(_LOOK_EVERY_S):
+        if stop.is_set() or time.monotonic() > deadline or STOP.turns > bundles or moved():
             STOP.ask()
             return
 

@@ -144,7 +144,7 @@ class PipelineConfig:
         archive: Whether records are kept as they came, in `events`.
         archive_ttl: How long they are kept there; 0 for ever.
         tick: How long a partition is silent before its clock is moved.
-        partitions: Which partitions this process reads; empty for all.
+        partitions: Which partitions this process reads. Empty: its share; all workers of a topic share them evenly.
     """
 
     flush: timedelta = timedelta(milliseconds=200)

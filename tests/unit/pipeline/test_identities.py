@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,6 +51,31 @@ def test_less_than_two_in_a_hundred_new_ids_are_suspected(count: int, step: int)
 def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
     known = loaded(1 << 16)
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all() and not known.perhaps(TOPIC, 0, *some_ids(10, 1)).all()
+
+
+def test_after_a_partition_was_somebody_elses_a_filter_is_sure_of_nothing_until_it_is_loaded_again() -> None:
+    known = loaded(1 << 16)
+    known.load(StoredHere(), TOPIC, 1)
+    known.add(*some_ids(10, 1))
+    known.unload(TOPIC, 0)
+    assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
+    assert not known.perhaps(TOPIC, 1, *some_ids(10, 2)).any()
+    assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
+    known.load(StoredHere(), TOPIC, 0)
+    assert not known.perhaps(TOPIC, 0, *some_ids(10, 2)).any()
+
+
+def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
+    """It cannot have seen what somebody else has accepted since."""
+    known = IdFilter(1 << 16)
+
+    class LeavesMeanwhile(StoredHere):
+        def stream(self, topic_id: str, partition: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            known.unload(topic_id, partition)
+            yield some_ids(10, 1)
+
+    known.load(LeavesMeanwhile(), TOPIC, 0)
+    assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
 
 
 def columns(*rows: tuple[int, int, int]) -> IdColumns:
