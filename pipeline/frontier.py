@@ -14,7 +14,7 @@ from pipeline.aggregate import Table
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import U64, Accepted, AcceptedIds
 
-_PLACES = (
+PLACES = (
     "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
     " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest, turned_counts"
 )
@@ -47,7 +47,7 @@ def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> F
     """Read the frontier of a partition, counted from the place that the last seal recorded."""
     chunk, start = _sealed_place(client, topic_id, partition)
     rows = client.execute(
-        f"SELECT chunk, covered, {_PLACES} FROM progress FINAL"  # noqa: S608 - our own words
+        f"SELECT chunk, covered, {PLACES} FROM progress FINAL"  # noqa: S608 - our own words
         " WHERE topic_id = %(topic)s AND partition = %(partition)s AND generation = 0 AND chunk >= %(chunk)s"
         " ORDER BY chunk",
         {"topic": topic_id, "partition": partition, "chunk": chunk},
@@ -56,7 +56,7 @@ def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> F
     for number, covered, *columns in rows:
         if number != chunk:
             break
-        reached, turned = _place(columns[:6]), _place(columns[6:])
+        reached, turned = place_of(columns[:6]), place_of(columns[6:])
         if covered < size:
             break
         chunk, start = chunk + 1, Place(*_place_values(reached), Counts())
@@ -75,7 +75,7 @@ def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, P
     return 0, Place()
 
 
-def _place(columns: Any) -> Place:
+def place_of(columns: Any) -> Place:
     offset, clock_ms, booking, definitions, digest, counts = columns
     return Place(offset, clock_ms, booking, definitions, digest, Counts(*counts))
 

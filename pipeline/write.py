@@ -183,6 +183,8 @@ class Tables:
         numbers: For numpy columns: eight times as fast, but it has no 128-bit integers, maps or arrays.
     """
 
+    usage_table = "usage_hot"
+
     def __init__(self, client: Client, numbers: Client) -> None:
         self._client = client
         self._numbers = numbers
@@ -241,7 +243,7 @@ class Tables:
             if len(columns) == 1
             else [list(chain.from_iterable(each)) for each in zip(*columns, strict=True)]
         )
-        self._insert(_USAGE, joined)
+        self._insert(_USAGE.replace("usage_hot", self.usage_table, 1), joined)
 
     def insert_progress(self, chunks: Sequence[OpenChunk]) -> None:
         """Insert how far chunks are booked: what they hold up to there is acknowledged."""

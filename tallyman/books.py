@@ -102,6 +102,12 @@ def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
     return replace(topic, founded=False)
 
 
+def read_topics(engine: sa.Engine) -> Sequence[Topic]:
+    """Return every topic that was ever booked, by name."""
+    with engine.connect() as connection:
+        return [Topic(*row) for row in connection.execute(sa.select(_topics).order_by(_topics.c.name))]
+
+
 def mark_founded(engine: sa.Engine, topic_id: str) -> None:
     """Note that the first close stands in every partition of a topic."""
     with write(engine) as connection:

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "invoice": "tallyman.cli.invoice:invoice",
     "close": "tallyman.cli.books:close",
     "apply": "tallyman.cli.books:apply",
+    "audit": "tallyman.cli.audit:audit",
     "agent": "tallyman.cli.services:agent",
     "pipeline": "tallyman.cli.services:pipeline",
     "rules": "tallyman.cli.services:rules",

@@ -1,0 +1,305 @@
+"""The bounded Beam job that counts chunks again: `Chunks | Recount | CombinePerKey`, into tables of its own.
+
+What it finds lies in ClickHouse when it ends, and not in this process, so that any runner may run it: `<name>` holds
+rows like those of `usage_hot`, `<name>_found` what each chunk came to, and control totals that never went through a
+table of rows, so that a row lost on the way would show.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+import apache_beam as beam
+import msgspec
+import numpy as np
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from clickhouse_driver import Client
+from clickhouse_driver import errors as driver_errors
+
+from pipeline.aggregate import wide_enough
+from pipeline.archive import ArchiveSource
+from pipeline.book import Counts, OpenChunk, Place
+from pipeline.catalog import Catalog
+from pipeline.columns import Block
+from pipeline.decode import Decoders
+from pipeline.dedupe import Judge
+from pipeline.frontier import StoredIds
+from pipeline.replay import Anything, LogSource, ReplayTables, Source, Stages, Wanted, replay
+from pipeline.runtime import Database
+from pipeline.worker import beam_options
+from tallyman.books import load_definitions
+from tallyman.clickhouse import NETWORK_ERRORS, connect
+from tallyman.control import open_control
+from tallyman.usage import EMPTY, Totals, merge
+
+SourceName = Literal["log", "archive"]
+TotalsKey = tuple[str, int, int]  # (meter, booking, definitions)
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecountConfig:
+    """Everything that a process needs to know to count chunks again.
+
+    Attributes:
+        topics: (topic id, name, partitions) of each topic that is read.
+        name: Of the tables that this job fills.
+    """
+
+    brokers: tuple[str, ...]
+    topics: tuple[tuple[str, str, int], ...]
+    database: Database
+    control_url: str
+    source: SourceName
+    name: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A chunk to count: from the place where the books say it begins, up to each of `stops`."""
+
+    topic_id: str
+    partition: int
+    size: int
+    chunk: int
+    start: Place
+    stops: tuple[int, ...]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a chunk came to: the place at each stop, and its accepted identities.
+
+    Attributes:
+        places: (offset, log clock, booking, definitions, digest, counts).
+        ids, mark: See `pipeline.replay.Marks`; up to the first stop.
+    """
+
+    topic_id: str
+    partition: int
+    chunk: int
+    places: list[tuple[int, int, int, int, int, tuple[int, ...]]]
+    ids: int
+    mark: int
+
+    def place(self, stop: int) -> Place:
+        """Return what was found at a stop."""
+        offset, clock_ms, booking, definitions, digest, counts = self.places[stop]
+        return Place(offset, clock_ms, booking, definitions, digest, Counts(*counts))
+
+
+@dataclass(slots=True)
+class ControlTotals:
+    """Adds up what the folded readings hold, by meter, booking and definitions; weights count as in `count`."""
+
+    wanted: Wanted
+    totals: dict[TotalsKey, Totals] = field(default_factory=dict)
+
+    def __call__(self, block: Block, chunk: OpenChunk, catalog: Catalog) -> None:
+        for readings in block.readings:
+            chosen = self.wanted.rows(readings.keys, catalog)
+            codes, row = np.unique(readings.keys[chosen] >> 32, return_inverse=True)
+            of_meter = np.array([catalog.series[code].meter for code in codes.tolist()], np.int64)[row]
+            values = wide_enough(readings.values)[chosen]
+            weights = np.ones(len(values), np.int64) if readings.weights is None else readings.weights[chosen]
+            for number in np.unique(of_meter).tolist():
+                mine = of_meter == number
+                key = catalog.meters[number].meter, block.after.booking, block.after.definitions
+                total = Totals(int(weights[mine].sum()), int(values[mine].sum()))
+                self.totals[key] = merge(self.totals.get(key, EMPTY), total)
+
+
+class MergeTotals(beam.CombineFn):
+    """The algebra of usage (`tallyman.usage.merge`) over totals that are formed already."""
+
+    def create_accumulator(self) -> Totals:
+        return EMPTY
+
+    def add_input(self, accumulator: Totals, element: Totals) -> Totals:
+        return merge(accumulator, element)
+
+    def merge_accumulators(self, accumulators: Iterable[Totals]) -> Totals:
+        return reduce(merge, accumulators, EMPTY)
+
+    def extract_output(self, accumulator: Totals) -> Totals:
+        return accumulator
+
+
+class Process:
+    """What a process keeps from chunk to chunk."""
+
+    def __init__(self, config: RecountConfig) -> None:
+        engine = open_control(config.control_url)
+        self.client = connect(config.database)
+        numbers = connect(config.database, numpy=True)
+        judge = Judge(StoredIds(connect(config.database, numpy=True)), Anything())
+        tables = ReplayTables(self.client, numbers, config.name, config.wanted)
+        self._partitions = {topic_id: partitions for topic_id, _, partitions in config.topics}
+        self.stages = {
+            topic_id: Stages(Decoders(lambda number: load_definitions(engine, number), partitions), judge, tables)
+            for topic_id, _, partitions in config.topics
+        }
+        self._config, self._sources = config, dict[str, Source]()
+
+    def source(self, topic_id: str) -> Source:
+        if topic_id not in self._sources:
+            self._sources[topic_id] = open_source(self._config, topic_id)
+        return self._sources[topic_id]
+
+    def close(self) -> None:
+        for source in self._sources.values():
+            source.close()
+        for stages in self.stages.values():
+            stages.tables.close()
+
+
+_PROCESSES: dict[RecountConfig, Process] = {}
+
+
+def _process(config: RecountConfig) -> Process:
+    if config not in _PROCESSES:
+        _PROCESSES[config] = Process(config)
+    return _PROCESSES[config]
+
+
+def open_source(config: RecountConfig, topic_id: str) -> Source:
+    """Return where a topic's records are read again."""
+    if config.source == "archive":
+        return ArchiveSource(connect(config.database), topic_id)
+    name = next(name for known, name, _ in config.topics if known == topic_id)
+    return LogSource(config.brokers, name, topic_id)
+
+
+class _Recount(beam.DoFn):
+    """Task -> control totals; the rows and what was found go to the job's tables."""
+
+    def __init__(self, config: RecountConfig) -> None:
+        self._config = config
+
+    def process(self, task: Task) -> Iterator[tuple[TotalsKey, Totals]]:
+        process = _process(self._config)
+        totals = ControlTotals(self._config.wanted)
+        stages = process.stages[task.topic_id]
+        stages.observe = totals
+        _note(process.client, self._config, recount(task, process.source(task.topic_id), stages))
+        yield from totals.totals.items()
+
+
+def recount(task: Task, source: Source, stages: Stages) -> Found:
+    """Count a chunk again."""
+    stages.tables.begin()
+    chunk = stages.chunk_at(task.topic_id, task.partition, task.size, task.chunk, task.start)
+    places, ids = [], None
+    for place in replay(chunk, source, task.stops, stages):
+        places.append((place.offset, place.clock_ms, place.booking, place.definitions, place.digest,
+                       tuple(place.counts)))  # fmt: skip
+        ids = ids or (stages.tables.ids.count, stages.tables.ids.mark)
+    return Found(task.topic_id, task.partition, task.chunk, places, *(ids or (0, 0)))
+
+
+def _note(client: Client, config: RecountConfig, found: Found) -> None:
+    row = (found.topic_id, found.partition, found.chunk, "", msgspec.json.encode(found).decode())
+    client.execute(f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [row])
+
+
+class _NoteTotals(beam.DoFn):
+    def __init__(self, config: RecountConfig) -> None:
+        self._config = config
+
+    def process(self, element: tuple[TotalsKey, Totals]) -> None:
+        key, total = element
+        name, body = msgspec.json.encode(key).decode(), msgspec.json.encode([total.count, str(total.sum)]).decode()
+        _process(self._config).client.execute(
+            f"INSERT INTO {self._config.name}_found (topic_id, partition, chunk, name, body) VALUES",
+            [("", 0, 0, name, body)],
+        )
+
+
+def build(pipeline: beam.Pipeline, config: RecountConfig, tasks: Sequence[Task]) -> None:
+    """Lay out the job."""
+    (
+        pipeline
+        | "Chunks" >> beam.Create(list(tasks))
+        | "Recount" >> beam.ParDo(_Recount(config))
+        | "SumTotals" >> beam.CombinePerKey(MergeTotals())
+        | "NoteTotals" >> beam.ParDo(_NoteTotals(config))
+    )
+
+
+def run(config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int, int], None]) -> None:
+    """Run the job to its end.
+
+    Args:
+        on_progress: Called now and then with how many of how many chunks are done.
+    """
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(config, len(tasks), on_progress, over), daemon=True)
+    watch.start()
+    try:
+        with beam.Pipeline(runner=FnApiRunner(), options=beam_options()) as pipeline:
+            build(pipeline, config, tasks)
+    finally:
+        over.set()
+        watch.join()
+        if config in _PROCESSES:
+            _PROCESSES.pop(config).close()
+
+
+def _watch(config: RecountConfig, tasks: int, on_progress: Callable[[int, int], None], over: threading.Event) -> None:
+    client = connect(config.database)
+    sql = f"SELECT count() FROM {config.name}_found WHERE name = ''"  # noqa: S608 - our own name
+    while not over.wait(_LOOK_EVERY_S):
+        with suppress(*NETWORK_ERRORS, driver_errors.Error):  # the job itself will say what is wrong
+            on_progress(int(client.execute(sql)[0][0]), tasks)
+    client.disconnect()
+
+
+def make_tables(client: Client) -> str:
+    """Make the tables of a job; return their name. `drop_tables` takes them away."""
+    name = f"recount_{uuid.uuid4().hex}"
+    client.execute(f"CREATE TABLE {name} AS usage_hot")
+    client.execute(
+        f"CREATE TABLE {name}_found (topic_id String, partition UInt32, chunk UInt64, name String, body String)"
+        " ENGINE = ReplacingMergeTree ORDER BY (name, topic_id, partition, chunk)"
+    )
+    return name
+
+
+def drop_tables(client: Client, name: str) -> None:
+    """Drop the tables of a job, and what jobs left a day ago that were killed."""
+    rows = client.execute(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND (startsWith(name, %(name)s)"
+        " OR name LIKE 'recount_%%' AND metadata_modification_time < now() - INTERVAL 1 DAY)",
+        {"name": name},
+    )
+    for (table,) in rows:
+        client.execute(f"DROP TABLE IF EXISTS {table} SYNC")
+
+
+def read_found(client: Client, name: str) -> tuple[list[Found], dict[TotalsKey, tuple[int, int]]]:
+    """Return what each chunk came to, and the control totals: events and sum."""
+    rows: list[tuple[str, str]] = client.execute(
+        f"SELECT name, body FROM {name}_found FINAL ORDER BY topic_id, partition, chunk"  # noqa: S608 - our own name
+    )
+    found = [msgspec.json.decode(body, type=Found) for label, body in rows if not label]
+    totals: dict[TotalsKey, tuple[int, int]] = {}
+    for label, body in rows:
+        if label:
+            count, total = msgspec.json.decode(body, type=tuple[int, str])
+            totals[msgspec.json.decode(label, type=TotalsKey)] = count, int(total)
+    return found, totals
+
+
+def run_tasks(
+    config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int, int], None], client: Client
+) -> tuple[list[Found], dict[TotalsKey, tuple[int, int]]]:
+    """Run the job and return what it found."""
+    if tasks:
+        run(config, tasks, on_progress)
+    return read_found(client, config.name)

@@ -1,0 +1,229 @@
+"""`tallyman audit` on the real stack: the books equal the log, and whatever is not so is found and named."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from collectors.arrow import Reading, encode_readings
+from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.runtime import forget
+from tallyman.cli import run
+from tallyman.clickhouse import connect, migrate
+from tallyman.event import ARROW, LINES, Series, home_key
+from tallyman.kafka import partition_of
+from tallyman.local.folder import ClickHouseEndpoint
+from tests.integration.booking import OwnProject
+
+pytestmark = pytest.mark.integration
+METERS = """meters:
+- {meter: compute.hours, event_type: server, aggregation: sum, value: hours, scale: 9, dimensions: {region: region}}
+- {meter: compute.servers, event_type: server, aggregation: unique_count, value: host}
+- {meter: compute.last, event_type: server, aggregation: latest, value: hours, scale: 9}
+- {meter: host.cpu, event_type: cpu, aggregation: max, value: value, scale: 9}
+"""
+MORE = METERS + "- {meter: net.bytes, event_type: traffic, aggregation: sum, value: bytes, scale: 0}\n"
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOME = partition_of(home_key("Zoë Åström", "nova/berlin-1"), 2)
+
+
+def body(name: str, hours: str = "0.25", **changed: Any) -> bytes:
+    wire = {"specversion": "1.0", "id": name, "source": "nova/berlin-1", "type": "server", "subject": "Zoë Åström",
+            "time": NOW.isoformat(), "data": {"hours": hours, "region": "Nürnberg", "host": name[-1]}}  # fmt: skip
+    return msgspec.json.encode(wire | changed)
+
+
+def numbered(sequence: int) -> tuple[tuple[str, bytes], ...]:
+    return (("content-type", ARROW.encode()), ("tallyman-collector", b"host-01"), ("tallyman-epoch", b"spool-7"),
+            ("tallyman-sequence", str(sequence).encode()))  # fmt: skip
+
+
+def readings(count: int) -> bytes:
+    time_us = int(NOW.timestamp()) * 1_000_000
+    cpu = Series(type="cpu", subject="Łukasz", scale=9)
+    return encode_readings([Reading(cpu, time_us, time_us + 1, 10**9 + n) for n in range(count)])
+
+
+@dataclass
+class Auditor:
+    """Somebody who audits a project at the command line."""
+
+    own: OwnProject
+    capsys: pytest.CaptureFixture[str]
+
+    def audit(self, *words: str, code: int) -> dict[str, Any]:
+        self.capsys.readouterr()
+        assert run(["audit", *words, "--json"]) == code
+        document: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return document
+
+    def tables(self) -> list[Any]:
+        return self.own.ask("SHOW TABLES LIKE 'recount%%'")
+
+
+@pytest.fixture(scope="module")
+def filled(
+    kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path_factory: pytest.TempPathFactory
+) -> OwnProject:
+    own = OwnProject(tmp_path_factory.mktemp("audit") / "own", kafka_broker, clickhouse_endpoint, METERS,
+                     partitions=2, chunk_size=16)  # fmt: skip
+    own.pipeline["archive"] = "true"
+    found_books(own.project)
+    fill(own)
+    forget()
+    return own
+
+
+@pytest.fixture
+def auditor(
+    filled: OwnProject,
+    clickhouse_endpoint: ClickHouseEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Auditor]:
+    """Each test has a copy of the books, to do with them what it likes."""
+    monkeypatch.chdir(filled.folder)
+    monkeypatch.setenv("TALLYMAN_DATA", str(filled.folder / "data"))
+    original = filled.endpoint
+    filled.use_database(clickhouse_endpoint, f"audit_{uuid.uuid4().hex[:10]}")
+    client = connect(filled.endpoint)
+    migrate(client)
+    for table in ("usage_hot", "usage", "progress", "ids", "dead_letters", "conflicts", "events", "seals"):
+        client.execute(f"INSERT INTO {table} SELECT * FROM {original.database}.{table}")
+    client.disconnect()
+    yield Auditor(filled, capsys)
+    forget()
+    filled.endpoint = original
+
+
+def fill(own: OwnProject) -> None:
+    """Two partitions, two bookings, the first one sealed, two definitions, every outcome that an event can have."""
+    own.send(*((body(f"e-{n}"), ()) for n in range(30)), partition=HOME)
+    own.send(*((body(f"stray-{n}"), ()) for n in range(3)), partition=1 - HOME)
+    own.send((b"\n".join(body(f"line-{n}", "0.5") for n in range(40)), (("content-type", LINES.encode()),)),
+             partition=HOME)  # fmt: skip
+    own.send((body("e-3"), ()), (body("e-4", "99"), ()), (b"{", ()), (body("old", time="2020-02-29T12:00:00Z"), ()),
+             partition=HOME)  # fmt: skip
+    host = partition_of(b"host-01", 2)
+    own.send((readings(5), numbered(1)), (readings(6), numbered(2)), (readings(5), numbered(1)), partition=host)
+    with own.running():
+        own.wait_until_booked()
+        own.define(MORE)
+        report = apply_definitions(own.project)
+        assert report is not None
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        own.send(*((body(f"later-{n}"), ()) for n in range(20)), partition=HOME)
+        own.send((body("t", type="traffic", data={"bytes": 10**20}), ()), partition=HOME)
+        own.wait_until_booked()
+
+
+def test_the_books_equal_the_log_and_the_archive_and_every_event_has_one_outcome(auditor: Auditor) -> None:
+    """Sealed and hot rows, JSON and Arrow, copies, strays, dead letters, an open chunk, and old and new definitions."""
+    for source in ("log", "archive"):
+        found = auditor.audit("usage", "--source", source, code=0)
+        assert found["equal"] and found["complete"] and found["chunks"] == found["differences"] == []
+        meters = {each["meter"]: (each["recounted_events"], each["different"]) for each in found["meters"]}
+        assert meters == {"compute.hours": (93, 0), "compute.servers": (93, 0), "compute.last": (93, 0),
+                          "host.cpu": (11, 0), "net.bytes": (1, 0)}  # fmt: skip
+    counts = auditor.audit("counts", code=0)
+    expected = {"received": 117, "aggregated": 105, "duplicate": 7, "dead": 2, "forwarded": 3, "conflict": 1}
+    assert {name: sum(chunk[name] for chunk in counts["chunks"]) for name in expected} == expected
+    assert auditor.tables() == []
+
+
+def test_a_row_that_was_changed_is_found_with_the_offsets_it_comes_from(auditor: Auditor) -> None:
+    """In a sealed booking, so that the hot rows are not asked any more."""
+    own = auditor.own
+    (booking,) = {row[0] for row in own.ask("SELECT DISTINCT booking FROM usage WHERE meter = 'host.cpu'")}
+    own.ask("ALTER TABLE usage UPDATE max = max + 1 WHERE meter = 'host.cpu' SETTINGS mutations_sync = 1")
+    found = auditor.audit("usage", code=1)
+    assert [(each["meter"], each["booking"], each["differs"], each["booked"]["value"], each["recounted"]["value"])
+            for each in found["differences"]] == [
+                ("host.cpu", booking, ["max"], "1.000000006", "1.000000005")]  # fmt: skip
+    (place,) = found["first_difference_from"]
+    host = partition_of(b"host-01", 2)
+    numbers = own.ask("SELECT offset FROM events FINAL WHERE partition = %(p)s"
+                      " AND has(mapKeys(headers), 'tallyman-sequence') ORDER BY offset LIMIT 2", p=host)  # fmt: skip
+    assert (place["partition"], place["offsets"]) == (host, [row[0] for row in numbers])
+    assert auditor.audit("usage", "--meter", "compute.hours", code=0)["equal"]
+    assert run(["audit", "usage"]) == 1
+    shown = auditor.capsys.readouterr().out
+    assert "max" not in shown and "1.000000006" in shown and f"partition {host}, offset {numbers[0][0]}" in shown
+    assert auditor.tables() == []
+
+
+def test_rows_that_are_missing_or_too_many_are_found(auditor: Auditor) -> None:
+    own = auditor.own
+    own.ask("ALTER TABLE usage_hot DELETE WHERE meter = 'net.bytes' SETTINGS mutations_sync = 1")
+    own.ask("INSERT INTO usage SELECT * REPLACE ('invented' AS subject) FROM usage WHERE meter = 'compute.last'")
+    found = auditor.audit("usage", code=1)
+    sides = {each["meter"]: (each["booked"] is None, each["recounted"] is None) for each in found["differences"]}
+    assert sides == {"net.bytes": (True, False), "compute.last": (False, True)}
+    assert all(place["offsets"] == [] for place in found["first_difference_from"])
+
+
+def test_identities_and_counts_that_were_tampered_with_are_found_chunk_by_chunk(auditor: Auditor) -> None:
+    """An identity that is lost would let a copy count again one day, though no row of usage shows it yet."""
+    own = auditor.own
+    own.ask("ALTER TABLE ids DELETE WHERE partition = %(p)s AND offset = 10 SETTINGS mutations_sync = 1", p=HOME)
+    own.ask("ALTER TABLE dead_letters DELETE WHERE reason = 'too_old' SETTINGS mutations_sync = 1")
+    found = auditor.audit("usage", code=1)
+    (identities,) = found["chunks"]
+    assert (identities["what"], identities["span"]["partition"], identities["span"]["first"]) == (
+        "accepted identities", HOME, 0)  # fmt: skip
+    counts = auditor.audit("counts", code=1)
+    faults = [fault for chunk in counts["chunks"] for fault in chunk["faults"]]
+    assert faults == ["dead 2, but there are 1 dead letters"]
+
+
+def test_an_archive_with_a_hole_proves_nothing_about_the_chunk_with_the_hole(auditor: Auditor) -> None:
+    own = auditor.own
+    own.ask("ALTER TABLE events DELETE WHERE partition = %(p)s AND offset = 3 SETTINGS mutations_sync = 1", p=HOME)
+    found = auditor.audit("usage", code=2)
+    (unchecked,) = found["unchecked"]
+    assert (unchecked["span"]["first"], unchecked["reason"]) == (
+        0, "the archive holds 15 of 16 events received in it") or "of" in unchecked["reason"]  # fmt: skip
+
+
+def test_an_audit_beside_a_busy_pipeline_finds_no_difference(auditor: Auditor) -> None:
+    """Rows and progress move while it looks: it compares what stood still."""
+    own = auditor.own
+    with own.running():
+        own.wait_until_booked()
+        for part in range(2):
+            own.send(*((body(f"{part}-{n}"), ()) for n in range(40)), partition=HOME)
+            assert auditor.audit("usage", "--source", "log", code=0)["equal"]
+            if part == 0:
+                close_books(own.project)
+        own.wait_until_booked()
+    assert auditor.audit("usage", code=0)["meters"][0]["recounted_events"] == 93 + 80
+
+
+def test_a_range_of_one_meter_reads_no_more_than_it_needs(auditor: Auditor) -> None:
+    found = auditor.audit("usage", "--from", "1h", "--to", NOW.strftime("%Y-%m-%dT%H:%M"), code=0)
+    assert found["meters"] == []
+    found = auditor.audit("usage", "--from", "2100-01-01", code=0)
+    assert found["checked"] == {"events": 0, "chunks": 0}
+
+
+def test_what_the_log_no_longer_has_is_named_and_the_archive_still_proves_it(auditor: Auditor) -> None:
+    own = auditor.own
+    admin = KafkaAdminClient(bootstrap_servers=own.kafka)
+    admin.delete_records({TopicPartition(str(own.settings["topic"]), HOME): 20})
+    admin.close()
+    found = auditor.audit("usage", "--source", "log", code=2)
+    assert found["equal"] and not found["complete"]
+    (unchecked,) = found["unchecked"]
+    assert (unchecked["span"]["partition"], unchecked["span"]["first"], unchecked["span"]["last"]) == (HOME, 0, 31)
+    assert unchecked["reason"] == "the log begins at offset 20"
+    reach = {each["partition"]: each["offset"] for each in found["checked_from"]}
+    assert reach == {HOME: 32, 1 - HOME: 0}
+    assert auditor.audit("usage", "--source", "archive", code=0)["complete"]
