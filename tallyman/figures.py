@@ -178,8 +178,11 @@ def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Fig
     state, terms = _gather(rows, aggregate)
     missing = _not_seen_before(state, asked.windows.start) if shape.aggregation == "counter" else ()
     if missing:
-        rows += _read_counters_before(asked, terms_of(shape.parameters, 0), missing)
-        state, terms = _gather(rows, aggregate)
+        more = _read_counters_before(asked, terms_of(shape.parameters, 0), missing)
+        rows += more
+        before, before_terms = _gather(more, aggregate)
+        same = not more or before_terms.scale == terms.scale
+        state, terms = (aggregate.merge(state, before), terms) if same else _gather(rows, aggregate)
     starts = asked.windows.starts()
     spans = [asked.windows.span(start, asked.known_to) for start in starts]
 

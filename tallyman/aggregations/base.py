@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache, reduce
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,8 +24,7 @@ Key = TypeVar("Key", bound=Hashable)
 Kept = Literal["together", "by value", "by moment"]
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """What is stored of one series and item in one minute.
 
     Attributes:
@@ -151,9 +150,6 @@ class Proof:
     holes: int = 0
     decreases: int = 0
 
-    def __add__(self, other: Proof) -> Proof:
-        return Proof(self.resets + other.resets, self.holes + other.holes, self.decreases + other.decreases)
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -205,7 +201,7 @@ class Aggregate(ABC, Generic[State]):
 
     def rescaled(self, cell: Cell, factor: int) -> Cell:
         """Return a cell as if its meter's scale had been larger, by a power of ten."""
-        return cell if factor == 1 else replace(cell, totals=cell.totals.times(factor))
+        return cell if factor == 1 else cell._replace(totals=cell.totals.times(factor))
 
 
 class Apart(Aggregate[Mapping[Key, Totals]]):

@@ -12,6 +12,7 @@ from tallyman.aggregations.base import Figure, Proof, Span, Terms
 from tallyman.aggregations.moments import Group, Moment, Moments, Timeline, place_of, tally_events
 from tallyman.meter import Aggregation, Of
 
+_NOTHING = Proof()
 # What can be made of increments in order of time.
 _OF: Mapping[Of, Callable[[Sequence[int]], int | Fraction]] = {
     "sum": sum,
@@ -62,7 +63,9 @@ def _figure(made: list[Increment], terms: Terms, events: int) -> Figure:
     value: Decimal = (terms.number_of if terms.of == "count" else terms.quantity)(
         _OF[terms.of]([increment.amount for increment in made])
     )
-    return Figure(value, events, sum((increment.proof for increment in made), Proof()))
+    proofs = [increment.proof for increment in made if increment.proof is not _NOTHING]
+    proof = Proof(*(sum(getattr(each, name) for each in proofs) for name in ("resets", "holes", "decreases")))
+    return Figure(value, events, proof)
 
 
 def _order(increment: Increment) -> tuple[int, tuple[str, ...]]:
@@ -107,8 +110,10 @@ class _Reader:
         hole = self._believed_for_us is not None and silence_us > self._believed_for_us
         if moment.incarnation is None or before.incarnation is None:
             last = self._peaks[before.incarnation]
-            return (value - last, Proof(holes=hole)) if value >= last else (value, Proof(resets=1, holes=hole))
-        peak = self._peaks.get(moment.incarnation)
-        if peak is None:
-            return value, Proof(resets=1, holes=hole)
-        return max(0, value - peak), Proof(holes=hole, decreases=value < peak)
+            reset, decrease, amount = value < last, False, value if value < last else value - last
+        elif moment.incarnation not in self._peaks:
+            reset, decrease, amount = True, False, value
+        else:
+            peak = self._peaks[moment.incarnation]
+            reset, decrease, amount = False, value < peak, max(0, value - peak)
+        return amount, Proof(reset, hole, decrease) if reset or hole or decrease else _NOTHING

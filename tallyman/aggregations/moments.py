@@ -43,7 +43,8 @@ Moments: TypeAlias = Mapping[Moment, Totals]
 def moment_of(cell: Cell) -> Moment:
     """Return the moment that a cell is kept under."""
     time_us, resource, incarnation, *version = _ITEM.decode(cell.item)
-    return Moment(cell.subject, cell.dimensions, int(time_us or 0), resource, incarnation, *(v or "" for v in version))
+    number = (version[0] or "") if version else ""
+    return Moment(cell.subject, cell.dimensions, int(time_us or 0), resource, incarnation, number)
 
 
 class ByMoment(Apart[Moment]):

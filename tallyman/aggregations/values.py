@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import TypeAlias
@@ -52,7 +51,7 @@ class OfNumbers(ByValue):
     """An aggregation over numbers: an item is the scaled value."""
 
     def rescaled(self, cell: Cell, factor: int) -> Cell:
-        return cell if factor == 1 else replace(cell, item=str(int(cell.item) * factor))
+        return cell if factor == 1 else cell._replace(item=str(int(cell.item) * factor))
 
 
 class Percentile(OfNumbers):

@@ -98,7 +98,7 @@ def make_stored(meter: Meter, rng: random.Random) -> list[Stored]:
             later = rng.choice(
                 [other for other in BOOKINGS if other >= booking and scale_of(other) == scale_of(booking)]
             )
-            stored.append((later, scale_of(booking), replace(cell, totals=void)))
+            stored.append((later, scale_of(booking), cell._replace(totals=void)))
     return stored
 
 

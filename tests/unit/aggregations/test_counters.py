@@ -44,7 +44,7 @@ def total(made: Sequence[Event], **terms: Any) -> Figure | None:
 
 
 def slowly(made: list[Event], believed_us: int) -> tuple[list[tuple[int, int]], Proof]:
-    steps, proof = [], Proof()
+    steps, resets, holes, decreases = [], 0, 0, 0
     for event in made:
         mine = [
             e for e in made
@@ -53,19 +53,18 @@ def slowly(made: list[Event], believed_us: int) -> tuple[list[tuple[int, int]], 
         if not mine:
             continue
         last = max(mine, key=lambda e: e.time_us)
-        holes = int(event.time_us - last.time_us > believed_us)
+        holes += event.time_us - last.time_us > believed_us
         same = [e.value for e in mine if e.incarnation == event.incarnation]
         if event.incarnation is None:
-            reset = event.value < last.value
-            steps.append((event.time_us, event.value if reset else event.value - last.value))
-            proof += Proof(resets=int(reset), holes=holes)
+            resets += event.value < last.value
+            steps.append((event.time_us, event.value - (last.value if event.value >= last.value else 0)))
         elif not same:
+            resets += 1
             steps.append((event.time_us, event.value))
-            proof += Proof(resets=1, holes=holes)
         else:
+            decreases += event.value < max(same)
             steps.append((event.time_us, max(0, event.value - max(same))))
-            proof += Proof(holes=holes, decreases=int(event.value < max(same)))
-    return steps, proof
+    return steps, Proof(resets, holes, decreases)
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,6 +152,6 @@ def test_an_increment_belongs_to_the_minute_of_its_later_reading() -> None:
 
 def test_a_voided_reading_is_as_if_it_had_not_been() -> None:
     cells = cells_of(readings((0, 10), (10, 10**9), (20, 12)), "counter")
-    void = replace(cells[1], totals=replace(cells[1].totals, count=-1, sum=-(10**9)))
+    void = cells[1]._replace(totals=replace(cells[1].totals, count=-1, sum=-(10**9)))
     found = COUNTER.derive(COUNTER.gather([*cells, void]), Span(0, 60 * SECOND_US), Terms())
     assert found == Figure(Decimal(2), 2, Proof())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -138,7 +137,7 @@ def test_the_first_reading_that_was_voided_leaves_the_second() -> None:
     """The taking back may lie in a later booking, and tells no value of its own."""
     aggregate: Any = AGGREGATES["first"]
     cells = cells_of([Event(1, 5, 100), Event(2, 7, 200)], "first")
-    void = replace(cells[0], totals=Totals(-1, -5, -5, -5, -5, cells[0].totals.latest_at))
+    void = cells[0]._replace(totals=Totals(-1, -5, -5, -5, -5, cells[0].totals.latest_at))
     for order in ([*cells, void], [void, *cells]):
         assert aggregate.derive(aggregate.gather(order), DAY, Terms()) == Figure(Decimal(7), 1)
 
@@ -147,8 +146,8 @@ def test_an_amended_event_counts_as_what_it_is_now() -> None:
     """The pipeline keeps it beside what it was, under a version of its own."""
     aggregate: Any = AGGREGATES["first"]
     (was,) = cells_of([Event(1, 5, 100)], "first")
-    void = replace(was, totals=Totals(-1, -5, -5, -5, -5, was.totals.latest_at))
-    now = replace(was, item=was.item.replace("]", ',"1"]'), totals=Totals(1, 9, 9, 9, 9, was.totals.latest_at))
+    void = was._replace(totals=Totals(-1, -5, -5, -5, -5, was.totals.latest_at))
+    now = was._replace(item=was.item.replace("]", ',"1"]'), totals=Totals(1, 9, 9, 9, 9, was.totals.latest_at))
     assert aggregate.derive(aggregate.gather([void, now, was]), DAY, Terms()) == Figure(Decimal(9), 1)
 
 

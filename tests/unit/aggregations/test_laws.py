@@ -23,7 +23,7 @@ every_aggregation = pytest.mark.parametrize("name", AGGREGATIONS)
 def voided(cells: list[Cell], name: Aggregation, rng: random.Random) -> list[Cell]:
     """Take some of the cells back, as a later booking does, where the meter can."""
     taken = [cell for cell in cells if rng.random() < 0.3] if name in CORRECTABLE else []
-    return cells + [replace(cell, totals=voiding(cell.totals, name)) for cell in taken]
+    return cells + [cell._replace(totals=voiding(cell.totals, name)) for cell in taken]
 
 
 def voiding(read: Totals, name: Aggregation) -> Totals:

@@ -241,6 +241,6 @@ def test_two_devices_of_one_host_have_levels_of_their_own() -> None:
 def test_a_voided_reading_leaves_the_level_before_it() -> None:
     aggregate: Any = AGGREGATES["time_weighted"]
     cells = cells_of(readings((0, 10), (6, 99)), "time_weighted")
-    void = replace(cells[1], totals=replace(cells[1].totals, count=-1, sum=-99))
+    void = cells[1]._replace(totals=replace(cells[1].totals, count=-1, sum=-99))
     found = aggregate.derive(aggregate.gather([*cells, void]), Span(0, DAY_US), Terms())
     assert found == Figure(Decimal(10 * 86_400), 1)
