@@ -15,12 +15,13 @@ _FIGURES = "aggregation, scale, parameters, count, sum, min, max, latest, latest
 _ROLL = (
     f"INSERT INTO usage_quarter ({_KEYS}, {_FIGURES})"  # noqa: S608 - names of columns
     " SELECT u.meter, u.subject, u.dimensions, toStartOfFifteenMinutes(u.minute) AS quarter, u.booking, u.definitions,"
-    " u.generation, u.item, any(u.aggregation), any(u.scale), any(u.parameters), sum(u.count), sum(u.sum), min(u.min),"
+    # What needs single moments is only named here: a question must see that it was booked.
+    " u.generation, if(u.aggregation IN %(by_moment)s, '', u.item) AS what, any(u.aggregation), any(u.scale),"
+    " any(u.parameters), sum(u.count), sum(u.sum), min(u.min),"
     " max(u.max), argMax(u.latest, (u.latest_us, u.latest_by)), max(u.latest_us),"
     " argMax(u.latest_by, (u.latest_us, u.latest_by))"
     " FROM usage AS u WHERE u.booking = %(booking)s AND u.generation = %(generation)s"
-    " AND u.aggregation NOT IN %(by_moment)s"
-    " GROUP BY u.meter, u.subject, u.dimensions, quarter, u.booking, u.definitions, u.generation, u.item"
+    " GROUP BY u.meter, u.subject, u.dimensions, quarter, u.booking, u.definitions, u.generation, what"
 )
 
 

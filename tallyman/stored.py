@@ -6,7 +6,7 @@ version of the definitions that booked them: it decides aggregation, scale and p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # An hour in each of several years is an edge; the query carries them all.
 SETTINGS = {"do_not_merge_across_partitions_select_final": 1, "max_query_size": 16_777_216}
+_QUARTER_S = 900
 Range = tuple[int, int]  # half-open, in seconds since 1970
 
 _COLUMNS = "subject, dimensions, minute, definitions, aggregation, scale, parameters, count, sum"
@@ -103,19 +104,39 @@ class Source:
         rows: list[Any] = self.client.execute(" UNION ALL ".join(statements), parameters, settings=SETTINGS)
         return rows
 
-    def table(self, columns: str, span: Range, *, only: str = "") -> str:
-        """Return the SQL of the meter's rows in a range of minutes; `only` is one more condition."""
-        query, (first, last) = self.query, self._bookings(span)
+    def table(self, columns: str, span: Range, *, only: str = "", quarters: bool = False) -> str:
+        """Return the SQL of the meter's rows in a range of minutes.
+
+        Args:
+            only: One more condition.
+            quarters: The range and all that is told apart in it begin with quarters of an hour: sealed bookings may be
+                read from `usage_quarter`, whose rows are fewer by far.
+        """
+        query = self.query
         wanted = f"generation = 0 AND meter = %(meter)s AND minute >= {_instant(span[0])}"
         wanted += f" AND minute < {_instant(span[1])}"
         wanted += " AND subject IN %(subjects)s" if query.subjects else ""
         wanted += f" AND {only}" if only else ""
-        parts = [f"SELECT {columns} FROM usage WHERE {wanted} AND booking >= {first} AND booking <= {last}"]  # noqa: S608
+        parts = list(self._sealed(columns, wanted, span, quarters=quarters))
         if not query.sealed_only:
             hot = f"booking > {self.sealed_to}"
             hot += "" if query.up_to_booking is None else f" AND booking <= {query.up_to_booking}"
             parts.append(f"SELECT {columns} FROM usage_hot FINAL WHERE {wanted} AND {hot}")  # noqa: S608
         return f"({' UNION ALL '.join(parts)})"
+
+    def _sealed(self, columns: str, wanted: str, span: Range, *, quarters: bool) -> Iterator[str]:
+        bookings = self._bookings(span)
+        rolled = [booking for booking, is_rolled in bookings if is_rolled and quarters]
+        if rolled:
+            yield (
+                f"(WITH quarter AS minute SELECT {columns} FROM usage_quarter FINAL"  # noqa: S608
+                f" WHERE {wanted} AND booking IN ({_listed(rolled)}))"
+            )
+        if len(rolled) == len(bookings) > 0:
+            return
+        first, last = (bookings[0][0], bookings[-1][0]) if bookings else (0, 0)
+        others = f" AND booking NOT IN ({_listed(rolled)})" if rolled else ""
+        yield f"SELECT {columns} FROM usage WHERE {wanted} AND booking >= {first} AND booking <= {last}{others}"  # noqa: S608
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
         """Return the SQL of readings as a table `r` with its condition: those whose events were not voided."""
@@ -126,13 +147,14 @@ class Source:
         table = self.table(f"{_COLUMNS}, item, {_EXTREMES}", span, only=f"{mine} AND count > 0")
         return f"{table} AS r WHERE (r.subject, r.dimensions, r.item) NOT IN ({gone})"
 
-    def _bookings(self, span: Range) -> Range:
-        """Return the first and last sealed booking that may hold usage of a range; (0, 0) if none does."""
+    def _bookings(self, span: Range) -> list[tuple[int, bool]]:
+        """Return the sealed bookings that may hold usage of a range, and whether they have quarters."""
         rows = self.client.execute(
-            "SELECT min(booking), max(booking) FROM seals WHERE rows > 0"  # noqa: S608
-            f" AND last_minute >= {_instant(span[0])} AND first_minute < {_instant(span[1])}"
+            "SELECT booking, booking IN (SELECT booking FROM rollups WHERE generation = 0) FROM seals"  # noqa: S608
+            f" WHERE rows > 0 AND booking <= {self.bound} AND last_minute >= {_instant(span[0])}"
+            f" AND first_minute < {_instant(span[1])} GROUP BY booking ORDER BY booking"
         )
-        return int(rows[0][0]), min(int(rows[0][1]), self.bound)
+        return [(int(booking), bool(is_rolled)) for booking, is_rolled in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +170,10 @@ class Windowed:
     edges: Sequence[int] | None
     by_dimension: bool
 
+    def table(self, columns: str) -> str:
+        """Return the SQL of the rows that are asked for."""
+        return self.source.table(columns, self.span, quarters=self.by_quarters)
+
     def columns(self) -> str:
         """Return the SQL of a row's window and series."""
         minute = "toUInt32(r.minute)"
@@ -155,6 +181,11 @@ class Windowed:
         subject = "r.subject" if self._by_subject else "''"
         dimensions = "r.dimensions" if self.by_dimension else "'{}'"
         return f"{start} AS start_s, {subject} AS subject, {dimensions} AS dimensions"
+
+    @property
+    def by_quarters(self) -> bool:
+        """Whether all windows begin and end with quarters of an hour."""
+        return self.edges is not None and not any(edge % _QUARTER_S for edge in (*self.edges, *self.span))
 
     def keys(self) -> str:
         """Return the SQL of what rows are grouped by; what is constant costs time and tells nothing."""
@@ -168,7 +199,7 @@ class Windowed:
 
 def read_totals(asked: Windowed, *, extremes: bool) -> list[TotalsRow]:
     """Read totals by window."""
-    table = asked.source.table(f"{_COLUMNS}, {_EXTREMES}" if extremes else _COLUMNS, asked.span)
+    table = asked.table(f"{_COLUMNS}, {_EXTREMES}" if extremes else _COLUMNS)
     latest = f"argMax(r.latest, {_ORDER}), max(r.latest_us), hex(argMax(r.latest_by, {_ORDER}))"
     rows = asked.source.read(
         f"SELECT {_MADE}, {asked.columns()}, '', sum(r.count), sum(toInt256(r.sum)),"  # noqa: S608
@@ -194,7 +225,7 @@ def read_values(asked: Windowed) -> list[ValuesRow]:
     values = (
         f"SELECT any(r.aggregation) AS aggregation, any(r.scale) AS scale, any(r.parameters) AS parameters,"  # noqa: S608
         f" r.definitions AS definitions, {asked.columns()}, r.item AS item, sum(r.count) AS count"
-        f" FROM {asked.source.table(f'{_COLUMNS}, item', asked.span)} AS r GROUP BY {asked.keys()}, item"
+        f" FROM {asked.table(f'{_COLUMNS}, item')} AS r GROUP BY {asked.keys()}, item"
     )
     rows = asked.source.read(
         f"SELECT {_MADE}, start_s, subject, dimensions, groupArray(r.item), groupArray(r.count)"  # noqa: S608
@@ -211,7 +242,7 @@ def read_distinct(asked: Windowed) -> list[TotalsRow]:
     )
     values = (
         f"SELECT {newest}, {asked.columns()}, r.item AS item, sum(r.count) AS count"  # noqa: S608
-        f" FROM {asked.source.table(f'{_COLUMNS}, item', asked.span)} AS r GROUP BY start_s, subject, aggregation, item"
+        f" FROM {asked.table(f'{_COLUMNS}, item')} AS r GROUP BY start_s, subject, aggregation, item"
     )
     rows = asked.source.read(
         f"SELECT {newest}, start_s, subject, '{{}}', '', sum(r.count), countIf(r.count > 0), {_NO_EXTREMES}"  # noqa: S608
@@ -279,6 +310,10 @@ def counters_before_sql(source: Source, before_s: int, aggregation: Aggregation)
 def read_moments(source: Source, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[MomentsRow]:
     """Read what some statements of this module give, all of it in one reading."""
     return [MomentsRow(*row) for row in source.read(*statements, series=series)]
+
+
+def _listed(bookings: Sequence[int]) -> str:
+    return ", ".join(map(str, bookings))
 
 
 def _instant(second: int) -> str:

@@ -1,6 +1,6 @@
 -- Sealed usage by quarters of an hour, made when a booking is sealed: every zone's days and months begin on one of them.
--- The same figures as usage's, added up; meters that need single moments (first, time_weighted, lifecycle, counter) are
--- not here. A row is a function of its sealed booking, so writing it again changes nothing.
+-- The same figures as usage's, added up; of meters that need single moments (first, time_weighted, lifecycle, counter)
+-- only how many there were, under no item. A row is a function of its sealed booking, so writing it again changes nothing.
 CREATE TABLE IF NOT EXISTS usage_quarter
 (
     meter LowCardinality(String),

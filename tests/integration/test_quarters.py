@@ -9,7 +9,9 @@ import pytest
 from clickhouse_driver import Client
 
 from pipeline.rollup import roll_up, roll_up_missing
+from tallyman.aggregates import read_usage
 from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.usage import UsageAnswer, UsageQuery, Window
 from tests.usage_rows import DAY, Booked, fresh_database, seal
 
 pytestmark = pytest.mark.integration
@@ -43,10 +45,11 @@ def test_a_quarter_holds_what_its_minutes_hold(client: Client) -> None:
           for n in range(4)),
         Booked(meter="level", aggregation="time_weighted", item='["1",null,null]', minute=NOON, scale=0),
     )  # fmt: skip
-    assert roll_up(client, DAY) == 6
+    assert roll_up(client, DAY) == 7
     assert quarters(client) == [
         ("compute.vcpu_seconds", "2026-10-05 12:00:00", "", "sum", 2, 16, 0, 0, 0),
         ("compute.vcpu_seconds", "2026-10-05 12:15:00", "", "sum", 1, 16, 0, 0, 0),
+        ("level", "2026-10-05 12:00:00", "", "time_weighted", 1, 1, 0, 0, 1),
         ("low", "2026-10-05 12:00:00", "", "min", 2, 0, 3, 9, 0),
         ("now", "2026-10-05 12:00:00", "", "latest", 2, 0, 0, 0, 9),
         ("who", "2026-10-05 12:00:00", "=0", "unique_count", 2, 2, 0, 0, 0),
@@ -67,3 +70,44 @@ def test_what_was_sealed_before_there_were_quarters_is_rolled_up_once(client: Cl
     assert roll_up_missing(client) == [DAY, DAY + 2]
     assert roll_up_missing(client) == []
     assert client.execute("SELECT booking, rows FROM rollups FINAL ORDER BY booking") == [(DAY, 1), (DAY + 2, 1)]
+
+
+ROWS = [
+    Booked(meter=meter, aggregation=meter, scale=0, minute=NOON + n * 7 * MINUTE, value=n % 11 + 1, sum=n % 11 + 1,
+           booking=DAY + n % 3, latest_us=n, dimensions={"size": "LS"[n % 2]},
+           item=f"={n % 13}" if meter == "unique_count" else str(n % 11 + 1) if meter == "percentile" else "",
+           parameters='{"percentile":"95"}' if meter == "percentile" else '{"bucket":"hour"}'
+           if meter == "sum_of_maxima" else "")
+    for meter in ("sum", "count", "avg", "min", "max", "latest", "unique_count", "percentile", "sum_of_maxima")
+    for n in range(600)
+]  # fmt: skip
+
+
+def answers(client: Client, start: datetime, window: Window, zone: str) -> list[UsageAnswer]:
+    end = start + timedelta(days=2)
+    names = sorted({row.meter for row in ROWS})
+    return [read_usage(client, UsageQuery(meter=name, start=start, end=end, window=window, zone=zone,
+                                          group_by=("size",))) for name in names]  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/St_Johns"])
+@pytest.mark.parametrize("window", ["hour", "day", "total"])
+def test_quarters_answer_as_minutes_do(client: Client, window: Window, zone: str) -> None:
+    """Every aggregation that adds up, in zones half and three quarters of an hour off; the minutes are not needed."""
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, *(row for row in ROWS if row.booking == booking))
+    before = answers(client, NOON, window, zone)
+    assert all(answer.rows for answer in before)
+    assert roll_up_missing(client) == [DAY, DAY + 1, DAY + 2]
+    client.execute("TRUNCATE TABLE usage")
+    assert answers(client, NOON, window, zone) == before
+
+
+def test_bookings_without_quarters_and_ranges_between_them_are_read_from_minutes(client: Client) -> None:
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, *(row for row in ROWS if row.booking == booking))
+    for start in (NOON, NOON + 7 * MINUTE):
+        before = answers(client, start, "total", "UTC")
+        roll_up(client, DAY + 1)
+        assert answers(client, start, "total", "UTC") == before
+        client.execute("TRUNCATE TABLE rollups")
