@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "alarms": "tallyman.cli.alarms:alarms",
     "invoice": "tallyman.cli.invoice:invoice",
     "close": "tallyman.cli.books:close",
+    "seal": "tallyman.cli.seal:seal",
     "apply": "tallyman.cli.books:apply",
     "audit": "tallyman.cli.audit:audit",
     "agent": "tallyman.cli.services:agent",

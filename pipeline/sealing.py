@@ -1,0 +1,132 @@
+"""The sealer on its own: seal what can be sealed, and say what the rest waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from clickhouse_driver import Client
+
+from pipeline.close import found_books
+from pipeline.frontier import Frontier, read_frontier
+from pipeline.seal import Seal, Sealer, read_sealed_to
+from tallyman.books import Topic
+from tallyman.clickhouse import connect
+from tallyman.kafka import end_offsets, make_consumer
+from tallyman.project import Project
+
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laggard:
+    """A partition that has not left a booking.
+
+    Attributes:
+        offset: The next record to book; `behind`: how many records are in the log from there on.
+        clock_ms: The log clock there, 0 before anything was booked.
+        booking: The one that it is in.
+    """
+
+    partition: int
+    offset: int
+    behind: int
+    clock_ms: int
+    booking: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsealed:
+    """A booking that holds usage and is not sealed; it is waiting for laggards, if there are any."""
+
+    booking: int
+    rows: int
+    events: int
+    laggards: tuple[Laggard, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealReport:
+    """What was sealed, up to where everything is, and what is left."""
+
+    sealed: tuple[Seal, ...]
+    sealed_to: int
+    unsealed: tuple[Unsealed, ...]
+
+
+class SealDesk:
+    """Seals a project's books."""
+
+    def __init__(self, project: Project) -> None:
+        self._client: Client = connect(project.clickhouse)
+        self._topic: Topic = found_books(project)
+        self._consumer = make_consumer(project.kafka_brokers)
+        topic = self._topic
+        self._partitions = [(topic.topic_id, number, topic.chunk_size) for number in range(topic.partitions)]
+        self._sealer = Sealer(self._client, self._partitions)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._consumer.close()
+        self._client.disconnect()
+
+    def seal(self) -> SealReport:
+        """Seal every booking that all partitions have left.
+
+        Raises:
+            StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
+        """
+        sealed = tuple(self._sealer.seal_all())
+        self._sealer.roll_up_missing()
+        self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
+        self._sealer.drop_leftovers()
+        return self._report(sealed)
+
+    def look(self) -> SealReport:
+        """Say what could be sealed, and what the rest waits for; nothing is sealed."""
+        return self._report(())
+
+    def watch(self, stop: threading.Event) -> Iterator[SealReport]:
+        """Seal on and on, yielding at first and whenever something was sealed, until told to stop."""
+        first = True
+        while not stop.is_set():
+            report = self.seal()
+            if first or report.sealed:
+                yield report
+            first = False
+            stop.wait(_LOOK_EVERY_S)
+
+    def _report(self, sealed: Sequence[Seal]) -> SealReport:
+        frontiers = [read_frontier(self._client, *partition) for partition in self._partitions]
+        ends = end_offsets(self._consumer, self._topic.name, range(self._topic.partitions))
+        sealed_to = read_sealed_to(self._client)
+        rows = self._client.execute(
+            "SELECT booking, count(), sum(h.count) FROM usage_hot AS h FINAL WHERE booking > %(sealed_to)s"
+            " AND generation = 0 GROUP BY booking ORDER BY booking",
+            {"sealed_to": sealed_to},
+        )
+        return SealReport(
+            sealed=tuple(sealed),
+            sealed_to=sealed_to,
+            unsealed=tuple(
+                Unsealed(booking=booking, rows=int(count), events=int(events),
+                         laggards=_laggards(booking, frontiers, ends))
+                for booking, count, events in rows
+            ),
+        )  # fmt: skip
+
+
+def _laggards(booking: int, frontiers: Sequence[Frontier], ends: dict[int, int]) -> tuple[Laggard, ...]:
+    return tuple(
+        Laggard(
+            partition=frontier.partition,
+            offset=frontier.reached.offset,
+            behind=max(0, ends[frontier.partition] - frontier.reached.offset),
+            clock_ms=frontier.reached.clock_ms,
+            booking=frontier.reached.booking,
+        )
+        for frontier in frontiers
+        if frontier.reached.booking <= booking
+    )
