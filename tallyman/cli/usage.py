@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from tallyman.usage import UsageAnswer, UsageRow
 
 _WHOLE_DAYS = ("day", "week", "month")
+_PROOF = ("resets", "holes", "decreases")  # of counters
+_SEVERAL = re.compile(r"(?<!&)&(?!&)")
 
 
 @click.command()
@@ -30,6 +33,10 @@ _WHOLE_DAYS = ("day", "week", "month")
 @click.option("--by", multiple=True, metavar="NAME", help="Tell rows apart by a dimension, or by subject; repeatable.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE",
               help="Only this value of a dimension; repeatable. NAME alone: only where it is missing.")  # fmt: skip
+@click.option("--exclude", multiple=True, metavar="NAME=VALUE[&NAME=VALUE]...",
+              help="Leave out what fits all of these; repeatable. && stands for one & in a value.")  # fmt: skip
+@click.option("--as-of", type=click.IntRange(min=0), metavar="BOOKING",
+              help="Only what was booked up to this booking and in it.")  # fmt: skip
 @click.option("--sealed", is_flag=True, help="Only what sealed bookings hold, as invoices do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
@@ -37,12 +44,17 @@ _WHOLE_DAYS = ("day", "week", "month")
 def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any) -> None:
     """Show what TENANTs used, exactly; without a name, each tenant.
 
+    A level or state that holds over a window without events is carried over it, as far as usage is complete. Of a
+    counter it is told, too, how often it began again (resets), how often readings were further apart than its meter
+    allows (holes), and how many lay below an earlier one of the same incarnation (decreases).
+
     \b
     Examples:
       tallyman usage tenant-zoe --meter host.cpu --from 24h --window hour
       tallyman usage tenant-zoe --meter host.network --from 2026-10-01 --to 2026-11-01 \\
           --window day --zone Europe/Berlin --by direction --json
       tallyman usage --meter host.cpu --where mode=user
+      tallyman usage --meter host.network --exclude "direction=in&interface=lo" --as-of 20751000
     """
     from tallyman.aggregates import read_usage
 
@@ -78,6 +90,8 @@ def make_query(
     zone: str,
     by: Sequence[str],
     where: Sequence[str],
+    exclude: Sequence[str],
+    as_of: int | None,
     sealed: bool,
     now: datetime,
 ) -> Any:
@@ -91,10 +105,6 @@ def make_query(
     from tallyman.usage import UsageQuery
 
     find_zone(zone)
-    filters: dict[str, tuple[str | None, ...]] = {}
-    for condition in where:
-        name, given, value = condition.partition("=")
-        filters[name] = (*filters.get(name, ()), value if given else None)
     names = list(dict.fromkeys(by))
     if len(tenants) != 1 and "subject" not in names:
         names.insert(0, "subject")
@@ -103,12 +113,23 @@ def make_query(
         start=parse_moment("--from", from_, zone, now),
         end=parse_moment("--to", to, zone, now) if to else next_minute(now),
         subjects=tuple(tenants),
-        where=filters,
+        where=_condition(where),
+        exclude=tuple(_condition([part.replace("&&", "&") for part in _SEVERAL.split(text)]) for text in exclude),
         group_by=tuple(names),
         window=window,  # type: ignore[arg-type]
         zone=zone,
         sealed_only=sealed,
+        up_to_booking=as_of,
     )
+
+
+def _condition(texts: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
+    """Read NAME=VALUE texts; a name alone is a dimension that is missing."""
+    condition: dict[str, tuple[str | None, ...]] = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        condition[name] = (*condition.get(name, ()), value if given else None)
+    return condition
 
 
 def as_document(answer: UsageAnswer) -> dict[str, object]:
@@ -123,28 +144,34 @@ def as_document(answer: UsageAnswer) -> dict[str, object]:
         "zone": query.zone,
         "complete_to": answer.complete_to,
         "sealed_to": answer.sealed_to,
-        "rows": [
-            {"from": row.start, "to": row.end, "groups": row.groups, "value": row.value, "events": row.events}
-            for row in answer.rows
-        ],
+        "as_of": query.up_to_booking,
+        "rows": [_as_object(row) for row in answer.rows],
     }
+
+
+def _as_object(row: UsageRow) -> dict[str, object]:
+    named = {"from": row.start, "to": row.end, "groups": row.groups, "value": row.value, "events": row.events}
+    return named | {name: getattr(row, name) for name in _PROOF if getattr(row, name) is not None}
 
 
 def as_rows(answer: UsageAnswer, shown: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[object]]]:
     """Return header and rows; `shown` has each row's times as texts, else they are instants in UTC."""
     names = answer.query.group_by
-    header = ["from", "to", *names, "value", "events"]
+    proof = [name for name in _PROOF if any(getattr(row, name) is not None for row in answer.rows)]
+    header = ["from", "to", *names, "value", "events", *proof]
     rows: list[list[object]] = []
     for n, row in enumerate(answer.rows):
         start, end = shown[n] if shown else (row.start.isoformat(), row.end.isoformat())
         value = row.value if shown else plain(row.value)
-        rows.append([start, end, *(row.groups[name] for name in names), value, row.events])
+        told = [getattr(row, name) for name in proof]
+        rows.append([start, end, *(row.groups[name] for name in names), value, row.events, *told])
     return header, rows
 
 
 def _print(answer: UsageAnswer) -> None:
     header, rows = as_rows(answer, [_times(answer, row) for row in answer.rows])
-    header[-2] = f"{answer.query.meter} [{answer.unit}]" if answer.unit else answer.query.meter
+    value_at = 2 + len(answer.query.group_by)
+    header[value_at] = f"{answer.query.meter} [{answer.unit}]" if answer.unit else answer.query.meter
     if rows:
         print_table(header, rows)
     else:
@@ -169,6 +196,8 @@ def completeness(answer: UsageAnswer) -> str:
 
     zone = find_zone(answer.query.zone)
     sealed = f"sealed up to booking {answer.sealed_to}" if answer.sealed_to else "nothing is sealed yet"
+    if answer.query.up_to_booking is not None:
+        return f"as of booking {answer.query.up_to_booking}, without what was booked later; {sealed}"
     if answer.complete_to is None:
         return f"complete up to: unknown, the pipeline has not reached every partition yet; {sealed}"
     return f"complete up to {show_time(answer.complete_to, zone)} ({answer.query.zone}); {sealed}"

@@ -153,19 +153,19 @@ def look_at_everything(
             return None
         return tuple(place.subject if name == "subject" else values[name] for name in query.group_by)
 
+    known = aggregate.gather(cells) if isinstance(aggregate, Timeline) else cells
     found = []
     edges = [int(edge.timestamp()) for edge in window_edges(query.window, query.start, query.end, query.zone)]
     for start, end in pairwise(edges):
-        for group, figure in figures(aggregate, cells, window(start, end, query, terms), terms, group_of):
+        for group, figure in figures(aggregate, known, window(start, end, query, terms), terms, group_of):
             proof = figure.proof and (figure.proof.resets, figure.proof.holes, figure.proof.decreases)
             found.append((start, end, group, figure.value, figure.events, proof))
     return sorted(found, key=lambda row: (row[0], [(name is not None, name or "") for name in row[2]]))
 
 
-def figures(aggregate: Any, cells: list[Cell], span: Span, terms: Terms, group_of: Any) -> Iterator[Any]:
+def figures(aggregate: Any, cells: Any, span: Span, terms: Terms, group_of: Any) -> Iterator[Any]:
     if isinstance(aggregate, Timeline):
-        mine = [cell for cell in cells if cell.start_s * 1_000_000 < span.end_us]
-        for (_, group), figure in aggregate.derive_each(aggregate.gather(mine), [span], terms, group_of).items():
+        for (_, group), figure in aggregate.derive_each(cells, [span], terms, group_of).items():
             yield group, figure
         return
     groups: dict[Any, list[Cell]] = defaultdict(list)

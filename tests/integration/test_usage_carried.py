@@ -30,10 +30,17 @@ UPTIME = Meter(
 PEOPLE = Meter(meter="people", event_type="visit", aggregation="unique_count", value="user")
 
 
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+@pytest.fixture(scope="module")
+def database(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
     with fresh_database(clickhouse_endpoint) as client:
         yield client
+
+
+@pytest.fixture
+def client(database: Client) -> Client:
+    for table in ("usage", "usage_hot", "seals", "progress"):
+        database.execute(f"TRUNCATE TABLE {table}")
+    return database
 
 
 def reading(

@@ -145,3 +145,64 @@ def test_a_dimension_that_the_meter_has_not_is_wrong_usage(
     assert run([*ASK, "--to", "2026-10-27", *option]) == 2
     said = capsys.readouterr().err
     assert f'expected a dimension of compute.vcpu_seconds, got "{option[1].partition("=")[0]}"' in said
+
+
+def test_as_of_a_booking_later_usage_is_not_in_it(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*ASK, "--to", "2026-10-27", "--as-of", str(DAY)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-2].split()[-2:] == ["0.5", "1"]
+    assert out.splitlines()[-1] == f"as of booking {DAY}, without what was booked later; sealed up to booking {DAY}"
+    assert run([*ASK, "--to", "2026-10-27", "--as-of", str(DAY + 1), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["as_of"], [row["value"] for row in answer["rows"]]) == (DAY + 1, ["42.5"])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "value"),
+    [
+        (["az=nord"], "2"),
+        (["az"], "40.5"),
+        (["az=nord&az=süd"], "2"),
+        (["az=nord", "az"], None),
+        (["az=a&&b"], "42.5"),
+    ],
+)
+def test_what_is_excluded_is_not_in_it(
+    client: Client, capsys: pytest.CaptureFixture[str], conditions: list[str], value: str | None
+) -> None:
+    options = [word for condition in conditions for word in ("--exclude", condition)]
+    assert run([*ASK, "--to", "2026-10-27", "--json", *options]) == 0
+    assert [row["value"] for row in json.loads(capsys.readouterr().out)["rows"]] == ([value] if value else [])
+
+
+def test_an_ampersand_in_a_value_is_written_twice(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    book(client, Booked(minute=BERLIN_DAY, value=5, booking=DAY + 1, dimensions={"az": "R&D"}))
+    for option, values in (("--exclude", ["42.5"]), ("--where", [])):
+        assert run([*ASK, "--to", "2026-10-27", "--json", option, "az=R&&D"]) == 0
+        assert [row["value"] for row in json.loads(capsys.readouterr().out)["rows"]] == values
+    assert run([*ASK, "--to", "2026-10-27", "--json", "--where", "az=R&D"]) == 0
+    assert [row["value"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["5"]
+
+
+def test_of_a_counter_it_is_told_what_its_readings_prove(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    for minute, value, boot in ((0, 100, "a"), (1, 130, "a"), (2, 90, "a"), (9, 7, "b")):
+        at = BERLIN_DAY + timedelta(minutes=minute)
+        item = json.dumps([str(int(at.timestamp()) * 1_000_000), "eth0", boot], separators=(",", ":"))
+        parameters = '{"believed_for_s":"300","of":"sum"}'
+        book(client, Booked(minute=at, meter="net", aggregation="counter", value=value, item=item, booking=DAY + 1,
+                            parameters=parameters))  # fmt: skip
+    ask = ["usage", "tenant-zoë", "--meter", "net", "--from", "2026-10-24", "--to", "2026-10-27"]
+    assert run([*ask, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert {name: row[name] for name in ("value", "events", "resets", "holes", "decreases")} == {
+        "value": "37", "events": 4, "resets": 1, "holes": 1, "decreases": 1,
+    }  # fmt: skip
+    assert run([*ask, "--csv"]) == 0
+    assert [line.split(",")[2:] for line in capsys.readouterr().out.splitlines()] == [
+        ["value", "events", "resets", "holes", "decreases"],
+        ["37", "4", "1", "1", "1"],
+    ]
+    assert run(ask) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == [
+        "from", "to", "net", "events", "resets", "holes", "decreases",
+    ]  # fmt: skip

@@ -65,7 +65,7 @@ def plainly(name: str, made: list[Event], percentile: Fraction) -> Fraction | No
 @pytest.mark.parametrize(
     "name", ["sum", "count", "avg", "min", "max", "latest", "first", "unique_count", "stddev", "percentile"]
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(made=ANY_EVENTS, percentile=st.fractions(0, 100, max_denominator=10))
 def test_the_answer_is_what_a_plain_look_at_every_event_gives(
     name: Aggregation, made: list[Event], percentile: Fraction
@@ -83,7 +83,7 @@ def test_the_answer_is_what_a_plain_look_at_every_event_gives(
         assert found.value == exact(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(made=ANY_EVENTS, cuts=st.sets(st.integers(1, 4)))
 def test_the_maximum_of_each_bucket_is_summed(made: list[Event], cuts: set[int]) -> None:
     buckets = [0, *sorted(cuts)]

@@ -83,7 +83,7 @@ SOME = events(st.integers(0, 36), st.integers(-2, 3))
 
 
 @pytest.mark.parametrize("name", ["time_weighted", "lifecycle"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     made=SOME,
     believed=st.one_of(st.none(), st.integers(1, 15)),

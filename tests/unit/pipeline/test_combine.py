@@ -26,7 +26,7 @@ def answer(name: Aggregation, cells: list[Cell]) -> Any:
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(made=ANY_EVENTS, rng=st.randoms())
 def test_bundles_in_any_order_give_what_a_reader_derives(
     name: Aggregation, made: list[Event], rng: random.Random
