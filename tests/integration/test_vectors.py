@@ -30,7 +30,7 @@ def verdicts(broker: Broker, clickhouse: ClickHouse, tmp_path_factory: pytest.Te
     """What comes of the cases of both files; one of them kills the broker and starts it again."""
     theirs = read_vectors(METERING)
     own = [replace(vector, number=len(theirs) + vector.number) for vector in read_vectors(OWN)]
-    found = run([*theirs, *own], broker, clickhouse.endpoint, tmp_path_factory.mktemp("vectors"))
+    found = run([*theirs, *own], broker, clickhouse, tmp_path_factory.mktemp("vectors"))
     assert [verdict.vector for verdict in found] == [*theirs, *own]
     return {verdict.vector.id: verdict for verdict in found}
 

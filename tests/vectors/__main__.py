@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         vectors = read_vectors(asked.file)
         with tempfile.TemporaryDirectory(prefix="vectors-") as folder, real_parts(Path(folder)) as (broker, clickhouse):
-            verdicts = run(vectors, broker, clickhouse.endpoint, Path(folder))
+            verdicts = run(vectors, broker, clickhouse, Path(folder))
     except (OSError, ValueError, AssertionError, TallymanError) as error:
         print(f"{asked.file}: {error}", file=sys.stderr)
         return 2

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import connect
+from tallyman.local.supervise import OneChild
 from tallyman.meter import Meter
 from tallyman.usage import UsageQuery, Window
 from tests.integration.booking import OwnProject
@@ -17,10 +19,10 @@ from tests.vectors.compare import Row
 from tests.vectors.model import Outgoing, Place, Unknown
 from tests.vectors.windows import WindowSize
 
-if TYPE_CHECKING:
-    from tallyman.local.kafka import Broker
-
 SECOND = "at_second"  # the dimension of events whose range does not begin or end at whole minutes
+
+
+Part = Literal["broker", "clickhouse"]
 
 
 class Letter(NamedTuple):
@@ -53,10 +55,14 @@ class Question:
 
 
 class Books:
-    """Reads what is booked; made once everything is."""
+    """Reads what is booked; made once everything is.
 
-    def __init__(self, own: OwnProject, broker: Broker, folder: Any) -> None:
-        self.own, self.broker, self.folder = own, broker, folder
+    Attributes:
+        parts: What a case may kill, and has to start again.
+    """
+
+    def __init__(self, own: OwnProject, parts: Mapping[Part, OneChild], folder: Path) -> None:
+        self.own, self.parts, self.folder = own, parts, folder
         self.project = own.project
         self.client = connect(own.endpoint)
         self.meters: dict[str, Meter] = {meter.meter: meter for meter in self.project.meters}

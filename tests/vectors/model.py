@@ -124,7 +124,7 @@ class Plan:
         forms: In which its events may travel; one of them is chosen.
         check: Raises `Mismatch` or `NotOffered`; returns our answer in words.
         remarks: What a reader of the result must know, e.g. where our rule is another one.
-        breaks: What has to be down meanwhile; such cases run one by one, after all others.
+        breaks: Whether it kills a part; such cases run after all others.
     """
 
     check: Callable[[Books], str]
@@ -132,7 +132,7 @@ class Plan:
     events: list[Outgoing] = field(default_factory=list)
     forms: Sequence[Form] = FORMS
     remarks: list[str] = field(default_factory=list)
-    breaks: Literal["", "broker"] = ""
+    breaks: bool = False
 
 
 Outcome = Literal["passed", "failed", "diverges", "not offered"]

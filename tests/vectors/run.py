@@ -13,7 +13,6 @@ import yaml
 from pipeline.close import found_books
 from tallyman.errors import TallymanError
 from tallyman.local.clickhouse_child import ClickHouse
-from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.local.kafka import Broker
 from tallyman.meter import Meter
 from tests.integration.booking import OwnProject
@@ -53,19 +52,19 @@ def real_parts(folder: Path) -> Iterator[tuple[Broker, ClickHouse]]:
         broker.stop()
 
 
-def run(vectors: Sequence[Vector], broker: Broker, clickhouse: ClickHouseEndpoint, folder: Path) -> list[Verdict]:
+def run(vectors: Sequence[Vector], broker: Broker, clickhouse: ClickHouse, folder: Path) -> list[Verdict]:
     """Send what all cases send, wait until it is booked, and judge each case by what the books say."""
     ready, verdicts = _plan_all(vectors)
     meters = "meters:\n" + "".join(case.meters for case in ready)
-    own = OwnProject(folder / "project", broker.bootstrap, clickhouse, meters, chunk_size=65536)
+    own = OwnProject(folder / "project", broker.bootstrap, clickhouse.endpoint, meters, chunk_size=65536)
     own.sections["usage"] = _accepted(ready)
     with own.running():
         found_books(own.project)
         send(broker.bootstrap, str(own.settings["topic"]), [record for case in ready for record in case.records])
         own.wait_until_booked()
-        books = Books(own, broker, folder)
+        books = Books(own, {"broker": broker, "clickhouse": clickhouse}, folder)
         try:
-            verdicts += [_judge(case, books) for case in sorted(ready, key=lambda case: bool(case.plan.breaks))]
+            verdicts += [_judge(case, books) for case in sorted(ready, key=lambda case: case.plan.breaks)]
         finally:
             books.close()
     return sorted(verdicts, key=lambda verdict: verdict.vector.number)

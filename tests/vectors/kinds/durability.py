@@ -1,4 +1,4 @@
-"""`durability`: the broker is away while an agent goes on; what was accepted is stored, exactly."""
+"""`durability`: a part is away while an agent goes on; what was accepted is stored, exactly."""
 
 from __future__ import annotations
 
@@ -14,36 +14,58 @@ from collectors.send import Sender
 from collectors.spool import Spool
 from tallyman.event import Series
 from tests.integration.booking import wait_for
-from tests.vectors.books import Books, Question
+from tests.vectors.books import Books, Part, Question
 from tests.vectors.building import DEFAULTS, meter
 from tests.vectors.compare import check_number
 from tests.vectors.model import Mismatch, Plan, Unknown, Vector
 
-_MIDDLE = re.compile(r"(broker|kafka) (?:is )?down for the (first|middle|last) ([0-9]+)", re.IGNORECASE)
+_PARTS: tuple[tuple[str, Part], ...] = (("broker|kafka", "broker"), ("clickhouse|database|store", "clickhouse"))
+_AWAY = re.compile(r"down|unreachable|away|kill|crash|restart", re.IGNORECASE)
+_FOR = re.compile(r"(first|middle|last) ([0-9]+)", re.IGNORECASE)
+_PATIENCE_S = 120
 
 
 def plan(vector: Vector) -> Plan:
-    """Accept events in a spool one by one, with the broker killed for some of them."""
+    """Accept events in a spool one by one, with a part killed for some of them and started again."""
     event: Any = vector.events[0] if vector.events else {}
-    found = _MIDDLE.search(str(event.get("state", ""))) if isinstance(event, Mapping) else None
-    if found is None:
+    state = str(event.get("state", "")) if isinstance(event, Mapping) else ""
+    part = next((part for pattern, part in _PARTS if re.search(pattern, state, re.IGNORECASE)), None)
+    if part is None or not _AWAY.search(state) or vector.query.get("operation", "ingest") != "ingest":
         raise Unknown(f"a fault that nobody here makes: {event!r}")
-    count, down = int(event.get("count", 1000)), int(found[3])
-    first = {"first": 0, "middle": (count - down) // 2, "last": count - down}[found[2].lower()]
+    count = int(event.get("count", 1000))
+    named = _FOR.search(state)
+    where, length = (named[1].lower(), min(int(named[2]), count)) if named else ("middle", count // 3)
+    first = {"first": 0, "middle": (count - length) // 2, "last": count - length}[where]
     definition = meter(vector, aggregation="count")
     return Plan(
         meters=[definition],
-        check=lambda books: _check(books, definition.meter, definition.event_type, count, range(first, first + down)),
-        breaks="broker",
+        check=lambda books: _check(books, vector, part, definition.event_type, (first, length, count)),
+        breaks=True,
         remarks=["no HTTP interface yet: accepted means that the agent's spool has the event on its disk"],
     )
 
 
-def _check(books: Books, slug: str, event_type: str, count: int, down: range) -> str:
-    spool = Spool(books.folder / slug, max_bytes=64 * 1024 * 1024)
-    series = Series(type=event_type, subject=DEFAULTS["subject"])
+def _check(books: Books, vector: Vector, part: Part, event_type: str, fault: tuple[int, int, int]) -> str:
+    first, length, count = fault
     began = datetime.now(UTC).replace(second=0, microsecond=0)
-    time_us = int(began.timestamp()) * 1_000_000
+    accepted = _accept(books, vector.slug, part, (event_type, began), fault)
+    books.own.wait_until_booked()
+    stored = _stored(books, vector.slug, began)
+    if stored != accepted:
+        raise Mismatch(f"expected {accepted} stored, as many as were accepted, got {stored}")
+    check_number("accepted", accepted, vector.expected.get("accepted", count))
+    check_number("stored", stored, vector.expected.get("stored", count))
+    return f"{accepted} accepted, {length} of them from number {first} on without {part}; {stored} stored"
+
+
+def _accept(
+    books: Books, slug: str, part: Part, what: tuple[str, datetime], fault: tuple[int, int, int]
+) -> int:
+    """Return how many events the spool took, once Kafka has all of them."""
+    first, length, count = fault
+    series, time_us = Series(type=what[0], subject=DEFAULTS["subject"]), int(what[1].timestamp()) * 1_000_000
+    payload = encode_readings([Reading(series, time_us, time_us, 1)])
+    spool = Spool(books.folder / slug, max_bytes=64 * 1024 * 1024)
     kafka, topic = books.own.kafka, str(books.own.settings["topic"])
     sender = Sender(spool, lambda: agent.connect([kafka]), topic=topic, collector=slug, patience_s=5.0,
                     pause_least_s=0.05)  # fmt: skip
@@ -51,29 +73,21 @@ def _check(books: Books, slug: str, event_type: str, count: int, down: range) ->
     accepted = 0
     try:
         for n in range(count):
-            if n == down.start and down:
-                books.broker.kill()
-            if n == down.stop and down:
-                books.broker.start()
-            payload = encode_readings([Reading(series, time_us, time_us, 1)])
+            if n == first and length:
+                books.parts[part].kill()
+            if n == first + length and length:
+                books.parts[part].start()
             spool.append(payload, watermark_us=time_us, rows=1, state=b"")
             accepted += 1
-        if down and down.stop >= count:
-            books.broker.start()
-        wait_for(lambda: spool.read() is None, "everything accepted is acknowledged")
+        if first + length >= count and length:
+            books.parts[part].start()
+        wait_for(lambda: spool.read() is None, "everything accepted is acknowledged", _PATIENCE_S)
     finally:
         sender.stop(5.0)
         spool.close()
-    books.own.wait_until_booked()
-    stored = _stored(books, slug, began)
-    if stored != accepted:
-        raise Mismatch(f"expected {accepted} stored, as many as were accepted, got {stored}")
-    check_number("accepted", accepted, count)
-    return f"{accepted} accepted, {len(down)} of them while the broker was down; {stored} stored"
+    return accepted
 
 
 def _stored(books: Books, slug: str, began: datetime) -> Decimal:
     rows = books.ask(Question(meter=slug, start=began, end=began + timedelta(minutes=1)))
     return rows[0].value if rows else Decimal(0)
-
-

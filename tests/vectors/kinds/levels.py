@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 from tallyman.meter import Meter
 from tests.vectors.books import Books, Question
@@ -23,9 +23,11 @@ from tests.vectors.compare import (
     instant,
     number,
 )
-from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize
 
+_ANSWERS: tuple[Literal["average", "integral"], ...] = ("average", "integral")
+_RESOURCES = ("resource", "resource_id", "item")
 _MINUTE = timedelta(minutes=1)
 _UNITS = {"seconds": "1", "minutes": "1/60", "hours": "1/3600", "days": "1/86400"}
 # Words in the names of events after which a resource is not in use any more.
@@ -35,30 +37,36 @@ _BEGINS = re.compile(r"unpause|resume|unshelve|start", re.IGNORECASE)
 
 def plan_level(vector: Vector) -> Plan:
     """Plan a `time_weighted` case: a level built from changes, or told as it is, over its range."""
-    query = vector.query
-    how = str(query.get("aggregation", "")).upper()
-    deltas = all(isinstance(event, Mapping) and "delta" in event for event in vector.events)
-    path = next((name for name in ("delta", "level", "value") if vector.events and name in vector.events[0]), "delta")
     sent = _events(vector)
-    start, end = _whole_range(query, moments_of(sent))
+    path = _first_of(("delta", "level", "value"), sent) or "delta"
+    start, end = _whole_range(vector.query, moments_of(sent))
     sent += _initial(vector, sent, start, path)
-    resource = next((name for name in ("resource", "resource_id") if any(name in each["data"] for each in sent)), "")
-    settings: dict[str, Any] = {"aggregation": "time_weighted", "value": path, "scale": scale_of(sent, path)}
-    settings |= {"level": "delta"} if deltas else {"resource": resource}
-    settings["dimensions"] = {name: name for name in query.get("groupBy") or ()}
-    answer = "average" if "AVG" in how or "AVERAGE" in how else "integral"
-    if answer == "integral" and not re.search("INTEGRAL|SUM|SECONDS|HOURS|TIME_WEIGHTED$", how):
-        raise Unknown(f'unknown aggregation "{query.get("aggregation")}"')
-    unit = _UNITS["hours"] if "HOURS" in how else "1"
-    asked = meter(vector, answer=answer, multiply_by=unit, **settings)
-    average, integral = (meter(vector, f".{each}", answer=each, **settings) for each in ("average", "integral"))
-    retyped = [replace(each, event_type=asked.event_type) for each in (average, integral)]
+    settings: dict[str, Any] = {"value": path, "scale": scale_of(sent, path)}
+    settings |= {"level": "delta"} if path == "delta" else {"resource": _first_of(_RESOURCES, sent)}
+    settings["dimensions"] = {name: name for name in vector.query.get("groupBy") or ()}
+    asked = meter(vector, aggregation="time_weighted", **_answer(vector), **settings)
+    both = [replace(asked, meter=f"{asked.meter}.{answer}", answer=answer, multiply_by="1") for answer in _ANSWERS]
     question = Question(meter=asked.meter, start=start, end=end, group_by=tuple(settings["dimensions"]))
     return Plan(
-        meters=[asked, *retyped],
+        meters=[asked, *both],
         events=[Outgoing.of(each) for each in sent],
         check=lambda books: _check_level(books, vector, question, sent, path),
     )
+
+
+def _answer(vector: Vector) -> dict[str, str]:
+    """Return what is asked of the level, and in which unit."""
+    how = str(vector.query.get("aggregation", "")).upper()
+    if "AVG" in how or "AVERAGE" in how:
+        return {"answer": "average"}
+    if not re.search("INTEGRAL|SUM|SECONDS|HOURS|TIME_WEIGHTED$", how):
+        raise Unknown(f'unknown aggregation "{how}"')
+    return {"answer": "integral", "multiply_by": _UNITS["hours"] if "HOURS" in how else "1"}
+
+
+def _first_of(names: Sequence[str], sent: Sequence[Wire]) -> str:
+    """Return the first of some names that any event's data has, "" if none does."""
+    return next((name for name in names if any(name in each["data"] for each in sent)), "")
 
 
 def _events(vector: Vector) -> list[Wire]:
@@ -125,7 +133,7 @@ def plan_lifecycle(vector: Vector) -> Plan:
     """Plan a `lifecycle` case: how long resources were in use, from the events of their lives."""
     query, sent = vector.query, _events(vector)
     start, end = _whole_range(query, moments_of(sent))
-    path = next((name for name in ("state", "event", "op") if any(name in each["data"] for each in sent)), "event")
+    path = _first_of(("state", "event", "op"), sent) or "event"
     unit = next((name for name in _UNITS if name in vector.expected), "seconds")
     definition = _life(vector, sent, path, query.get("states"), multiply_by=_UNITS[unit])
     question = Question(meter=definition.meter, start=start, end=end, group_by=tuple(query.get("groupBy") or ()))
@@ -146,10 +154,9 @@ def _life(vector: Vector, sent: Sequence[Wire], path: str, states: Any = None, *
     """Return a meter of the time that resources spend in use."""
     named = {str(each["data"].get(path)) for each in sent}
     counting = tuple(map(str, states)) if states else tuple(sorted(name for name in named if _is_in_use(name)))
-    resource = next((name for name in ("resource", "resource_id", "item") if any(name in e["data"] for e in sent)), "")
     dimensions = {name: name for name in vector.query.get("groupBy") or ()} | settings.pop("dimensions", {})
-    return meter(vector, aggregation="lifecycle", state=path, states=counting or ("none",), resource=resource,
-                 dimensions=dimensions, **settings)  # fmt: skip
+    return meter(vector, aggregation="lifecycle", state=path, states=counting or ("none",),
+                 resource=_first_of(_RESOURCES, sent), dimensions=dimensions, **settings)  # fmt: skip
 
 
 def _is_in_use(name: str) -> bool:
@@ -177,6 +184,8 @@ def plan_set(vector: Vector) -> Plan:
 
 def plan_days(vector: Vector) -> Plan:
     """Plan an `active_days` case: on how many days each item was in the set for any time at all."""
+    if any(isinstance(event, Mapping) and "value" in event for event in vector.events):
+        raise NotOffered("values are not prorated by whole days: a level counts from its instant on")
     _check_aggregation(vector, "active days")
     query, sent = vector.query, _events(vector)
     start, end = _whole_range(query, moments_of(sent))

@@ -30,7 +30,7 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _COUNTED = ("accepted", "counted", "aggregated")
 _DEAD = ("rejected", "dead", "dead_letters", "quarantined", "errors", "with_errors", "invalid")
-_COPIES = ("duplicates", "duplicate", "ignored_copies")
+_COPIES = ("duplicates", "duplicate_indexes")
 
 
 def check_dead(books: Books, event: Outgoing, sentence: Any) -> str:
@@ -71,21 +71,24 @@ def check_outcomes(books: Books, events: Sequence[Outgoing], expected: Mapping[s
     Raises:
         Mismatch: A number differs.
     """
-    dead = [event for event in events if books.letter(event)]
-    counted = [event for event in events if books.is_accepted(event)]
-    copies = [n for n, event in enumerate(events) if event not in dead and event not in counted]
-    told: dict[str, int] = {"stored": len(counted) + len(dead)}
-    told |= dict.fromkeys(_COUNTED, len(counted)) | dict.fromkeys(_DEAD, len(dead))
-    told |= dict.fromkeys(_COPIES, len(copies))
+    places = range(len(events))
+    dead = [n for n in places if books.letter(events[n])]
+    counted = [n for n in places if books.is_accepted(events[n])]
+    copies = [n for n in places if n not in dead and n not in counted]
+    told = {"stored": sorted(counted + dead), "conflicts": [n for n in places if books.is_conflict(events[n])]}
+    told |= dict.fromkeys(_COUNTED, counted) | dict.fromkeys(_DEAD, dead) | dict.fromkeys(_COPIES, copies)
     asked = [name for name in told if name in expected]
     for name in asked:
-        wanted = expected[name]
-        if isinstance(wanted, bool):
-            wanted = len(events) if wanted else 0
-        check_number(name, told[name], wanted)
-    if "duplicate_indexes" in expected:
-        asked.append("duplicate_indexes")
-        if copies != list(expected["duplicate_indexes"]):
-            raise Mismatch(f"duplicate_indexes: expected {expected['duplicate_indexes']}, got {copies}")
-    shown = f"{len(counted)} of {len(events)} count, dead {len(dead)}, copies at {copies}"
+        _check_places(name, told[name], expected[name], len(events))
+    shown = f"{len(counted)} of {len(events)} count, dead {dead}, copies {copies}"
     return shown if asked else ""
+
+
+def _check_places(name: str, ours: Sequence[int], wanted: Any, events: int) -> None:
+    """Compare the places of some events in a case with a number of them, a list of their places, or all and none."""
+    if isinstance(wanted, list):
+        places = [each.get("index") if isinstance(each, Mapping) else each for each in wanted]
+        if places != list(ours):
+            raise Mismatch(f"{name}: expected {places}, got {list(ours)}")
+        return
+    check_number(name, len(ours), (events if wanted else 0) if isinstance(wanted, bool) else wanted)

@@ -43,7 +43,7 @@ def plan(vector: Vector) -> Plan:
 
 
 def _check(books: Books, vector: Vector, question: Question) -> str:
-    tiers, rows = _tiers(vector), books.ask(question)
+    tiers, rows, is_grouped = _tiers(vector), books.ask(question), bool(vector.query.get("grouped"))
     grouped = sum((price_tiers(row.value, tiers) for row in rows), Decimal(0))
     hours: dict[datetime, Decimal] = defaultdict(Decimal)
     for row in rows:
@@ -52,7 +52,7 @@ def _check(books: Books, vector: Vector, question: Question) -> str:
     answers: Mapping[str, Callable[[], Decimal]] = {
         "cost_grouped": lambda: grouped,
         "cost_ungrouped": lambda: together,
-        "cost": lambda: grouped if vector.query.get("grouped") else together,
+        "cost": lambda: grouped if is_grouped else together,
         "units": lambda: _units(books, question),
         "value": lambda: _units(books, question),
     }

@@ -12,7 +12,7 @@ from tests.vectors.building import meter, wire
 from tests.vectors.compare import instant
 from tests.vectors.kinds.meter import size_of
 from tests.vectors.kinds.outcomes import check_dead, error_of
-from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector
+from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,14 +56,19 @@ def plan_window(vector: Vector) -> Plan:
         raise Unknown("expected a time in the query, and an answer")
     text, zone = str(query["time"]), str(query.get("zone") or query.get("windowTimeZone") or "UTC")
     if "add_months" in query:
+        if query.get("clamp") is False:
+            raise NotOffered("a month that is too short ends on its last day, never in the next month")
         return Plan(check=lambda books: _check_months(vector, text, int(query["add_months"]), zone))
+    if "month_start" in query or "next_month" in query:
+        return Plan(check=lambda books: _check_month(vector, _moment(text, zone), zone))
     sizes = (size_of(query, key) for key in ("windowSize", "window", "start_of", "truncate"))
     size = next((size for size in sizes if size), None)
     if size is not None:
         return Plan(check=lambda books: _check_window(vector, _moment(text, zone), size, zone))
     if "utc" not in expected and "time" not in expected:
         raise Unknown(f"a question about a time that nobody here answers: {', '.join(query)}")
-    return _booked_at(vector, text if _has_zone(text) else _moment(text, zone).isoformat())
+    whole = _has_zone(text) or text.replace(".", "", 1).isdigit()
+    return _booked_at(vector, text if whole else _moment(text, zone).isoformat())
 
 
 def _check_months(vector: Vector, text: str, months: int, zone: str) -> str:
@@ -78,10 +83,19 @@ def _check_months(vector: Vector, text: str, months: int, zone: str) -> str:
     return ours
 
 
+def _check_month(vector: Vector, moment: datetime, zone: str) -> str:
+    start, end = WindowSize("month").span(moment, zone)
+    edge = start if "month_start" in vector.query else end
+    return _check_edges(vector, dict.fromkeys((*_STARTS, *_ENDS, "time"), edge), zone)
+
+
 def _check_window(vector: Vector, moment: datetime, size: WindowSize, zone: str) -> str:
     """Find the window in which a moment lies."""
     start, end = size.span(moment, zone)
-    told = dict.fromkeys(_STARTS, start) | dict.fromkeys(_ENDS, end)
+    return _check_edges(vector, dict.fromkeys(_STARTS, start) | dict.fromkeys(_ENDS, end), zone)
+
+
+def _check_edges(vector: Vector, told: Mapping[str, datetime], zone: str) -> str:
     asked = [name for name in vector.expected if name in told]
     for name in asked:
         wanted = vector.expected[name]
@@ -90,7 +104,7 @@ def _check_window(vector: Vector, moment: datetime, size: WindowSize, zone: str)
             raise Mismatch(f"{name}: expected {wanted}, got {told[name].isoformat()}")
     if not asked:
         raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected)}")
-    return f"{start.isoformat()} to {end.isoformat()}"
+    return ", ".join(told[name].isoformat() for name in asked)
 
 
 def _has_zone(text: str) -> bool:
