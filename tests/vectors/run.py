@@ -55,7 +55,7 @@ def real_parts(folder: Path) -> Iterator[tuple[Broker, ClickHouse]]:
 def run(vectors: Sequence[Vector], broker: Broker, clickhouse: ClickHouse, folder: Path) -> list[Verdict]:
     """Send what all cases send, wait until it is booked, and judge each case by what the books say."""
     ready, verdicts = _plan_all(vectors)
-    meters = "meters:\n" + "".join(case.meters for case in ready)
+    meters = "meters:\n" + ("".join(case.meters for case in ready) or "  []\n")
     own = OwnProject(folder / "project", broker.bootstrap, clickhouse.endpoint, meters, chunk_size=65536)
     own.sections["usage"] = _accepted(ready)
     with own.running():
