@@ -221,7 +221,7 @@ def _read_levels(asked: Asked, shape: Shape, terms: Terms) -> list[MomentsRow]:
         before = sums_before_sql(source, start, aggregation)
         return read_moments(source, moments_sql(source, (start, end), aggregation, "sum"), before)
     if terms.believed_for_us is None:
-        before = last_moments_sql(source, start, aggregation, across_dimensions=aggregation == "lifecycle")
+        before = last_moments_sql(source, start, aggregation)
         return read_moments(source, moments_sql(source, (start, end), aggregation, "latest"), before)
     return read_moments(source, moments_sql(source, (_look_back(start, terms), end), aggregation, "latest"))
 

@@ -267,19 +267,13 @@ def moments_sql(source: Source, span: Range, aggregation: Aggregation, value: st
     )
 
 
-def last_moments_sql(source: Source, before_s: int, aggregation: Aggregation, *, across_dimensions: bool) -> str:
-    """Return the SQL of the last reading of each resource before an instant.
-
-    Args:
-        across_dimensions: Whether a resource whose dimensions change is still the same one.
-    """
-    dimensions = f"argMax(r.dimensions, {_ORDER}) AS dimensions" if across_dimensions else "r.dimensions AS dimensions"
+def last_moments_sql(source: Source, before_s: int, aggregation: Aggregation) -> str:
+    """Return the SQL of the last reading of each resource in each series before an instant."""
     made = ", ".join(f"argMax(r.{name}, {_ORDER})" for name in ("scale", "parameters", "definitions"))
     return (
-        f"SELECT '{aggregation}', {made}, r.subject AS subject, {dimensions}, [argMax(r.item, {_ORDER})],"  # noqa: S608
-        f" [toInt64(1)], [argMax(r.latest, {_ORDER})], [hex(argMax(r.latest_by, {_ORDER}))]"
-        f" FROM {source.there((0, before_s), aggregation)}"
-        f" GROUP BY subject, {'' if across_dimensions else 'dimensions, '}{_RESOURCE}"
+        f"SELECT '{aggregation}', {made}, r.subject AS subject, r.dimensions AS dimensions,"  # noqa: S608
+        f" [argMax(r.item, {_ORDER})], [toInt64(1)], [argMax(r.latest, {_ORDER})], [hex(argMax(r.latest_by, {_ORDER}))]"
+        f" FROM {source.there((0, before_s), aggregation)} GROUP BY subject, dimensions, {_RESOURCE}"
     )
 
 

@@ -205,21 +205,21 @@ def shown(answer: UsageAnswer) -> list[Any]:
 
 
 QUESTIONS: Mapping[str, tuple[dict[str, Any], Callable[[str, Mapping[str, str | None]], bool]]] = {
-    "in all": ({"group_by": ()}, lambda who, named: True),
-    "by day of Berlin and tenant": (
-        {"window": "day", "zone": "Europe/Berlin", "group_by": ("subject",)}, lambda who, named: True,
+    "in all, as of the first booking": ({"up_to_booking": DAY, "group_by": ()}, lambda who, named: True),
+    "by day of Berlin and tenant, as invoices ask": (
+        {"window": "day", "zone": "Europe/Berlin", "group_by": ("subject",), "sealed_only": True,
+         "up_to_booking": DAY + 1},
+        lambda who, named: True,
     ),
     "by hour of Kolkata and zone, of one tenant": (
         {"window": "hour", "zone": "Asia/Kolkata", "group_by": ("az",), "subjects": ("tenant-zoë",)},
         lambda who, named: who == "tenant-zoë",
     ),
-    "only a missing zone or none of that name, but no large ones up north": (
+    "only a missing zone or one up north, but no large ones there": (
         {"window": "day", "group_by": ("az", "subject"), "where": {"az": (None, "nord")},
          "exclude": ({"az": ("nord",), "size": ("l", "xl")},)},
         lambda who, named: named["az"] in (None, "nord") and not (named["az"] == "nord" and named["size"] == "l"),
     ),
-    "as invoices ask": ({"sealed_only": True, "up_to_booking": DAY + 1}, lambda who, named: True),
-    "as of the first booking": ({"up_to_booking": DAY, "group_by": ("size",)}, lambda who, named: True),
 }  # fmt: skip
 
 

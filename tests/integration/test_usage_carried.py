@@ -27,6 +27,7 @@ DISK = Meter(meter="disk", event_type="volume", aggregation="time_weighted", res
 UPTIME = Meter(
     meter="uptime", event_type="vm", aggregation="lifecycle", resource="id", state="s", states=("on",), scale=0
 )
+P99 = '{"percentile":"99"}'
 PEOPLE = Meter(meter="people", event_type="visit", aggregation="unique_count", value="user")
 
 
@@ -103,6 +104,23 @@ def test_a_voided_reading_of_long_ago_is_no_reading(client: Client) -> None:
         reading(BYTES, NOON + MINUTE, 512, "eth0", "boot-1"),
     )
     assert values(ask(client, BYTES)) == [2]
+
+
+def test_a_voided_reading_of_an_hour_ago_does_not_hide_one_of_long_ago(client: Client) -> None:
+    book(
+        client,
+        reading(BYTES, NOON - 20 * DAYS, 500, "eth0", "boot-1"),
+        reading(BYTES, NOON - HOUR, 900, "eth0", "boot-1"),
+        reading(BYTES, NOON - HOUR, -900, "eth0", "boot-1", count=-1, booking=DAY + 1),
+        reading(BYTES, NOON, 510, "eth0", "boot-1"),
+    )
+    assert values(ask(client, BYTES)) == [10]
+
+
+def test_a_level_is_believed_to_the_second_though_rows_are_kept_by_minutes(client: Client) -> None:
+    meter = replace(DISK, believed_for=HOUR + timedelta(seconds=30))
+    book(client, reading(meter, NOON - HOUR - timedelta(seconds=20), 40))
+    assert values(ask(client, meter)) == [40 * 10]
 
 
 def test_a_volume_that_was_made_years_ago_still_has_its_size(client: Client) -> None:
@@ -189,8 +207,9 @@ def test_the_newest_definitions_decide_over_all_of_the_range(client: Client) -> 
 def test_a_meter_that_became_another_aggregation_is_read_as_what_it_is_now(client: Client) -> None:
     people = {"meter": "people", "minute": NOON}
     book(client, Booked(**people, value=5), Booked(**people, aggregation="unique_count", item="=Zoë", definitions=2))
-    summed = Meter(meter="people", event_type="visit", aggregation="sum")
+    summed = Meter(meter="people", event_type="visit", aggregation="sum", dimensions={"site": "site"})
     assert values(ask(client, summed)) == values(ask(client, PEOPLE)) == [1]
+    assert values(ask(client, summed, group_by=("site",))) == [1]
 
 
 def test_a_project_that_says_otherwise_than_what_was_booked_is_read_as_booked(client: Client) -> None:
@@ -226,3 +245,15 @@ def test_as_of_a_booking_is_what_was_booked_up_to_it_sealed_or_not(client: Clien
     found = [values(ask(client, meter, up_to_booking=DAY + n)) for n in range(-1, 5)]
     assert found == [[], [1], [11], [111], [1111], [1111]]
     assert ask(client, meter, up_to_booking=DAY + 2).sealed_to == DAY + 1
+
+
+def test_the_view_of_minutes_shows_no_value_whose_events_were_voided(client: Client) -> None:
+    for meter, aggregation, first, second in (("people", "unique_count", "=a", "=b"), ("p", "percentile", "5", "7")):
+        same = {"meter": meter, "aggregation": aggregation, "minute": NOON, "scale": 0, "parameters": P99}
+        book(
+            client,
+            *(Booked(**same, item=item) for item in (first, second)),
+            Booked(**same, item=first, count=-1, booking=DAY + 1),
+        )
+    found = client.execute("SELECT meter, value, events FROM usage_minute ORDER BY meter")
+    assert found == [("p", 7, 1), ("people", 1, 1)]

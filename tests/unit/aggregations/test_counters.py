@@ -113,6 +113,11 @@ def test_a_hole_is_told_but_nothing_is_lost_in_it() -> None:
     assert total(HOLED, believed_for_us=60 * SECOND_US) == Figure(Decimal(152), 9, Proof(holes=1))
 
 
+def test_neighbours_may_be_as_far_apart_as_the_meter_says_and_no_further() -> None:
+    made = readings((0, 1), (60, 2), (121, 3))
+    assert total(made, believed_for_us=60 * SECOND_US) == Figure(Decimal(2), 3, Proof(holes=1))
+
+
 def test_the_first_reading_of_a_counter_adds_nothing() -> None:
     assert total(readings((0, 10**12))) is None
     assert total([*readings((0, 10**12)), *readings((5, 7), (6, 9), resource="eth1", first=10)]) == Figure(

@@ -45,7 +45,7 @@ def test_rows_are_kept_apart_as_the_pipeline_keeps_them(name: Aggregation) -> No
 
 
 @every_aggregation
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(made=ANY_EVENTS, rng=st.randoms())
 def test_merging_is_associative_and_commutative_and_knows_nothing(
     name: Aggregation, made: list[Event], rng: random.Random
@@ -61,7 +61,7 @@ def test_merging_is_associative_and_commutative_and_knows_nothing(
 
 
 @every_aggregation
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(made=ANY_EVENTS, rng=st.randoms())
 def test_an_answer_does_not_depend_on_how_what_is_stored_was_added_up(
     name: Aggregation, made: list[Event], rng: random.Random

@@ -201,6 +201,13 @@ def test_levels_of_several_resources_add_up() -> None:
     assert figure("time_weighted", made, Span(0, DAY_US), answer="average") == Figure(Decimal("12.5"), 2)
 
 
+def test_levels_that_cancel_out_are_told_as_nothing_not_left_out() -> None:
+    made = [*readings((0, 5), resource="lent"), Event(9, -5, 0, resource="borrowed"), Event(10, 0, 40 * HOUR_US)]
+    days = [Span(n * DAY_US, (n + 1) * DAY_US) for n in range(3)]
+    found = answers("time_weighted", made, Terms(), *days)
+    assert [(each.value, each.events) for _, each in sorted(found.items())] == [(0, 2), (0, 1), (0, 0)]
+
+
 def test_a_resized_server_leaves_its_old_flavor() -> None:
     made = [
         Event(1, 1, 0, resource="vm-1", dimensions='{"flavor":"small"}'),
