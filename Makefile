@@ -34,7 +34,7 @@ unit: setup ## the tests that need no services
 integration e2e: setup
 	@$(PYTEST) tests/$@ $(PYTEST_OPTIONS)
 
-chaos: setup ## kill everything at random under load and compare every total (the long run; `make test` has a short one)
+chaos: setup ## ten million events under a hundred kills, full disks, wrong clocks and zombies, and every row compared (CHAOS="--help")
 	@$(BIN)/python -m tests.chaos.whole_path $(CHAOS)
 
 lint: setup ## ruff, mypy --strict and the import arrows
