@@ -192,7 +192,7 @@ class OpenChunk:
         """Let ClickHouse answer for what is acknowledged, before a chunk's ids fill the memory."""
         if len(self.accepted) > MAX_IDS_IN_MEMORY:
             self.base = self.here.offset
-            self.accepted.clear()
+            self.accepted.forget_below(self.base)  # a block that waits to be folded was judged: its ids stay
 
     def turn(self, place: Place) -> None:
         """Begin a booking with the record at a place: what lies before is acknowledged, nobody need read it again."""

@@ -77,6 +77,12 @@ class AcceptedIds:
         self._blocks.clear()
         self._written = 0
 
+    def forget_below(self, offset: int) -> None:
+        """Let go of written ids below an offset."""
+        kept = [i for i, block in enumerate(self._blocks) if i >= self._written or int(block.offsets.max()) >= offset]
+        self._written = sum(i < self._written for i in kept)
+        self._blocks = [self._blocks[i] for i in kept]
+
     def __len__(self) -> int:
         return sum(len(block.high) for block in self._blocks)
 
@@ -115,7 +121,7 @@ class IdFilter:
     def __init__(self, bits: int = 1 << 27) -> None:
         self._bits = bits
         self._layers: list[_Layer] = [_Layer(bits)]
-        self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, also when it is done
+        self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
         self._loaded: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
@@ -138,6 +144,15 @@ class IdFilter:
         for layer in self._layers[1:]:
             result |= layer.perhaps(high, low)
         return result
+
+    def expect(self, topic_id: str, partition: int) -> None:
+        """Be sure of nothing in a partition until it is loaded: somebody else may have booked it up to now.
+
+        From here on nothing that is added is let go, though the load has yet to begin: it will not find it again.
+        """
+        with self._lock:
+            self._loading[topic_id, partition] = object()
+            self._loaded.discard((topic_id, partition))
 
     def load(self, store: IdStore, topic_id: str, partition: int) -> None:
         """Read the accepted identities of a partition; ask after its frontier was read, so that none below it

@@ -87,7 +87,7 @@ class Runtime:
             finally:
                 client.disconnect()
             ordered = self.decoders.catalog(frontier.turned.definitions).ordered
-            self.judge.filter.unload(*key)  # somebody else may have accepted ids since it was loaded
+            self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
             task = (chunk, this_lane())

@@ -158,6 +158,7 @@ class Walk:
         for done in (chunk.dead, chunk.conflicts, chunk.forwards, chunk.raw):
             done.clear()
         chunk.acknowledged = chunk.here
+        chunk.forget_written_ids()
 
     @property
     def counts(self) -> dict[str, int]:

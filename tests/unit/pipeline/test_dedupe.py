@@ -47,6 +47,14 @@ def test_the_first_copy_counts_and_a_later_one_does_not() -> None:
     assert walk.sums() == {"compute.hours": 3_000_000} and reconciles(walk)
 
 
+def test_a_copy_of_what_was_judged_while_a_booking_turned_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block is judged before the booking before it is written: ids that leave the memory then are not its own."""
+    monkeypatch.setattr("pipeline.book.MAX_IDS_IN_MEMORY", 0)
+    midnight = (NOON_MS // (24 * HOUR_MS) + 1) * 24 * HOUR_MS
+    walk = Walk().send(body(1), at_ms=midnight - 1).send(body(2), at_ms=midnight).send(body(2), body(1), at_ms=midnight)
+    assert (walk.counts["aggregated"], walk.counts["duplicate"]) == (2, 2)
+
+
 def test_a_later_copy_with_other_content_is_a_conflict_with_both_offsets_and_is_not_added() -> None:
     walk = Walk().send(body(0), traffic(1, 5)).send(b"\n".join([body(2), traffic(1, 7)]), headers=NDJSON)
     (conflict,) = walk.chunk.conflicts

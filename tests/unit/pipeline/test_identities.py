@@ -78,6 +78,17 @@ def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
     assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
 
 
+def test_what_was_accepted_before_a_load_began_is_still_known_when_another_partition_came_meanwhile() -> None:
+    """It may not be written yet: the load does not find it."""
+    known = IdFilter(1 << 16)
+    known.expect(TOPIC, 1)
+    known.add(*some_ids(10, 1))
+    known.expect(TOPIC, 0)
+    known.unload(TOPIC, 0)
+    known.load(StoredHere(), TOPIC, 1)
+    assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
+
+
 def columns(*rows: tuple[int, int, int]) -> IdColumns:
     high, low, offsets = (np.array(column, np.uint64) for column in zip(*rows, strict=True))
     nothing = np.zeros(len(rows), np.int64)
@@ -91,6 +102,17 @@ def test_the_newest_acceptance_of_an_id_is_found() -> None:
     accepted.add(columns((1, 1, 10), (2, 2, 11)))
     accepted.add(columns((1, 1, 30), (1, 9, 31)))
     assert accepted.find([(1, 1), (3, 3)]) == {(1, 1): Accepted(30, 0, 0, 0)}
+
+
+def test_ids_are_forgotten_below_an_offset_and_only_those() -> None:
+    accepted = AcceptedIds()
+    accepted.add(columns((1, 1, 10), (2, 2, 11)))
+    accepted.add(columns((3, 3, 12)))
+    accepted.acknowledge(2)
+    accepted.forget_below(12)
+    assert list(accepted.find([(1, 1), (3, 3)])) == [(3, 3)] and not accepted.unwritten()
+    accepted.add(columns((4, 4, 13)))
+    assert len(accepted) == 2 and [int(block.offsets[0]) for block in accepted.unwritten()] == [13]
 
 
 def test_what_is_acknowledged_is_not_written_again_but_still_found() -> None:
