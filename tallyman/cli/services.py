@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -42,18 +42,47 @@ def agent(options: Options, **settings: Any) -> None:
 
 
 @click.command()
+@click.option("--runner", type=click.Choice(["FnApiRunner", "PortableRunner"]), default="FnApiRunner",
+              show_default=True, help="Beam's runner: in this process, or a cluster's (Apache Flink).")  # fmt: skip
+@click.option("--job-endpoint", metavar="HOST:PORT", help="The cluster's Beam job server.")
+@click.option("--environment", type=click.Choice(["LOOPBACK", "EXTERNAL"]), default=None,
+              help="Where Python runs: in this process, or in worker pools.  [default: LOOPBACK]")  # fmt: skip
+@click.option("--environment-config", metavar="HOST:PORT", help="The worker pool, as a TaskManager sees it.")
+@click.argument("beam_options", nargs=-1, metavar="[-- --OPTION=VALUE ...]")
 @_service
 @project_options
-def pipeline(options: Options, **settings: Any) -> None:
+def pipeline(
+    options: Options,
+    runner: str,
+    job_endpoint: str | None,
+    environment: str | None,
+    environment_config: str | None,
+    beam_options: tuple[str, ...],
+    **settings: Any,
+) -> None:
     """Count what arrives in Kafka into ClickHouse, exactly once.
 
-    Any number of them may run; a partition that two of them read is still counted once.
+    Any number of them may run; a partition that two of them read is still counted once. With --runner PortableRunner
+    the work is done on a cluster; what follows "--" are options of Beam and of Flink.
 
     \b
-    Example:
+    Examples:
       tallyman pipeline --metrics-port 9465
+      tallyman pipeline --runner PortableRunner --job-endpoint flink-1:8099 --environment EXTERNAL
+        --environment-config localhost:50000 -- --parallelism=4
     """
-    run_service("pipeline.worker:main", options, **settings)
+    if runner == "FnApiRunner":
+        if job_endpoint or environment or environment_config or beam_options:
+            raise click.UsageError("these options are a cluster's: add --runner PortableRunner")
+        run_service("pipeline.worker:main", options, **settings)
+        return
+    if not job_endpoint:
+        raise click.UsageError("--runner PortableRunner needs --job-endpoint, such as flink-1:8099")
+    asked = {"job_endpoint": job_endpoint, "environment": environment or "LOOPBACK"}
+    portable = load_room("pipeline.portable:Portable")(
+        **asked, environment_config=environment_config or "", options=beam_options
+    )
+    run_service("pipeline.submit:main", options, more={"portable": portable}, **settings)
 
 
 @click.command()
@@ -69,11 +98,19 @@ def rules(options: Options, **settings: Any) -> None:
     run_service("rules.engine:main", options, **settings)
 
 
-def run_service(target: str, options: Options, *, metrics_port: int | None, log_level: str, log_json: bool) -> None:
+def run_service(
+    target: str,
+    options: Options,
+    *,
+    metrics_port: int | None,
+    log_level: str,
+    log_json: bool,
+    more: Mapping[str, object] | None = None,
+) -> None:
     """Run a room's main function until SIGTERM or SIGINT; a second signal does not wait for it.
 
     Args:
-        target: "module:function" of `main(project, stop, metrics_port) -> exit code`.
+        target: "module:function" of `main(project, stop, metrics_port, **more) -> exit code`.
     """
     from tallyman.log import setup
 
@@ -83,7 +120,7 @@ def run_service(target: str, options: Options, *, metrics_port: int | None, log_
     project = options.load()
     main: Callable[..., int] = load_room(target)
     with stopped_by_signals() as stop:
-        code = main(project, stop, metrics_port)
+        code = main(project, stop, metrics_port, **(more or {}))
     leave(code)
 
 

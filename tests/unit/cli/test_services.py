@@ -83,3 +83,43 @@ def test_sigterm_ends_a_service_with_its_own_exit_code(tmp_path: Path) -> None:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 5
+
+
+def test_the_pipeline_takes_a_clusters_options_and_hands_on_what_follows_the_dashes(
+    service: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def room(target: str) -> Any:
+        if target == "pipeline.portable:Portable":
+            return dict
+        assert target == "pipeline.submit:main"
+        return lambda project, stop, metrics_port, **more: calls.append(more) or 7
+
+    monkeypatch.setattr("tallyman.cli.services.load_room", room)
+    where = ["--runner", "PortableRunner", "--job-endpoint", "flink-1:8099"]
+    pool = ["--environment", "EXTERNAL", "--environment-config", "localhost:50000"]
+    assert run(["pipeline", *service[1:], *where, *pool, "--", "--parallelism=4", "--streaming"]) == 7
+    assert calls[0]["portable"] == {
+        "job_endpoint": "flink-1:8099",
+        "environment": "EXTERNAL",
+        "environment_config": "localhost:50000",
+        "options": ("--parallelism=4", "--streaming"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--job-endpoint", "flink-1:8099"], "these options are a cluster's: add --runner PortableRunner"),
+        (["--", "--parallelism=4"], "these options are a cluster's"),
+        (["--runner", "PortableRunner"], "needs --job-endpoint, such as flink-1:8099"),
+        (["--runner", "SparkRunner"], "'SparkRunner' is not one of"),
+    ],
+)
+def test_a_cluster_is_asked_for_as_a_whole(
+    service: list[str], arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pipeline", *service[1:], *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not CALLS

@@ -1,0 +1,190 @@
+"""Run the job on a cluster as a service: submit it, stay beside it, submit it again when it has failed.
+
+The cluster reads, counts and writes. What must be done once for all of it stays in this process: sealing, keeping
+silent partitions' clocks moving, looking at the topic again, and saying how the job is. A restart, of this process or
+of the job, reads again from the book; savepoints and checkpoints hold nothing that is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apache_beam as beam
+import grpc
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_job_api_pb2 as job_api
+from apache_beam.portability.api import beam_job_api_pb2_grpc as job_grpc
+from apache_beam.runners.portability.portable_runner import PortableRunner
+
+from pipeline import metrics as counted
+from pipeline.follow import Follower
+from pipeline.job import build
+from pipeline.portable import Portable, check_known, flags_of, job_name
+from pipeline.runtime import JobConfig
+from pipeline.upkeep import Upkeep
+from pipeline.worker import prepare
+from tallyman.errors import BrokerError, ConfigError, LogError
+from tallyman.metrics import serve
+from tallyman.project import Project
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+_ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
+_WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
+_OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
+_SENTENCE = re.compile(r"tallyman\.errors\.LogError: (.+?)(?: \[while running |\\n|\n|$)")
+
+
+def main(project: Project, stop: threading.Event, metrics_port: int | None, *, portable: Portable) -> int:
+    """Keep the job running on the cluster until told to stop; return the exit code.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
+    flags = flags_of(portable, project.config.kafka.topic)
+    config = prepare(project)
+    follower = Follower(config)
+    server = serve(metrics_port, follower.ready) if metrics_port is not None else None
+    duties = ((follower.look, LOOK_EVERY_S),)
+    upkeep = Upkeep(
+        config, stop, project.kafka_replication, lambda: config.assigned, silent_s=follower.silent_s, more=duties
+    )
+    upkeep.start()
+    try:
+        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, stop), stop)
+    finally:
+        stop.set()
+        upkeep.close()
+        follower.close()
+        if server is not None:
+            server.close()
+    fault = fault or upkeep.fault
+    if fault is not None:
+        log.error("log_differs", extra={"error": str(fault)})
+    return int(fault is not None)
+
+
+def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | None:
+    """Run the job again and again until `stop`, or until the log is not what was booked: return why then."""
+    wait_s = _FIRST_WAIT_S
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            run()
+        except ConfigError:
+            raise
+        except LogError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a cluster fails in many ways; none of them is the end
+            log.warning("job_submitted_again", extra={"error": f"{type(error).__name__}: {error}"[:1000]})
+            counted.note_failure(error)
+            if time.monotonic() - began > _WELL_AFTER_S:
+                wait_s = _FIRST_WAIT_S
+            stop.wait(wait_s)
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+    return None
+
+
+def run_job(config: JobConfig, flags: list[str], endpoint: str, stop: threading.Event) -> None:
+    """Submit the job and wait until it ends; cancel it when `stop` is set.
+
+    Raises:
+        LogError: It failed because the log is not what was booked.
+        ConfigError: The job server does not know an option.
+        BrokerError, grpc.RpcError: It failed otherwise, or the job server is away.
+    """
+    with job_server(endpoint) as jobs:
+        check_known(flags, _known_options(jobs), endpoint)
+        name = job_name(config.topic)
+        _cancel_older(jobs, name)
+        before = {job.job_id for job in _jobs(jobs, name)}
+        pipeline = beam.Pipeline(runner=PortableRunner(), options=_options(flags))
+        build(pipeline, config, apart=True)
+        result = pipeline.run()
+        log.info("job_submitted", extra={"job_name": name, "job_server": endpoint})
+        try:
+            state = _wait(result, stop)
+        finally:
+            if stop.is_set():
+                result.cancel()
+        if state in _OVER:
+            mine = next((job.job_id for job in _jobs(jobs, name) if job.job_id not in before), "")
+            raise failure(state, _error_messages(jobs, mine))
+
+
+@contextmanager
+def job_server(endpoint: str) -> Iterator[Any]:
+    """Yield the job server's stub."""
+    with grpc.insecure_channel(endpoint) as channel:
+        yield job_grpc.JobServiceStub(channel)
+
+
+def failure(state: str, messages: list[str]) -> BrokerError | LogError:
+    """Return why a job has ended, in our own words where they are among the job server's messages."""
+    for message in messages:
+        if found := _SENTENCE.search(message):
+            return LogError(found[1])
+    reason = messages[-1].strip() if messages else "the job server gives no reason"
+    return BrokerError(f"the job ended as {state}: {reason}")
+
+
+def _wait(result: Any, stop: threading.Event) -> str:
+    """Return the state in which the job ended, or the last one when `stop` was set. A job outlives its job server."""
+    state = "STARTING"
+    while not stop.wait(LOOK_EVERY_S):
+        try:
+            now = str(result.state)
+        except grpc.RpcError as error:
+            log.warning("job_server_away", extra={"error": str(error)[:300]})
+            continue
+        if now != state:
+            log.info("job_state", extra={"state": now})
+            state = now
+        if state in _OVER:
+            break
+    return state
+
+
+def _options(flags: list[str]) -> PipelineOptions:
+    """Return the options for Beam, which warns of those of Flink: it learns of them from the job server later."""
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+    return PipelineOptions(flags)
+
+
+def _known_options(jobs: Any) -> set[str]:
+    described = jobs.DescribePipelineOptions(
+        job_api.DescribePipelineOptionsRequest(), timeout=_ANSWER_S, wait_for_ready=True
+    )
+    return {str(option.name) for option in described.options} | set(_options([]).get_all_options())
+
+
+def _jobs(jobs: Any, name: str) -> list[Any]:
+    found = jobs.GetJobs(job_api.GetJobsRequest(), timeout=_ANSWER_S).job_info
+    return [job for job in found if job.job_name == name]
+
+
+def _cancel_older(jobs: Any, name: str) -> None:
+    """Cancel what an earlier process has left running: two jobs would count right, but do all work twice."""
+    for job in _jobs(jobs, name):
+        if job_api.JobState.Enum.Name(job.state) not in _OVER:
+            log.info("older_job_cancelled", extra={"job_id": job.job_id})
+            jobs.Cancel(job_api.CancelJobRequest(job_id=job.job_id), timeout=_ANSWER_S)
+
+
+def _error_messages(jobs: Any, job_id: str) -> list[str]:
+    """Return the errors that the job server tells of a job that has ended, oldest first."""
+    errors = []
+    try:
+        for message in jobs.GetMessageStream(job_api.JobMessagesRequest(job_id=job_id), timeout=5):
+            if message.message_response.importance == job_api.JobMessage.JOB_MESSAGE_ERROR:
+                errors.append(message.message_response.message_text)
+    except grpc.RpcError as error:  # the stream of a job that is long over may stay open
+        log.debug("job_messages_end", extra={"error": str(error)[:300]})
+    return errors

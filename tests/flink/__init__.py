@@ -1,0 +1,1 @@
+"""A Beam job server and a Flink cluster from pinned jars, for tests and for the chaos run."""

@@ -1,0 +1,138 @@
+"""The same job on a real Flink, by Beam's portable runner: nothing is lost or doubled, every total is exact."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tallyman.clickhouse import connect
+from tallyman.errors import StackError
+from tallyman.local.folder import ClickHouseEndpoint
+from tests.flink.parts import JobServer, python_env, tallyman_argv
+from tests.flink.usage import METERS, Usage, differences, ends_of, send
+from tests.integration.booking import OwnProject, wait_for
+from tests.stack import not_here
+
+pytestmark = pytest.mark.integration
+PARTITIONS, CHUNK = 4, 64
+PATIENCE_S = 150
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobServer]:
+    """Beam's job server, with a whole Flink of two slots inside it."""
+    try:
+        server = JobServer(tmp_path_factory.mktemp("flink"))
+        server.start()
+    except StackError as error:
+        not_here(f"Flink cannot run here: {error}")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def project(tmp_path: Path, kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint) -> OwnProject:
+    own = OwnProject(
+        tmp_path / "project", kafka_broker, clickhouse_endpoint, METERS, partitions=PARTITIONS, chunk_size=CHUNK
+    )
+    own.pipeline["tick"] = "2s"
+    return own
+
+
+class Job:
+    """`tallyman pipeline --runner PortableRunner` as a process of its own, which is the worker as well."""
+
+    def __init__(self, project: OwnProject, server: JobServer) -> None:
+        assert project.project.config.kafka.partitions == PARTITIONS  # writes tallyman.yaml
+        self.log = project.folder / "pipeline.log"
+        where = ("--project", project.folder, "--data", project.folder / "data")
+        self._argv = tallyman_argv(
+            "pipeline", "--runner", "PortableRunner", "--job-endpoint", server.endpoint,
+            "--environment", "LOOPBACK", *where, "--", "--parallelism=2", "--checkpointing_interval=1000",
+        )  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(self._argv, stdout=out, stderr=out, env=python_env())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> int:
+        """Ask it to end; return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def running(project: OwnProject, server: JobServer) -> Iterator[Job]:
+    job = Job(project, server)
+    try:
+        yield job
+    except BaseException:
+        print(job.said[-8000:], server.log.read_text(encoding="utf-8", errors="replace")[-8000:], sep="\n----\n")
+        raise
+    finally:
+        if job.process.poll() is None:
+            job.kill()
+
+
+def booked_to(project: OwnProject, ends: dict[int, int]) -> bool:
+    reached = project.reached()
+    return all(reached.get(partition, 0) >= end for partition, end in ends.items())
+
+
+def test_a_worker_killed_on_flink_loses_nothing_and_doubles_nothing(
+    project: OwnProject, job_server: JobServer
+) -> None:
+    """Then the same command is simply started again: it cancels what it left running, and goes on from the book."""
+    usage = Usage(PARTITIONS, seed=1)
+    topic = str(project.settings["topic"])
+    brokers = (project.kafka,)
+    with running(project, job_server) as job:
+        wait_for(lambda: "job_submitted" in job.said, "the job on Flink", PATIENCE_S)
+        send(brokers, topic, usage.records(300))
+        wait_for(lambda: len(project.reached()) == PARTITIONS, "progress in every partition", PATIENCE_S)
+        send(brokers, topic, usage.records(600))
+        job.kill()
+        send(brokers, topic, usage.records(300))
+        job.start()
+        ends = ends_of(brokers, topic, PARTITIONS)
+        wait_for(lambda: booked_to(project, ends), f"progress up to {ends}", PATIENCE_S)
+        assert "older_job_cancelled" in job.said
+        clock = "SELECT min(clock) FROM (SELECT max(reached_clock_ms) AS clock FROM progress GROUP BY partition)"
+        before = project.ask(clock)
+        wait_for(lambda: project.ask(clock) > before, "ticks in silent partitions", PATIENCE_S)
+        assert job.stop() == 0
+    client = connect(project.endpoint)
+    ends = {partition: min(end, project.reached()[partition]) for partition, end in ends.items()}
+    assert differences(client, usage, ends, CHUNK) == []
+    client.disconnect()
+
+
+def test_a_log_that_is_not_what_was_booked_ends_the_job_with_its_sentence(
+    project: OwnProject, job_server: JobServer
+) -> None:
+    """Flink tries again a few times; then the service ends, as it does without Flink."""
+    usage = Usage(PARTITIONS, seed=2)
+    with project.running():
+        send((project.kafka,), str(project.settings["topic"]), usage.records(40))
+        project.wait_until_booked()
+    project.ask("ALTER TABLE progress UPDATE reached_digest = reached_digest + 1 WHERE 1 SETTINGS mutations_sync = 1")
+    with running(project, job_server) as job:
+        assert job.process.wait(PATIENCE_S) == 1
+        assert re.search(r"log_differs.*the log differs from what was booked \(digest", job.said)

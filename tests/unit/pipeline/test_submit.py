@@ -1,0 +1,75 @@
+"""What the service makes of a job that has ended: another try, or the sentence that an operator needs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import submit
+from pipeline.submit import failure, keep_submitting
+from tallyman.errors import BrokerError, ConfigError, LogError
+
+# As Flink hands on what Python raised in a worker: once with real line breaks, once inside a repr.
+TRACEBACK = """org.apache.flink.runtime.JobException: Recovery is suppressed by FixedDelayRestartBackoffTimeStrategy(...)
+Caused by: java.lang.RuntimeException: Error received from SDK harness for instruction 7: Traceback (most recent call last):
+  File "pipeline/decode.py", line 95, in _meet_again
+    raise LogError(
+tallyman.errors.LogError: partition 3: below offset 120 the log differs from what was booked (digest 1, booked 2); \
+it was truncated. Nothing is guessed: an operator decides [while running 'ReadUsage/Read-ptransform-9']
+"""  # noqa: E501
+SENTENCE = (
+    "partition 3: below offset 120 the log differs from what was booked (digest 1, booked 2); it was truncated. "
+    "Nothing is guessed: an operator decides"
+)
+
+
+@pytest.mark.parametrize("message", [TRACEBACK, repr(TRACEBACK), TRACEBACK.replace(" [while", "\n[while")])
+def test_our_own_sentence_is_found_in_what_flink_says(message: str) -> None:
+    found = failure("FAILED", ["Checkpoint expired", message, "Recovery is suppressed"])
+    assert isinstance(found, LogError) and str(found) == SENTENCE
+
+
+def test_any_other_end_may_pass() -> None:
+    found = failure("FAILED", ["NoResourceAvailableException: Could not acquire the minimum required resources.\n"])
+    assert isinstance(found, BrokerError)
+    assert str(found) == (
+        "the job ended as FAILED: NoResourceAvailableException: Could not acquire the minimum required resources."
+    )
+    assert "gives no reason" in str(failure("CANCELLED", []))
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_FIRST_WAIT_S", 0.001)
+
+
+def ends(*errors: Exception | None) -> Callable[[], None]:
+    left = list(errors)
+
+    def run() -> None:
+        error = left.pop(0)
+        if error is not None:
+            raise error
+
+    return run
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_job_that_failed_is_submitted_again_until_the_log_is_at_fault() -> None:
+    fault = LogError("the log was cut")
+    run = ends(BrokerError("no slots"), RuntimeError("gRPC"), None, fault)
+    assert keep_submitting(run, threading.Event()) is fault
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_wrong_option_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="no such option"):
+        keep_submitting(ends(ConfigError("no such option")), threading.Event())
+
+
+def test_a_stop_ends_it() -> None:
+    stop = threading.Event()
+    stop.set()
+    assert keep_submitting(ends(), stop) is None
