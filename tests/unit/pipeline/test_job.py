@@ -97,6 +97,15 @@ def test_the_four_transforms_together_book_a_fetch(stages: Runtime) -> None:
     assert OPEN[TOPIC_ID, 0].acknowledged is not None and not OPEN[TOPIC_ID, 0].unwritten
 
 
+def test_a_runner_that_would_take_the_stages_apart_is_told_so(stages: Runtime) -> None:
+    """A block of a numbered batch knows how to write its rows as events, and that cannot be carried."""
+    carried = block(stages)
+    for part in carried.parts:
+        part.body_of = lambda row: b""
+    with pytest.raises(Exception, match="Block: this runner carries it to another process"), pipeline() as p:
+        p | beam.Create([carried]) | CountOnce(CONFIG)
+
+
 def test_the_runner_has_one_worker_whatever_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one drops data without an error."""
     monkeypatch.setattr(sys, "argv", ["tallyman", "--direct_num_workers=4", "--direct_running_mode=multi_processing"])
