@@ -7,9 +7,10 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-# The fast ones first, so that a mistake shows early.
 BENCHES = $(basename $(notdir $(shell grep -l '^if __name__' bench/*.py)))
-FOLDERS := unit contract model integration e2e chaos
+# Files run side by side, each worker with a broker and a ClickHouse of its own; the long ones begin first.
+FOLDERS := chaos e2e model integration contract unit
+WORKERS ?= 2
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +27,7 @@ demo: setup ## this host and a month of a small cloud, through Kafka and ClickHo
 	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: setup ## all tests, on a real Kafka broker and the real ClickHouse engine
-	@$(PYTEST) $(wildcard $(addprefix tests/,$(FOLDERS))) $(PYTEST_OPTIONS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(wildcard $(addprefix tests/,$(FOLDERS))) $(PYTEST_OPTIONS)
 
 unit: setup ## the tests that need no services
 	@$(PYTEST) $(wildcard tests/unit tests/contract) $(PYTEST_OPTIONS)
