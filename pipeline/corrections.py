@@ -115,7 +115,7 @@ def measure_correction(
             if meter.aggregation not in CORRECTABLE:
                 raise EventError(
                     "not_correctable",
-                    f"{meter.meter} keeps its {meter.aggregation} and no single values; recount it: tallyman rebuild",
+                    f"{meter.meter} keeps its {meter.aggregation} and no single values to take back",
                 )
     readings = []
     for text, sign in ((correction.was, -1), (correction.now, 1)):
@@ -171,7 +171,7 @@ def _check(correction: Correction, first: Accepted | None) -> None:
     if sorted(then, key=_slug) != sorted(correction.meters, key=_slug):
         raise EventError(
             "not_correctable",
-            f"its meters have changed since definitions {first.definitions}; recount them: tallyman rebuild",
+            f"its meters changed since definitions {first.definitions}; send the difference as an event of its own",
         )
 
 
@@ -204,7 +204,7 @@ def _decode(text: bytes, decoder: JsonDecoder, correction: Correction, *, was: b
     lines = Lines([text], [correction.offset], [0], [correction.appended_ms], [correction.clock_ms], [True])
     events, dead, _ = decoder.decode(lines, SINGLE, 0)
     if dead and was:
-        raise EventError("not_correctable", f"its meters now say: {dead[0].detail}; tallyman rebuild")
+        raise EventError("not_correctable", f"its meters changed and now say: {dead[0].detail}")
     if dead:
         raise EventError(dead[0].reason, f"data.now: {dead[0].detail}")
     return events

@@ -198,7 +198,7 @@ def _read_log(project: Project, topic: TopicInfo, partition: int, offset: int) -
         consumer.close()
     raise UsageQueryError(
         f"event: its bytes at {partition}:{offset} are neither in the archive nor in the log any more; "
-        "what was booked can only be set right by usage of its own, or recounted: tallyman rebuild"
+        "send the difference as an event of its own"
     )
 
 

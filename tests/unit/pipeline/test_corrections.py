@@ -125,7 +125,7 @@ def test_a_maximum_has_forgotten_its_single_values_and_says_so() -> None:
     first = body(1, type="traffic", data={"bytes": 7})
     walk = send(Walk(MOMENTS).send(first), correction(first, b""))
     assert walk.reasons == ["not_correctable"]
-    assert "tallyman rebuild" in walk.chunk.dead[0].detail
+    assert "keeps its max and no single values" in walk.chunk.dead[0].detail
 
 
 def test_a_distinct_value_that_is_voided_counts_no_more() -> None:
