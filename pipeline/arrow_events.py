@@ -36,7 +36,7 @@ from tallyman.nesting import is_too_deep
 ARROW_SCHEMA = pa.schema([pa.field(name, getattr(pa, kind)(), nullable) for name, kind, nullable in ARROW_FIELDS])
 _KNOWN_SERIES = 2_000_000  # entries of series tables that are remembered
 _KNOWN_BYTES = 64 << 20  # of their texts
-_COUNTS, _NO_NEGATIVE, _BY_ITEM = 1, 2, 4
+_COUNTS, _NO_NEGATIVE, _ROW_BY_ROW = 1, 2, 4
 _FINE, _IGNORED, _DEAD = 0, 1, 2
 _POWERS = 10 ** np.arange(MAX_SCALE + 1)
 _LIMITS = ((1 << 63) - 1) // _POWERS  # larger amounts overflow when they are multiplied
@@ -166,7 +166,8 @@ class _KnownSeries:
             level.flags[place] = (
                 _COUNTS * (definition.aggregation == "count")
                 + _NO_NEGATIVE * (not definition.allow_negative)
-                + _BY_ITEM * (meter in catalog.by_item)
+                # The column stands for `data.value`; a meter may look elsewhere, as it would in a JSON event.
+                + _ROW_BY_ROW * (meter in catalog.by_item or definition.value_paths not in ((), ("value",)))
             )
         return len(kept)
 
@@ -269,7 +270,7 @@ class ArrowDecoder:
         """Return the series and the scaled amount of each row that a meter of this level wants."""
         flags, shifts, raw = level.flags[series], level.shifts[series], values
         if flags.any():
-            ones = (flags & (_COUNTS | _BY_ITEM)) != 0
+            ones = (flags & (_COUNTS | _ROW_BY_ROW)) != 0
             values, shifts = np.where(ones, 1, values), np.where(ones, np.int8(0), shifts)
         amounts = self._scale(values, shifts, event, numbers, rows) if shifts.any() else values
         if flags.any():
@@ -277,9 +278,9 @@ class ArrowDecoder:
             for i in np.flatnonzero(negative).tolist():
                 error = EventError("negative", f"value: {self._name(numbers[i])} takes no negative values")
                 rows.errors.setdefault(int(event[i]), error)  # the first reason stays, as for JSON
-            by_item = np.flatnonzero(flags & _BY_ITEM)
-            if len(by_item):
-                numbers, amounts = self._items(level, by_item, (event, numbers, series, raw), amounts, rows)
+            alone = np.flatnonzero(flags & _ROW_BY_ROW)
+            if len(alone):
+                numbers, amounts = self._items(level, alone, (event, numbers, series, raw), amounts, rows)
         return numbers, amounts
 
     def _scale(
