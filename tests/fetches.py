@@ -13,7 +13,7 @@ from pipeline.batches import Fetch
 
 TOPIC_ID = "Zx3mQ0aQTq6uT6mZo0n2eA"
 NOON_MS = 1_793_448_000_000  # 2026-10-31 12:00 UTC, the last day of a month
-CODECS = {"none": 0, "gzip": 1, "lz4": 3, "zstd": 4}
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 TRANSACTIONAL, CONTROL = 0x10, 0x20
 _ATTRIBUTES, _CRC, _CRC_FROM = 21, 17, 21
 

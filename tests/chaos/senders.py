@@ -189,7 +189,7 @@ class Client:
 def copies(number: int) -> list[int]:
     """Return the earlier lots that are sent again behind a lot: what a client does whose answer got lost."""
     chance = random.Random(number)
-    return [chance.randrange(number)] if number and chance.random() < 0.05 else []
+    return [chance.randrange(number)] if number and chance.random() < 0.2 else []
 
 
 def has_conflicts(number: int) -> bool:
