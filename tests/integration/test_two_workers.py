@@ -94,7 +94,7 @@ def test_who_comes_takes_half_and_who_dies_or_leaves_is_replaced(own: OwnProject
         with worker(own) as heir:
             wait_for(lambda: shares(own) == [2, 2], "two workers with two partitions each")
             first.close()
-            assert shares(own) == [4]
+            wait_for(lambda: shares(own) == [4], "the heir with four partitions")
             send(own, range(100, 140))
             wait_for(lambda: own.usage() == {"compute.hours": 140 * 1500}, "all events, also those sent on")
             own.wait_until_booked()
