@@ -30,6 +30,7 @@ from tallyman.local.stack import Service, Stack, StackOptions, probe
 from tallyman.local.supervise import ChildEvent, RestartPolicy, Watcher, importable
 
 STOP_WITHIN_S = 90.0  # Kafka 30, ClickHouse 20, each of ours 10
+_LOOK_UP_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ def up(
             endpoints = stack.start()
             if on_ready:
                 on_ready(endpoints)
-            threading.Event().wait()
+            _wait_for_a_signal()
         except KeyboardInterrupt:
             pass
         finally:
@@ -170,6 +171,13 @@ def _wait_until_free(data: Path, pid: int, patience_s: float) -> bool:
     while read_holder(data) and time.monotonic() < deadline:
         time.sleep(0.02)  # a zombie, or a supervisor that has not written its pid yet
     return read_holder(data) is None
+
+
+def _wait_for_a_signal() -> None:
+    """Wait until a handler raises. Now and then it looks up: a signal that comes just before a wait does not end it."""
+    never = threading.Event()
+    while not never.wait(_LOOK_UP_S):
+        pass
 
 
 @contextmanager

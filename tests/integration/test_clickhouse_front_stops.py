@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 TABLE = "CREATE TABLE IF NOT EXISTS usage (n UInt64, tenant String) ENGINE = MergeTree ORDER BY n"
 ROWS_PER_INSERT = 5000
+SYS_TGKILL = 234 if os.uname().machine == "x86_64" else 131
 
 
 def insert_until_killed(front: Front, answered: list[int]) -> None:
@@ -88,6 +92,29 @@ def test_a_stop_ends_a_running_query_with_an_error_and_not_with_a_short_result(t
     assert front.stop() == 0
     thread.join(10)
     assert len(heard) == 1
+
+
+def test_a_stop_is_heard_that_interrupts_no_system_call_of_the_thread_that_waits(tmp_path: Path) -> None:
+    """As when it comes just before the wait: here another thread of the process takes the signal."""
+    front = Front(tmp_path)
+    client = front.client()
+    client.execute("SELECT 1")
+    pid = front.process.pid
+    other = next(thread for thread in threads_of(pid) if thread != pid and may_be_interrupted(pid, thread))
+    assert ctypes.CDLL(None, use_errno=True).syscall(SYS_TGKILL, pid, other, signal.SIGTERM) == 0
+    front.process.communicate(timeout=20)
+    assert front.process.returncode == 0
+
+
+def threads_of(pid: int) -> list[int]:
+    return sorted(int(each.name) for each in Path(f"/proc/{pid}/task").iterdir())
+
+
+def may_be_interrupted(pid: int, thread: int) -> bool:
+    """Tell whether a thread takes SIGTERM: the engine's own ones block signals."""
+    status = Path(f"/proc/{pid}/task/{thread}/status").read_text(encoding="utf-8")
+    (blocked,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return not int(blocked, 16) >> (signal.SIGTERM - 1) & 1
 
 
 def test_a_second_process_on_the_folder_is_refused_with_a_sentence(tmp_path: Path) -> None:

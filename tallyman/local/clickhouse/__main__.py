@@ -79,6 +79,7 @@ def _serve(options: argparse.Namespace) -> None:
         except OSError as error:
             engine.close()
             raise StackError(f"{options.host}:{options.port}: cannot listen there: {error}") from error
+        signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         print(f"ready on {server.host}:{server.port}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import selectors
 import socket
 import threading
 import time
@@ -29,13 +30,39 @@ class Server:
         self._stopping = False
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        self._listener.setblocking(False)
         self.host, self.port = self._listener.getsockname()[:2]
+        self._woken, self._waker = socket.socketpair()
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+        self.wakeup_fd = self._waker.fileno()
 
     def run(self) -> None:
-        """Accept clients until `stop` is called from another thread or a signal handler."""
+        """Accept clients until `stop` is called from another thread or a signal handler.
+
+        A signal that comes between Python's last look for one and the system call that waits would be slept through:
+        whoever handles signals gives `wakeup_fd` to `signal.set_wakeup_fd`, and the wait ends whenever it came.
+        """
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._listener, selectors.EVENT_READ)
+            ready.register(self._woken, selectors.EVENT_READ)
+            while not self._stopping:
+                ready.select()
+                self._empty_wakeups()
+                self._accept()
+
+    def _empty_wakeups(self) -> None:
+        with suppress(BlockingIOError):
+            while self._woken.recv(64):
+                pass
+
+    def _accept(self) -> None:
+        """Begin to serve everyone who waits."""
         while not self._stopping:
             try:
                 connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
             except OSError as error:
                 if self._stopping:
                     return
@@ -43,6 +70,7 @@ class Server:
                 log.warning("accept_failed", extra={"reason": str(error)})
                 time.sleep(_AGAIN_S)
                 continue
+            connection.setblocking(True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._lock:
@@ -65,8 +93,8 @@ class Server:
     def stop(self) -> None:
         """Accept nobody any more; `run` returns."""
         self._stopping = True
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        with suppress(BlockingIOError):  # full of wake-ups: it wakes anyway
+            self._waker.send(b"\0")
 
     def drain(self) -> bool:
         """End all conversations: idle ones now, running statements when they are done or killed.
