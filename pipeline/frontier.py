@@ -13,6 +13,7 @@ from clickhouse_driver import Client
 from pipeline.aggregate import Table
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import U64, Accepted, AcceptedIds
+from tallyman.clickhouse import store_errors
 
 PLACES = (
     "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
@@ -44,7 +45,16 @@ class Frontier:
 
 
 def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
-    """Read the frontier of a partition, counted from the place that the last seal recorded."""
+    """Read the frontier of a partition, counted from the place that the last seal recorded.
+
+    Raises:
+        StoreError, StoreRefusedError: ClickHouse did not tell.
+    """
+    with store_errors(client, f"reading progress and seals for partition {partition}"):
+        return _read_frontier(client, topic_id, partition, size)
+
+
+def _read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
     chunk, start = _sealed_place(client, topic_id, partition)
     rows = client.execute(
         f"SELECT chunk, covered, {PLACES} FROM progress FINAL"  # noqa: S608 - our own words
@@ -103,13 +113,12 @@ class StoredIds:
         for first in range(0, len(identities), 20_000):
             wanted = set(identities[first : first + 20_000])
             numbers = ",".join(str(high) for high, _ in wanted)
-            columns = self._client.execute(
+            columns = self._ask(
                 "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers
                 f" definitions FROM ids WHERE identity_high IN ({numbers})"
                 " AND topic_id = %(topic)s AND partition = %(partition)s"
                 " AND offset < %(below)s ORDER BY offset, event_index",
                 {"topic": topic_id, "partition": partition, "below": below},
-                columnar=True,
             )
             for high, low, *rest in zip(*(np.asarray(column).tolist() for column in columns), strict=True):
                 if (high, low) in wanted:
@@ -119,11 +128,19 @@ class StoredIds:
     def stream(self, topic_id: str, partition: int) -> Iterator[tuple[U64, U64]]:
         """Yield the accepted identities of a partition, a sixteenth of the hash space at a time."""
         for part in range(16):
-            columns = self._client.execute(
+            columns = self._ask(
                 "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition = %(partition)s"
                 " AND identity_high >= %(from)s AND identity_high <= %(to)s",
                 {"topic": topic_id, "partition": partition, "from": part << 60, "to": ((part + 1) << 60) - 1},
-                columnar=True,
             )
             if len(columns):
                 yield np.asarray(columns[0], np.uint64), np.asarray(columns[1], np.uint64)
+
+    def _ask(self, sql: str, values: dict[str, Any]) -> Any:
+        """Return columns.
+
+        Raises:
+            StoreError, StoreRefusedError: ClickHouse did not tell.
+        """
+        with store_errors(self._client, "reading ids"):
+            return self._client.execute(sql, values, columnar=True)

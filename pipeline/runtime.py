@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from clickhouse_driver import errors as driver_errors
 
 from pipeline import metrics as counted
 from pipeline.batches import Fetch
@@ -30,8 +29,9 @@ from pipeline.outlet import KafkaOutlet
 from pipeline.source import close_readers, reader_of
 from pipeline.write import Flush, Outlet, Tables, write
 from tallyman.books import load_definitions
-from tallyman.clickhouse import NETWORK_ERRORS, connect
+from tallyman.clickhouse import connect
 from tallyman.control import open_control
+from tallyman.errors import StoreError, StoreRefusedError
 
 log = logging.getLogger(__name__)
 _LOAD_AGAIN_S = 0.5
@@ -103,7 +103,7 @@ class Runtime:
                 try:
                     self.judge.filter.load(StoredIds(client), *key)
                     return
-                except (*NETWORK_ERRORS, driver_errors.Error) as error:
+                except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
                     log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
                     time.sleep(_LOAD_AGAIN_S)
                 finally:

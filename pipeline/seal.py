@@ -14,12 +14,10 @@ from datetime import UTC, datetime
 
 import msgspec
 from clickhouse_driver import Client
-from clickhouse_driver import errors as driver_errors
 
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.rollup import roll_up, roll_up_missing
-from tallyman.clickhouse import NETWORK_ERRORS
-from tallyman.errors import StoreError
+from tallyman.clickhouse import store_errors
 
 log = logging.getLogger(__name__)
 KEEP_HOT_BOOKINGS_MS = 86_400_000
@@ -58,17 +56,15 @@ class Sealer:
 
         Raises:
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
+            StoreRefusedError: It refuses, and will until somebody mends what the message names.
         """
         sealed: list[Seal] = []
-        try:
+        with store_errors(self._client, "sealing into usage"):
             while True:
                 steps = list(self.steps())
                 if not steps or not isinstance(steps[-1], Seal):
                     return sealed
                 sealed.append(steps[-1])
-        except (*NETWORK_ERRORS, driver_errors.Error) as error:
-            self._client.disconnect()
-            raise StoreError(f"sealing: {str(error).splitlines()[0][:300]}") from error
 
     def steps(self) -> Iterator[Seal | str]:
         """Seal the oldest booking that can be sealed, if any, step by step; the last step is its seal."""

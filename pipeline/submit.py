@@ -29,7 +29,7 @@ from pipeline.portable import Portable, check_known, flags_of, job_name
 from pipeline.runtime import JobConfig
 from pipeline.upkeep import Upkeep
 from pipeline.worker import prepare
-from tallyman.errors import BrokerError, ConfigError, LogError
+from tallyman.errors import BrokerError, ConfigError, LogError, StoreRefusedError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -39,6 +39,7 @@ LOOK_EVERY_S = 1.0
 _ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
 _WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
 _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
+_AWAY = "AWAY"  # the job server, not the job
 _SENTENCE = re.compile(r"tallyman\.errors\.LogError: (.+?)(?: \[while running |\\n|\n|$)")
 
 
@@ -71,7 +72,7 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None, *, p
     return int(fault is not None)
 
 
-def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | None:
+def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | StoreRefusedError | None:
     """Run the job again and again until `stop`, or until the log is not what was booked: return why then."""
     wait_s = _FIRST_WAIT_S
     while not stop.is_set():
@@ -110,13 +111,12 @@ def run_job(config: JobConfig, flags: list[str], endpoint: str, stop: threading.
         result = pipeline.run()
         log.info("job_submitted", extra={"job_name": name, "job_server": endpoint})
         try:
-            state = _wait(result, stop)
+            job_id = next(job.job_id for job in _jobs(jobs, name) if job.job_id not in before)
+            state = _wait(jobs, job_id, stop)
         finally:
-            if stop.is_set():
-                result.cancel()
+            _cancel(jobs, result)
         if state in _OVER:
-            mine = next((job.job_id for job in _jobs(jobs, name) if job.job_id not in before), "")
-            raise failure(state, _error_messages(jobs, mine))
+            raise failure(state, _error_messages(jobs, job_id))
 
 
 @contextmanager
@@ -135,21 +135,33 @@ def failure(state: str, messages: list[str]) -> BrokerError | LogError:
     return BrokerError(f"the job ended as {state}: {reason}")
 
 
-def _wait(result: Any, stop: threading.Event) -> str:
+def _wait(jobs: Any, job_id: str, stop: threading.Event) -> str:
     """Return the state in which the job ended, or the last one when `stop` was set. A job outlives its job server."""
     state = "STARTING"
     while not stop.wait(LOOK_EVERY_S):
         try:
-            now = str(result.state)
+            answer = jobs.GetState(job_api.GetJobStateRequest(job_id=job_id), timeout=_ANSWER_S)
         except grpc.RpcError as error:
-            log.warning("job_server_away", extra={"error": str(error)[:300]})
+            if state != _AWAY:
+                log.warning("job_server_away", extra={"error": str(error)[:300]})
+            state = _AWAY
             continue
+        now = job_api.JobState.Enum.Name(answer.state)
         if now != state:
             log.info("job_state", extra={"state": now})
             state = now
         if state in _OVER:
             break
     return state
+
+
+def _cancel(jobs: Any, result: Any) -> None:
+    """Cancel the job if it still runs, and close what Beam has opened for it in this process."""
+    try:
+        jobs.GetJobs(job_api.GetJobsRequest(), timeout=_ANSWER_S)  # Beam itself would wait for ever
+        result.cancel()
+    except grpc.RpcError as error:
+        log.warning("job_not_cancelled", extra={"error": str(error)[:300]})
 
 
 def _options(flags: list[str]) -> PipelineOptions:

@@ -14,8 +14,8 @@ from pipeline import metrics as counted
 from pipeline.outlet import KafkaOutlet
 from pipeline.runtime import JobConfig
 from pipeline.seal import Sealer
-from tallyman.clickhouse import connect
-from tallyman.errors import LogError
+from tallyman.clickhouse import connect, store_errors
+from tallyman.errors import LogError, StoreRefusedError
 from tallyman.kafka import check_topic
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,10 @@ class Upkeep:
         self._reads, self._silent_s = reads, silent_s
         self._stop = stop
         self._replication = replication
-        self.fault: LogError | None = None
+        self.fault: LogError | StoreRefusedError | None = None
         everything = [(config.topic_id, number, config.chunk_size) for number in range(config.partitions)]
-        self._sealer = Sealer(connect(config.database), everything)
+        self._client = connect(config.database)
+        self._sealer = Sealer(self._client, everything)
         self._outlet = KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us)
         self._threads = [
             threading.Thread(target=self._keep, args=duty, name=duty[0].__name__.strip("_"), daemon=True)
@@ -74,7 +75,7 @@ class Upkeep:
         while not self._stop.wait(every_s):
             try:
                 duty()
-            except LogError as error:
+            except (LogError, StoreRefusedError) as error:
                 self.fault = error
                 self._stop.set()
             except Exception as error:  # noqa: BLE001 - a duty that dies silently would be missed for days
@@ -87,9 +88,10 @@ class Upkeep:
         """Seal what all partitions have left."""
         for seal in self._sealer.seal_all():
             counted.note_seal(seal)
-        self._sealer.roll_up_missing()
-        self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
-        self._sealer.drop_leftovers()
+        with store_errors(self._client, "tidying usage_hot and usage"):
+            self._sealer.roll_up_missing()
+            self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
+            self._sealer.drop_leftovers()
 
     def _tick(self) -> None:
         """Write a tick into every partition that was silent too long: its clock, and so its bookings, move on."""

@@ -27,7 +27,7 @@ from pipeline.source import close_readers
 from pipeline.upkeep import Upkeep
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
-from tallyman.errors import LogError, TallymanError
+from tallyman.errors import LogError, StoreRefusedError, TallymanError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -65,8 +65,8 @@ def job_config(project: Project, topic: Topic) -> JobConfig:
 def main(project: Project, stop: threading.Event, metrics_port: int | None) -> int:
     """Run the pipeline until told to stop; return the exit code.
 
-    A retriable failure (ClickHouse or Kafka away) is waited out; a log that is not what was booked ends the process
-    with a sentence, because going on would mean guessing.
+    A retriable failure (ClickHouse or Kafka away) is waited out; a log that is not what was booked, and a database that
+    will refuse until somebody mends it, end the process with a sentence.
     """
     config = prepare(project)
     settings = project.config.pipeline
@@ -83,8 +83,9 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
                 cause = cause_of(error)
-                if isinstance(cause, LogError):
-                    log.error("log_differs", extra={"error": str(cause)})
+                if isinstance(cause, LogError | StoreRefusedError):
+                    name = "log_differs" if isinstance(cause, LogError) else "store_refused"
+                    log.error(name, extra={"error": str(cause)})
                     return 1
                 log.warning("pipeline_restarts", extra={"error": f"{type(cause).__name__}: {cause}"[:500]})
                 counted.note_failure(cause)
@@ -103,7 +104,8 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
         if server is not None:
             server.close()
     if upkeep.fault is not None:
-        log.error("topic_refused", extra={"error": str(upkeep.fault)})
+        name = "topic_refused" if isinstance(upkeep.fault, LogError) else "store_refused"
+        log.error(name, extra={"error": str(upkeep.fault)})
         return 1
     return 0
 

@@ -17,14 +17,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from clickhouse_driver import Client
-from clickhouse_driver import errors as driver_errors
 
 from pipeline.aggregate import Reduced
 from pipeline.archive import MapOfPairs
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
-from tallyman.clickhouse import NETWORK_ERRORS
+from tallyman.clickhouse import store_errors
 from tallyman.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -196,13 +195,8 @@ class Tables:
 
     def _insert(self, sql: str, columns: Sequence[Any]) -> None:
         client = self._numbers if isinstance(columns[0], np.ndarray) else self._client
-        try:
+        with store_errors(client, sql.split("(")[0].strip()):
             client.execute(sql, columns, columnar=True)
-        except (*NETWORK_ERRORS, driver_errors.Error) as error:
-            client.disconnect()
-            raise StoreError(
-                f"ClickHouse did not acknowledge: {sql.split('(')[0].strip()}: {_first_line(error)}"
-            ) from error
 
     def insert_ids(self, cuts: Sequence[tuple[tuple[str, int], list[IdColumns]]]) -> None:
         """Insert accepted identities of some partitions as one block."""
@@ -257,6 +251,7 @@ def write(
 
     Raises:
         StoreError: ClickHouse did not acknowledge for `patience_s`; the caller starts again from the frontier.
+        StoreRefusedError: It will not, however often it is asked.
     """
     deadline = time.monotonic() + patience_s
     wait_s = 0.05
@@ -348,10 +343,6 @@ def _same(text: str, size: int) -> Any:
 
 def _place_columns(place: Place) -> list[int]:
     return [place.offset, place.clock_ms, place.booking, place.definitions, place.digest]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _milliseconds(appended: list[int]) -> list[datetime]:

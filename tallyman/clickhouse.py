@@ -1,16 +1,19 @@
-"""The door to ClickHouse: connections that carry every setting on which correctness depends, and the schema."""
+"""The door to ClickHouse: connections that carry every setting on which correctness depends, the schema, and what each
+of its refusals means.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any, Protocol
 
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
-from tallyman.errors import StoreError
+from tallyman.errors import StoreError, StoreRefusedError
 
 # ClickHouse's defaults moved in 2025 and 2026 (async inserts, deduplication of every insert): say what we rely on.
 SETTINGS: Mapping[str, Any] = {
@@ -23,6 +26,78 @@ SETTINGS: Mapping[str, Any] = {
     "session_timezone": "UTC",
 }
 NETWORK_ERRORS = (driver_errors.NetworkError, driver_errors.SocketTimeoutError, EOFError, ConnectionError)
+STORE_ERRORS = (driver_errors.Error, EOFError, OSError)
+
+_SCHEMA = (
+    "the table is not as tallyman/schema makes it: put back what was dropped, renamed or altered"
+    ' (docs/operations.md, "When ClickHouse refuses"), then start the pipeline again'
+)
+_NAME = "clickhouse.database names no database of this server: correct it, or put the database back, then start again"
+_LOGIN = "check clickhouse.user and clickhouse.password, then start again"
+_RIGHTS = "give clickhouse.user the right to read, write and alter this database, then start again"
+_VERSION = "this server is too old, or forbids a setting on which correctness depends: change that, then start again"
+# By ClickHouse's code (`Common/ErrorCodes.cpp`): what stays as it is until somebody mends it, and how. Every other
+# code, also one that nobody has met yet, passes: rows replace themselves by key, so writing them again is always safe,
+# and to stop for what passes would be an outage.
+REFUSALS: Mapping[int, tuple[str, str]] = {
+    8: ("THERE_IS_NO_COLUMN", _SCHEMA),
+    10: ("NOT_FOUND_COLUMN_IN_BLOCK", _SCHEMA),
+    16: ("NO_SUCH_COLUMN_IN_TABLE", _SCHEMA),
+    20: ("NUMBER_OF_COLUMNS_DOESNT_MATCH", _SCHEMA),
+    43: ("ILLEGAL_TYPE_OF_ARGUMENT", _SCHEMA),
+    44: ("ILLEGAL_COLUMN", _SCHEMA),
+    46: ("UNKNOWN_FUNCTION", _VERSION),
+    47: ("UNKNOWN_IDENTIFIER", _SCHEMA),
+    48: ("NOT_IMPLEMENTED", _VERSION),
+    50: ("UNKNOWN_TYPE", _VERSION),
+    53: ("TYPE_MISMATCH", _SCHEMA),
+    56: ("UNKNOWN_STORAGE", _VERSION),
+    60: ("UNKNOWN_TABLE", _SCHEMA),
+    62: ("SYNTAX_ERROR", _VERSION),
+    70: ("CANNOT_CONVERT_TYPE", _SCHEMA),
+    80: ("INCORRECT_QUERY", _VERSION),
+    81: ("UNKNOWN_DATABASE", _NAME),
+    115: ("UNKNOWN_SETTING", _VERSION),
+    164: ("READONLY", _RIGHTS),
+    192: ("UNKNOWN_USER", _LOGIN),
+    193: ("WRONG_PASSWORD", _LOGIN),
+    194: ("REQUIRED_PASSWORD", _LOGIN),
+    195: ("IP_ADDRESS_NOT_ALLOWED", _LOGIN),
+    291: ("DATABASE_ACCESS_DENIED", _RIGHTS),
+    452: ("SETTING_CONSTRAINT_VIOLATION", _VERSION),
+    469: ("VIOLATED_CONSTRAINT", _SCHEMA),
+    497: ("ACCESS_DENIED", _RIGHTS),
+    516: ("AUTHENTICATION_FAILED", _LOGIN),
+}
+
+
+def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedError:
+    """Say what it means that ClickHouse, or the way to it, failed.
+
+    Args:
+        doing: What was asked for, with the name of its table.
+    """
+    said = (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
+    code = int(getattr(error, "code", None) or 0)
+    if code in REFUSALS:
+        name, next_step = REFUSALS[code]
+        return StoreRefusedError(f"{doing}: ClickHouse refuses: {said} (code {code}, {name}); {next_step}")
+    return StoreError(f"{doing}: ClickHouse did not acknowledge: {said}")
+
+
+@contextmanager
+def store_errors(client: Client, doing: str) -> Iterator[None]:
+    """Turn what goes wrong on a connection into our own errors, and begin it anew.
+
+    Raises:
+        StoreError: It may be tried again, as it is.
+        StoreRefusedError: It will be refused until somebody mends what the sentence names.
+    """
+    try:
+        yield
+    except STORE_ERRORS as error:
+        client.disconnect()
+        raise store_error(error, doing) from error
 
 
 class Endpoint(Protocol):
@@ -60,6 +135,11 @@ def migrate(client: Client) -> list[str]:
 
     Every statement can be run twice, so that a migration that was cut off is simply run again.
     """
+    with store_errors(client, "schema"):
+        return _migrate(client)
+
+
+def _migrate(client: Client) -> list[str]:
     client.execute(
         "CREATE TABLE IF NOT EXISTS schema_migrations (name String, applied_at DateTime('UTC') DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY name"
@@ -70,10 +150,8 @@ def migrate(client: Client) -> list[str]:
         if not file.name.endswith(".sql") or file.name in applied:
             continue
         for statement in split_statements(file.read_text("utf-8")):
-            try:
+            with store_errors(client, f"schema/{file.name}"):
                 client.execute(statement)
-            except driver_errors.ServerException as error:
-                raise StoreError(f"schema/{file.name}: {error.message.splitlines()[0][:300]}") from error
         client.execute("INSERT INTO schema_migrations (name) VALUES", [(file.name,)])
         fresh.append(file.name)
     return fresh

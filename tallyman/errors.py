@@ -10,6 +10,7 @@ the next step.
     ├── InvoiceError       an invoice cannot be built, numbered or changed
     ├── StackError         the embedded stack did not start, or is held by another process
     ├── LogError           the Kafka log is not what was booked; nothing is guessed, an operator decides
+    ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
     ├── BrokerError        Kafka did not acknowledge                                     (retriable)
@@ -74,6 +75,10 @@ class StoreError(TallymanError):
     """ClickHouse or the control store said no; the same write may be tried again."""
 
     retriable = True
+
+
+class StoreRefusedError(TallymanError):
+    """ClickHouse said no, and will until somebody mends what the message names: its schema, rights or settings."""
 
 
 class BrokerError(TallymanError):
