@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from typing import NamedTuple
@@ -31,9 +32,7 @@ from tests.model.chunk_model import (
     add,
     booking_after,
     close,
-    home,
     judge,
-    meter,
     seal,
     work,
 )
@@ -43,6 +42,7 @@ class Booking(NamedTuple):
     """One accepted event where it counts; `row` is (chunk, booking, meters, subject, minute)."""
 
     offset: int
+    clock: int
     identity: str
     row: tuple
     value: tuple
@@ -55,24 +55,54 @@ class CheckedWorld(World):
         super().__init__(seed, rules)
         self.produced: list[Event] = []
         self.read_counts: dict[tuple, int] = {}
+        self.right: tuple[int, list[list[Booking]]] = (-1, [])  # of so many records
+        self.checked = 0  # how many blocks were inserted when the rows were last checked
+
+    def makers(self) -> Sequence[Callable[[], Iterator[None]]]:
+        """Return what starts each process of a schedule. The last two, which close and read, end with the faults."""
+        return [
+            *[lambda: work(self)] * 3,
+            *[lambda: seal(self)] * 2,
+            lambda: close(self),
+            lambda: read(self),
+        ]
+
+    def anew(self) -> CheckedWorld:
+        """Return an empty world of this kind, in which the same log can be booked again."""
+        return CheckedWorld(0, self.rules)
 
     def bookings(self) -> list[list[Booking]]:
         """Book every partition from offset 0 without any fault; everything visible is compared with this."""
+        records = sum(len(log.records) for log in self.logs)
+        if self.right[0] != records:
+            self.right = records, self.book_all()
+        return self.right[1]
+
+    def book_all(self) -> list[list[Booking]]:
         booked: list[list[Booking]] = []
+        self.verdicts: list[dict[int, str]] = [{} for _ in self.logs]  # of each event, by its offset
         for partition, log in enumerate(self.logs):
             clock, number, meters, seen, mine = 0, 0, 0, {}, []
             for record in log.records:
                 clock, event = max(clock, record.appended_at), record.event
                 number, meters = booking_after(number, clock, record), max(record.meters, meters)
-                if judge(record, clock, bool(event) and home(event, len(self.logs)) == partition, seen) == "accepted":
+                at_home = event is not None and self.home(event) == partition
+                verdict = judge(record, clock, at_home, seen)
+                if event is not None:
+                    self.verdicts[partition][record.offset] = verdict
+                if verdict == "accepted":
                     seen[event.identity] = max(clock, event.minute)
                     chunk, by_log = record.offset // CHUNK, self.rules.book_by_log_day
-                    subject, value = meter(event, meters)
+                    subject, value = self.meter(event, meters)
                     booked_in = number if by_log else event.minute // DAY * CLOSES
                     row = (chunk, booked_in, meters if self.rules.meters_in_key else 0, subject, event.minute)
-                    mine.append(Booking(record.offset, event.identity, row, value))
+                    mine.append(Booking(record.offset, clock, event.identity, row, value))
             booked.append(mine)
         return booked
+
+    def booked(self) -> bool:
+        """Tell whether all that was sent is booked."""
+        return all(offset >= log.end for offset, log in zip(self.reached(), self.logs, strict=True))
 
     def check_prefix(self, rows: dict[tuple, tuple], sealed_to: int, reported: list[int]) -> None:
         """I2: the rows of each partition are the first n bookings for some n, and n reaches the reported offset."""
@@ -86,6 +116,12 @@ class CheckedWorld(World):
                 raise Broken(f"I2 partition {partition}: the visible rows are not a prefix of the log")
             if count < sum(booking.offset < reported[partition] for booking in booked):
                 raise Broken(f"I2 partition {partition}: the rows end before the progress that was read")
+
+    def check(self) -> None:
+        """I2, after whatever was done."""
+        if self.store.blocks != self.checked:
+            self.checked = self.store.blocks
+            self.check_prefix(self.hot_rows(), self.sealed_to, self.reached())
 
     def check_monotone(self) -> None:
         """I3."""
@@ -103,25 +139,27 @@ class CheckedWorld(World):
             add(by_minute, booking.row[3:], booking.value)
         if max(Counter(booking.identity for booking in chain.from_iterable(self.bookings())).values(), default=0) > 1:
             raise Broken("I1 an identity is booked twice")
-        if self.usage() != by_minute:
+        usage = self.usage()
+        if usage != by_minute:
             raise Broken("I1 the totals differ from the distinct accepted events")
-        for number, rows in self.store.sealed.items():
+        for number, rows in self.sealed().items():
             right = {key: value for key, value in by_booking.items() if key[0] == number}
             if self.rules.book_by_log_day and rows != right:
                 raise Broken(f"I4 sealed booking {number} is wrong")
-        again = CheckedWorld(0, self.rules)
+        again = self.anew()
         again.logs, again.meters = self.logs, self.meters
         again.now, again.replaying = self.now, True
         for log in again.logs:
             log.start = 0  # the raw archive still has what retention removed
         settle(again, [])
-        if again.usage() != self.usage():
+        if again.usage() != usage:
             raise Broken("I5 a replay differs")
 
 
 def read(world: CheckedWorld):
     """Run a reader that needs two queries, one for progress and one for data."""
     while True:
+        told = dict(world.told)
         if world.rules.progress_read_first:
             reported = world.reached()
             yield
@@ -130,7 +168,7 @@ def read(world: CheckedWorld):
             rows, sealed_to = world.hot_rows(), world.sealed_to
             yield
             reported = world.reached()
-        world.check_prefix(rows, sealed_to, reported)
+        world.check_prefix(rows, sealed_to, [max(place, told.get(number, 0)) for number, place in enumerate(reported)])
         world.check_monotone()
 
 
@@ -147,8 +185,10 @@ def happen(world: CheckedWorld) -> None:
         world.produced.append(Event(f"id-{len(world.produced)}", rng.choice("ab"), minute, rng.randint(1, 9)))
     if what in ("event", "copy", "replay"):
         event = world.produced[-1] if what == "event" else rng.choice(world.produced[-8 if rng.random() < 0.6 else 0 :])
+        if what == "copy" and rng.random() < 0.2:
+            event = event._replace(value=rng.randint(1, 9))  # the first copy that was accepted wins
         if what == "replay" or rng.random() < 0.85:  # else a producer with another partitioner
-            log = world.logs[home(event, len(world.logs))]
+            log = world.logs[world.home(event)]
         log.append(event, world.now + world.broker_skew, admitted=what == "replay")
     elif what == "tick":
         log.append(None, world.now + world.broker_skew)
@@ -165,40 +205,52 @@ def happen(world: CheckedWorld) -> None:
             del hot[key]
 
 
-def settle(world: CheckedWorld, actors: list) -> None:
-    """End the faults; let the old processes go on, and a fresh worker book whatever is left."""
+def settle(world: CheckedWorld, actors: Sequence[Iterator[None]], turns: int = 6000) -> None:
+    """End the faults; let the old processes go on, and a fresh worker book whatever is left.
+
+    Raises:
+        Broken: Something is never booked, or never sealed though every partition has left its booking.
+    """
     world.calm, world.broker_skew = True, 0
-    actors = [*actors, work(world)]
-    for _ in range(6000):
-        next(world.rng.choice(actors))
-        if world.rng.random() < 0.05 and all(
-            offset >= log.end for offset, log in zip(world.reached(), world.logs, strict=True)
-        ):
-            return
-    raise Broken("I1 the log was never booked to its end")
+    sealers, worker = bool(actors), world.makers()[0]()
+    for _ in range(turns):
+        next(world.rng.choice((*actors, worker)))
+        if world.rng.random() < 0.05 and world.booked() and (not sealers or world.booking_to_seal() is None):
+            return worker.close()
+    raise Broken("I4 a booking was never sealed" if world.booked() else "I1 the log was never booked to its end")
 
 
-def run_schedule(seed: int, rules: Rules, steps: int = 260) -> None:
-    """Run one interleaving; raise Broken at the first step that breaks an invariant."""
-    world = CheckedWorld(seed, rules)
-    makers = [work, work, work, seal, seal, close, read]
-    actors, asleep = [make(world) for make in makers], [0] * len(makers)
-    for step in range(steps):
-        if world.rng.random() < 0.35:
-            happen(world)
-            continue
-        who, blocks, fate = world.rng.randrange(len(actors)), world.store.blocks, world.rng.random()
-        if asleep[who] > step:
-            continue
-        next(actors[who])
-        if world.store.blocks != blocks:
-            world.check_prefix(world.hot_rows(), world.sealed_to, world.reached())
-        if fate < 0.02:
-            actors[who] = makers[who](world)  # killed, and started again
-        elif fate < 0.05:
-            asleep[who] = step + world.rng.choice((10, 40, 120))  # a zombie: goes on later with what it knew
-    settle(world, actors[:5])
+def interleave(world: CheckedWorld, steps: int, *, happening: float) -> None:
+    """Run the processes of a world in a random order, with kills, zombies and what happens to the log meanwhile.
+
+    Raises:
+        Broken: At the first step that breaks an invariant.
+    """
+    makers = world.makers()
+    actors, asleep = [make() for make in makers], [0] * len(makers)
+    try:
+        for step in range(steps):
+            who, fate = world.rng.randrange(len(actors)), world.rng.random()
+            if world.rng.random() < happening:
+                happen(world)
+            elif asleep[who] <= step:
+                next(actors[who])
+                world.check()
+                if fate < 0.02:
+                    actors[who].close()
+                    actors[who] = makers[who]()  # killed, and started again
+                elif fate < 0.05:
+                    asleep[who] = step + world.rng.choice((10, 40, 120))  # a zombie: goes on later with what it knew
+        settle(world, actors[:-2])
+    finally:
+        for actor in actors:
+            actor.close()
     world.check_end()
+
+
+def run_schedule(seed: int, rules: Rules) -> None:
+    """Run one interleaving of the model."""
+    interleave(CheckedWorld(seed, rules), 260, happening=0.35)
 
 
 def survey(rules: Rules, schedules: int) -> dict:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 CHUNK = 8  # offsets in a chunk, fixed for the life of a topic
 DAY = 10  # minutes in a day; small, so that a schedule crosses several
 CLOSES = 100  # booking = day * CLOSES + the number of the close on that day
+BLOCK = 4  # rows of usage that the store takes as one block; what is larger it cuts, and each piece stands alone
 OLDEST, AHEAD = 25, 5  # an event may be so much older or newer than the log clock
 REMEMBER = OLDEST + AHEAD  # an accepted id is remembered at least so long; after that its copies are too old anyway
 
@@ -37,7 +38,9 @@ class Rules:
     refuse_truncated_head: bool = True  # a read below the log start fails (auto_offset_reset="none")
     clean_when_acked: bool = True  # a key stays dirty until the block that holds it was acknowledged
     close_before_next: bool = True  # the next chunk starts when the last flush of this one was acknowledged
+    flush_fits_a_block: bool = True  # what a process flushes together is one block: the store does not cut it
     progress_after_data: bool = True  # the progress row follows its data rows
+    push_after_progress: bool = True  # who waits for usage is told of a place when its rows can be read
     progress_read_first: bool = True  # a reader asks for progress, then for data
     longest_prefix_wins: bool = True  # a row's version = the offsets covered from the chunk start
     book_by_log_day: bool = True  # rows carry and are partitioned by their booking; one block each, in order
@@ -139,16 +142,6 @@ def add(totals: dict, key: tuple, value: tuple) -> None:
     totals[key] = (old[0] + value[0], old[1] + value[1], max(old[2], value[2]))
 
 
-def home(event: Event, partitions: int) -> int:
-    return zlib.crc32(event.identity.encode()) % partitions
-
-
-def meter(event: Event, meters: int) -> tuple[str, tuple]:
-    """Apply the meter definitions: the second ones merge subjects and change the unit."""
-    subject, factor = (event.subject, 1) if meters == 0 else ("a", 1000)
-    return subject, (1, event.value * factor, (event.minute, event.identity))
-
-
 def booking_after(booking: int, clock: int, record: Record) -> int:
     """Return the record's booking: its log day, or what a close opened (it names it: a second copy is harmless)."""
     return max(booking, clock // DAY * CLOSES, record.opens)
@@ -174,10 +167,20 @@ class World:
     def __init__(self, seed: int, rules: Rules) -> None:
         self.rng, self.rules, self.store = random.Random(seed), rules, Store(random.Random(seed))
         self.now, self.broker_skew, self.calm, self.replaying = 20, 0, False, False
-        self.logs = [PartitionLog(), PartitionLog()]
+        self.logs = [PartitionLog() for _ in range(self.rng.choice((2, 2, 3)))]
+        self.told: dict[int, int] = {}  # the places that were pushed to whoever waits for usage
         self.meters = 0  # control store: the newest meter definitions
         self.sealed_to = -1  # control store: every booking up to this one is sealed
         self.opened = 0  # control store: the booking of the newest close
+
+    def home(self, event: Event) -> int:
+        """Return the partition in which an event counts."""
+        return zlib.crc32(event.identity.encode()) % len(self.logs)
+
+    def meter(self, event: Event, meters: int) -> tuple[str, tuple]:
+        """Apply the meter definitions: the second ones merge subjects and change the unit."""
+        subject, factor = (event.subject, 1) if meters == 0 else ("a", 1000)
+        return subject, (1, event.value * factor, (event.minute, event.identity))
 
     def frontier(self, partition: int) -> tuple[int, Place, Place, Place]:
         """Return the first open chunk, its start, where its last booking began, and the place reached.
@@ -210,11 +213,15 @@ class World:
             if key[2] > self.sealed_to or not self.rules.book_by_log_day
         }
 
+    def sealed(self) -> dict[int, dict[tuple, tuple]]:
+        """Return the rows of each sealed booking."""
+        return self.store.sealed
+
     def usage(self) -> dict[tuple, tuple]:
         """Total per (subject, minute), as a dashboard or an invoice reads it."""
         totals: dict[tuple, tuple] = {}
-        for booking in self.store.sealed if self.rules.book_by_log_day else ():
-            for key, value in self.store.sealed[booking].items() if booking <= self.sealed_to else ():
+        for booking, rows in self.sealed().items() if self.rules.book_by_log_day else ():
+            for key, value in rows.items() if booking <= self.sealed_to else ():
                 add(totals, key[2:], value)
         for key, value in self.hot_rows().items():
             add(totals, key[4:], value)
@@ -222,71 +229,92 @@ class World:
 
 
 def work(world: World):
-    """Run a worker: take any partition, book it from its frontier, let go. No lock, no lease, no fencing."""
-    rng, rules = world.rng, world.rules
+    """Run a worker: take some partitions, book them from their frontiers, let go. No lock, no lease, no fencing."""
+    rng = world.rng
     while True:
-        partition = rng.randrange(len(world.logs))
-        chunk, start, turned, _ = world.frontier(partition)
-        start = turned if rules.restart_at_turn else start
-        seen: dict[str, int] = {}
-        for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
-            below = offset < start.offset or not rules.seen_at_start
-            forgotten = start.clock - remembered_from > OLDEST // 3 and not rules.remember_longer_than_late
-            if owner == partition and below and not forgotten:
-                seen[identity] = remembered_from  # ids older than REMEMBER answer for admitted records only
+        held: list[OpenChunk] = []
+        for partition in rng.sample(range(len(world.logs)), rng.randint(1, len(world.logs))):
+            held.append((yield from open_chunk(world, partition)))
+        for _ in range(rng.randint(1, 24)):
+            if not (yield from rng.choice(held).book(held)):
+                break  # a process that cannot go on forgets all that it holds
+            yield
         yield
-        for _ in range(rng.randint(1, 3)):
-            task = ChunkTask(world, partition, chunk, start, seen)
-            if not (yield from task.book()):
-                break
-            chunk, start = chunk + 1, task.here
-        yield
+
+
+def open_chunk(world: World, partition: int):
+    """Return the open chunk of a partition as a restart finds it: the frontier, and the ids below it."""
+    rules = world.rules
+    chunk, start, turned, _ = world.frontier(partition)
+    start = turned if rules.restart_at_turn else start
+    yield
+    seen: dict[str, int] = {}
+    for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
+        below = offset < start.offset or not rules.seen_at_start
+        forgotten = start.clock - remembered_from > OLDEST // 3 and not rules.remember_longer_than_late
+        if owner == partition and below and not forgotten:
+            seen[identity] = remembered_from  # ids older than REMEMBER answer for admitted records only
+    yield
+    return OpenChunk(world, partition, chunk, start, start, seen)
 
 
 @dataclass
-class ChunkTask:
-    """Book one chunk from its start, or from where its last booking began. Its state is a function of the log."""
+class OpenChunk:
+    """One chunk, booked from its start or from where its last booking began. Its state is a function of the log."""
 
     world: World
     partition: int
-    chunk: int
+    number: int
     here: Place
+    turned: Place
     seen: dict[str, int]
     totals: dict[tuple, tuple] = field(default_factory=dict)
     dirty: set = field(default_factory=set)  # keys whose newest value is not acknowledged
     ids: list = field(default_factory=list)  # accepted ids that are not acknowledged
     strays: list = field(default_factory=list)
+    acknowledged: Place | None = None  # of the last progress row
 
-    def book(self):
-        """Read to the end of the chunk, flushing now and then; return whether the chunk was closed."""
-        world, rules = self.world, self.world.rules
-        size = CHUNK if rules.chunk_size_pinned or world.rng.random() < 0.5 else CHUNK * 2
-        self.start, self.turned = self.chunk * size, self.here
-        if not rules.chunk_size_pinned:
+    def __post_init__(self) -> None:
+        self.size = CHUNK if self.world.rules.chunk_size_pinned or self.world.rng.random() < 0.5 else CHUNK * 2
+        if not self.world.rules.chunk_size_pinned:
             self.here = self.here._replace(offset=self.start)
-        while True:
-            try:
-                record, position = world.logs[self.partition].next(
-                    self.here.offset, self.start + size, rules.refuse_truncated_head
-                )
-            except TruncatedError:
-                return False  # read the frontier again; if it persists, an operator decides
-            there = self.place_after(record, position) if record else self.here._replace(offset=position)
-            if (there.booking, there.meters) != (self.here.booking, self.here.meters):
-                if self.dirty and rules.book_by_log_day and not (yield from self.flush()):
-                    return False  # a flush ends where the booking or the meters end
-                self.turned = self.here  # what lies before is booked: nobody need read it again
-            self.here = there
-            if record:
-                self.fold(record)
-            closed = self.here.offset >= self.start + size
-            if closed or not record or world.rng.random() < 0.3:
-                flushed = yield from self.flush()
-                while closed and not flushed and rules.close_before_next:
-                    flushed = yield from self.flush()
-            if closed or not record:
-                return closed
-            yield
+
+    @property
+    def start(self) -> int:
+        return self.number * self.size
+
+    @property
+    def covered(self) -> int:
+        """How many offsets are folded in, from the start of the chunk: the version of its rows."""
+        return self.here.offset - self.start
+
+    def book(self, held: list[OpenChunk]):
+        """Count the next record, flush what must be or may be; return whether the process can go on."""
+        world, rules = self.world, self.world.rules
+        end = self.start + self.size
+        try:
+            record, position = world.logs[self.partition].next(self.here.offset, end, rules.refuse_truncated_head)
+        except TruncatedError:
+            return False  # read the frontier again; if it persists, an operator decides
+        there = self.place_after(record, position) if record else self.here._replace(offset=position)
+        if record and (there.booking, there.meters) != (self.here.booking, self.here.meters):
+            if self.dirty and rules.book_by_log_day and not (yield from flush(world, self.together(held))):
+                return False  # a flush ends where the booking or the meters end
+            # What lies before is booked: nobody need read it again. Not the place reached, which may be in a gap: all
+            # that have read so far name the same place.
+            self.turned = self.here._replace(offset=record.offset)
+        self.here = there
+        if record:
+            self.fold(record)
+        closed = self.here.offset >= end
+        full = len(self.dirty) >= BLOCK and rules.flush_fits_a_block
+        if closed or full or not record or world.rng.random() < 0.3:
+            flushed = yield from flush(world, self.together(held))
+            while not flushed and (full or (closed and rules.close_before_next)):
+                flushed = yield from flush(world, self.together(held))
+        if closed:
+            held[held.index(self)] = OpenChunk(world, self.partition, self.number + 1, self.here, self.here, self.seen)
+        return True
 
     def place_after(self, record: Record, offset: int) -> Place:
         clock = max(self.here.clock, record.appended_at) if self.world.rules.clock_never_back else record.appended_at
@@ -297,52 +325,88 @@ class ChunkTask:
         """Count one record into the chunk."""
         world, rules, event = self.world, self.world.rules, record.event
         clock, booking = self.here.clock, self.here.booking
-        at_home = bool(event) and (home(event, len(world.logs)) == self.partition or not rules.home_partition)
+        at_home = event is not None and (world.home(event) == self.partition or not rules.home_partition)
         verdict = judge(record, clock if rules.judge_by_log_time else world.now, at_home, self.seen)
         if verdict == "stray":
             self.strays.append(event)
         if verdict == "accepted":
             self.seen[event.identity] = max(clock, event.minute) if rules.remember_from_event_time else clock
             self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
-            subject, value = meter(event, self.here.meters if rules.meters_from_log else world.meters)
+            subject, value = world.meter(event, self.here.meters if rules.meters_from_log else world.meters)
             booked_in = booking if rules.book_by_log_day else event.minute // DAY * CLOSES
             key = (booked_in, self.here.meters if rules.meters_in_key else 0, subject, event.minute)
             add(self.totals, key, value)
             self.dirty.add(key)
 
-    def flush(self):
-        """Forward strays; write ids, changed rows, progress, in this order; return whether all was acknowledged."""
-        world, rules, store = self.world, self.world.rules, self.world.store
-        place = (self.partition, self.chunk)
-        covered = self.here.offset - self.start
-        version = covered if rules.longest_prefix_wins else store.blocks
-        bookings = sorted({key[0] for key in self.dirty})  # in this order every cut is a prefix of the log
-        writes = [("ids", list(self.ids))]
-        for booking in bookings:
-            rows = [(place + key, version, self.totals[key]) for key in sorted(self.dirty) if key[0] == booking]
-            writes.append(("usage_hot", rows))
-        writes.append(("progress", [(place, covered, (covered, self.here, self.turned))]))
-        if not rules.ids_before_progress:
-            writes.append(writes.pop(0))
-        if not rules.progress_after_data:
-            writes.insert(1, writes.pop(-1))
-        if not rules.clean_when_acked:
-            self.dirty.clear()
-        while self.strays and not world.replaying:
-            event = self.strays[0]
-            world.logs[home(event, len(world.logs))].append(event, world.now + world.broker_skew, admitted=True)
-            self.strays.pop(0)  # acknowledged; a crash before this line sends it again
+    def together(self, held: list[OpenChunk]) -> list[OpenChunk]:
+        """Return this chunk and others of the process that have something to write, as long as all is one block."""
+        cuts, keys = [self], len(self.dirty)
+        for other in held:
+            keys += len(other.dirty) if other is not self else 0
+            if keys > BLOCK and self.world.rules.flush_fits_a_block:
+                break
+            if other is not self and other.acknowledged != other.here and self.world.rng.random() < 0.7:
+                cuts.append(other)
+        return cuts
+
+    def rows(self, booking: int) -> list[tuple[tuple, int, tuple]]:
+        """Return the changed rows of a booking: (key, version, value)."""
+        version = self.covered if self.world.rules.longest_prefix_wins else self.world.store.blocks
+        keys = sorted(key for key in self.dirty if key[0] == booking)
+        return [((self.partition, self.number, *key), version, self.totals[key]) for key in keys]
+
+
+def flush(world: World, cuts: list[OpenChunk]):
+    """Write what some open chunks of one process have, together: each is a cut through its own part of the log.
+
+    Forwards, ids, changed rows, progress, in this order; then the push. Return whether all was acknowledged.
+    """
+    rules, store = world.rules, world.store
+    writes = [("ids", [row for cut in cuts for row in cut.ids])]
+    for booking in sorted({key[0] for cut in cuts for key in cut.dirty}):  # every cut is a prefix of the log
+        rows = [row for cut in cuts for row in cut.rows(booking)]
+        writes += [("usage_hot", rows[first : first + BLOCK]) for first in range(0, len(rows), BLOCK)]
+    progress = [((cut.partition, cut.number), cut.covered, (cut.covered, cut.here, cut.turned)) for cut in cuts]
+    writes.append(("progress", progress))
+    if not rules.ids_before_progress:
+        writes.append(writes.pop(0))
+    if not rules.progress_after_data:
+        writes.insert(1, writes.pop(-1))
+    if not rules.clean_when_acked:
+        for cut in cuts:
+            cut.dirty.clear()
+    if not rules.push_after_progress:
+        tell(world, cuts)
+    yield from forward(world, cuts)
+    try:
+        for table, rows in writes:
+            if rows:
+                store.insert(table, rows, failing=0.0 if world.calm else 0.05)
+                yield
+    except InsertError:
+        return False
+    for cut in cuts:
+        cut.dirty.clear()
+        cut.ids.clear()
+        cut.acknowledged = cut.here
+    tell(world, cuts)
+    return True
+
+
+def forward(world: World, cuts: list[OpenChunk]):
+    """Send what counts in another partition there, as judged already."""
+    for cut in cuts:
+        while cut.strays and not world.replaying:
+            event = cut.strays[0]
+            world.logs[world.home(event)].append(event, world.now + world.broker_skew, admitted=True)
+            cut.strays.pop(0)  # acknowledged; a crash before this line sends it again
             yield
-        try:
-            for table, rows in writes:
-                if rows:
-                    store.insert(table, rows, failing=0.0 if world.calm else 0.05)
-                    yield
-        except InsertError:
-            return False
-        self.dirty.clear()
-        self.ids.clear()
-        return True
+
+
+def tell(world: World, cuts: list[OpenChunk]) -> None:
+    """Push the places up to which usage can be read."""
+    for cut in cuts:
+        world.told[cut.partition] = max(world.told.get(cut.partition, 0), cut.here.offset)
 
 
 def seal(world: World):

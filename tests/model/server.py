@@ -6,15 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.model.real import Endpoint
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where it answers."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
 
 
 @contextmanager
 def running_clickhouse(folder: Path) -> Iterator[Endpoint]:
-    """Run the embedded ClickHouse in a folder."""
-    command = [sys.executable, "-m", "tallyman.local.clickhouse", "--data", str(folder), "--port", "0"]
+    """Run the embedded ClickHouse in a folder; one thread for each query, they are all small."""
+    options = ["--data", str(folder), "--port", "0", "--threads", "1"]
+    command = [sys.executable, "-m", "tallyman.local.clickhouse", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
