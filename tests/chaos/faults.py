@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle, islice
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -28,6 +28,7 @@ from tests.chaos.sealer import STEPS
 _SECOND_US, _DAY_US = 1_000_000, 86_400_000_000
 _AHEAD_MOST_US = 2400 * _SECOND_US  # well within what the project accepts ahead
 _FEED_EVERY_S = 0.5
+_Answer = TypeVar("_Answer")
 
 
 class Waiting(Protocol):
@@ -69,20 +70,27 @@ class Chaos:
         draw = self.rng.random()
         if draw < 0.2:
             return
-        ends = None
-        while ends is None and draw > 0.7:
-            self.wait("the broker answers", lambda: self.parts.ends() is not None)
-            ends = self.parts.ends()
-        if ends is not None:
-            self.wait("all of the log is booked", lambda: self.is_booked_to(ends))
-        else:
+        if draw < 0.7:
             booked = self.booked()
             self.wait_fed("something is booked", lambda: self.booked() > booked)
+        else:
+            ends = self.answer("the broker answers", self.parts.ends)
+            self.wait("all of the log is booked", lambda: self.is_booked_to(ends))
+
+    def answer(self, what: str, ask: Callable[[], _Answer | None]) -> _Answer:
+        """Ask until there is an answer."""
+        answers: list[_Answer] = []
+
+        def is_answered() -> bool:
+            answers.extend(found for found in (ask(),) if found is not None)
+            return bool(answers)
+
+        self.wait(what, is_answered)
+        return answers[0]
 
     def booked(self) -> int:
         """Return how many offsets are booked; waits while ClickHouse is away."""
-        self.wait("ClickHouse answers", lambda: self.parts.booked() is not None)
-        return sum((self.parts.booked() or {}).values())
+        return sum(self.answer("ClickHouse answers", self.parts.booked).values())
 
     def is_booked_to(self, ends: Mapping[int, int]) -> bool:
         booked = self.parts.booked()
@@ -137,7 +145,7 @@ class Chaos:
             try:
                 return close_books(self.parts.project).booking - 1
             except (BrokerError, StoreError):  # it stands in the control store, and whoever starts next writes it
-                self.wait("the broker answers", self.parts.ends)
+                self.answer("the broker answers", self.parts.ends)
 
     def closes(self) -> int:
         """Return how many closes have a number."""
@@ -178,7 +186,7 @@ def _kill_worker(chaos: Chaos, name: str) -> None:
 
 
 def kill_broker(chaos: Chaos) -> None:
-    chaos.wait("the broker answers", chaos.parts.ends)
+    chaos.answer("the broker answers", chaos.parts.ends)
     chaos.kill("kafka", lambda: sum((chaos.parts.ends() or {}).values()))
 
 
@@ -226,7 +234,7 @@ def _restart(chaos: Chaos, name: str) -> None:
 
 
 def restart_broker(chaos: Chaos) -> None:
-    chaos.wait("the broker answers", chaos.parts.ends)
+    chaos.answer("the broker answers", chaos.parts.ends)
     _restart(chaos, "kafka")
 
 
@@ -244,7 +252,7 @@ def stop_broker(chaos: Chaos) -> None:
 
 def stop_database(chaos: Chaos) -> None:
     """ClickHouse stands still while Kafka goes on."""
-    chaos.wait("the broker answers", chaos.parts.ends)
+    chaos.answer("the broker answers", chaos.parts.ends)
     sent = chaos.board["client.done"]
     with chaos.stopped("clickhouse"):
         chaos.wait_fed("the client sends meanwhile", lambda: chaos.board["client.done"] > sent)

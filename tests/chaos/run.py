@@ -118,10 +118,7 @@ class Run:
     def _book_all(self, doing: str) -> None:
         """Wait until all that stands in the log is booked, as long as anything moves."""
         self._watch.doing(doing)
-        ends = None
-        while ends is None:
-            self._watch.until("the broker answers", lambda: self.parts.ends() is not None)
-            ends = self.parts.ends()
+        ends = self.chaos.answer("the broker answers", self.parts.ends)
         while not self.chaos.is_booked_to(ends):
             booked = self.chaos.booked()
             self._watch.until(f"{sum(ends.values()) - booked:,} offsets are booked",
@@ -132,8 +129,8 @@ class Run:
         batches, lots = board["agent.done"], board["client.done"]
         outcome.events = events_in(batches, lots)
         with self._workers_rest():
-            self.chaos.booked()
-            ends, sealed_to = self.parts.booked() or {}, self.parts.sealed_to() or 0
+            ends = self.chaos.answer("ClickHouse answers", parts.booked)
+            sealed_to = self.chaos.answer("ClickHouse answers", parts.sealed_to)
             client = connect(parts.project.clickhouse)
             self._watch.doing("comparing totals")
             totals = evidence.compare_totals(client, self._made, batches, lots, board["host.accepted"])
