@@ -55,6 +55,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "P6 a row is a pure function of a prefix of the log": (
         "model/test_real.py::test_the_model_itself_holds_through_300_schedules",
         "model/test_real.py::test_kills_zombies_failed_inserts_and_clock_steps_change_no_figure",
+        "model/test_pinned.py::test_the_pinned_schedule_breaks_without",
         "integration/test_bad_input.py::test_a_replay_changes_nothing",
         "integration/test_books.py::test_a_topic_made_anew_is_refused_with_a_sentence",
         "unit/pipeline/test_decode.py::test_a_log_that_differs_from_what_was_booked_is_refused",

@@ -11,8 +11,8 @@ from tests.model.store import Store
 SCHEDULES = 30
 
 
-def test_the_model_itself_holds_through_200_schedules() -> None:
-    for seed in range(200):
+def test_the_model_itself_holds_through_300_schedules() -> None:
+    for seed in range(300):
         chunk_check.run_schedule(seed, Rules())
 
 
