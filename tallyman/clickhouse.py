@@ -24,6 +24,12 @@ SETTINGS: Mapping[str, Any] = {
     "optimize_on_insert": 1,
     "do_not_merge_across_partitions_select_final": 1,
     "session_timezone": "UTC",
+    # With replicas (tests/model/replica_model.py); without them ClickHouse has nothing to do for these. What is
+    # acknowledged most replicas have, what is read they have, and a partition is replaced when all have replaced it.
+    "insert_quorum": "auto",
+    "insert_quorum_parallel": 0,  # else reads cannot be sequentially consistent
+    "select_sequential_consistency": 1,
+    "alter_sync": 2,
 }
 NETWORK_ERRORS = (driver_errors.NetworkError, driver_errors.SocketTimeoutError, EOFError, ConnectionError)
 STORE_ERRORS = (driver_errors.Error, EOFError, OSError)
@@ -140,10 +146,13 @@ def migrate(client: Client) -> list[str]:
 
 
 def _migrate(client: Client) -> list[str]:
-    client.execute(
+    engine = client.execute("SELECT engine FROM system.databases WHERE name = currentDatabase()")
+    replicated = engine == [("Replicated",)]
+    journal = (
         "CREATE TABLE IF NOT EXISTS schema_migrations (name String, applied_at DateTime('UTC') DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY name"
     )
+    client.execute(replicated_tables(journal) if replicated else journal)
     applied = {row[0] for row in client.execute("SELECT name FROM schema_migrations")}
     fresh = []
     for file in sorted(resources.files("tallyman.schema").iterdir(), key=lambda entry: entry.name):
@@ -151,10 +160,19 @@ def _migrate(client: Client) -> list[str]:
             continue
         for statement in split_statements(file.read_text("utf-8")):
             with store_errors(client, f"schema/{file.name}"):
-                client.execute(statement)
+                client.execute(replicated_tables(statement) if replicated else statement)
         client.execute("INSERT INTO schema_migrations (name) VALUES", [(file.name,)])
         fresh.append(file.name)
     return fresh
+
+
+def replicated_tables(statement: str) -> str:
+    """Return a statement of the schema as a database of the engine Replicated needs it.
+
+    >>> replicated_tables("CREATE TABLE t (a Int8) ENGINE = ReplacingMergeTree(a) ORDER BY a")
+    'CREATE TABLE t (a Int8) ENGINE = ReplicatedReplacingMergeTree(a) ORDER BY a'
+    """
+    return re.sub(r"\bENGINE = (\w*MergeTree)\b", r"ENGINE = Replicated\1", statement)
 
 
 def split_statements(text: str) -> list[str]:

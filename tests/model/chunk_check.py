@@ -14,10 +14,9 @@ With all rules on no invariant breaks; without one of them, one does, and names 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain
 from typing import NamedTuple
 
@@ -36,6 +35,7 @@ from tests.model.chunk_model import (
     seal,
     work,
 )
+from tests.model.survey import command
 
 
 class Booking(NamedTuple):
@@ -253,24 +253,5 @@ def run_schedule(seed: int, rules: Rules) -> None:
     interleave(CheckedWorld(seed, rules), 260, happening=0.35)
 
 
-def survey(rules: Rules, schedules: int) -> dict:
-    """Run schedules; return how many held, how many broke which invariant, and the first seed that broke."""
-    found: Counter = Counter()
-    first = None
-    for seed in range(schedules):
-        try:
-            run_schedule(seed, rules)
-            found["held"] += 1
-        except Broken as broken:
-            found[str(broken)[:2]] += 1
-            first = seed if first is None else first
-    return {**dict(sorted(found.items())), "first_seed": first}
-
-
 if __name__ == "__main__":
-    schedules, names = int(sys.argv[1]), sys.argv[2:]
-    if names == ["each"]:
-        for rule in fields(Rules):
-            print(f"without {rule.name:28}", survey(replace(Rules(), **{rule.name: False}), schedules), flush=True)
-    else:
-        print(survey(replace(Rules(), **dict.fromkeys(names, False)), schedules))
+    command(run_schedule, Rules(), [rule.name for rule in fields(Rules)])

@@ -1,0 +1,20 @@
+"""With replicas of ClickHouse the books are the same, as long as the rules of replication are kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.model.replica_model import ADDED, ReplicaRules, run_schedule
+from tests.model.survey import survey
+
+
+def test_a_lost_replica_and_a_late_one_change_no_figure_through_60_schedules() -> None:
+    for seed in range(60):
+        run_schedule(seed, ReplicaRules())
+
+
+@pytest.mark.parametrize("rule", ADDED)
+def test_figures_go_wrong_without(rule: str) -> None:
+    assert survey(run_schedule, replace(ReplicaRules(), **{rule: False}), 20)["first_seed"] is not None
