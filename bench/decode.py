@@ -1,4 +1,4 @@
-"""What it costs to turn JSON events into columns: shape by shape, one by one, and in msgspec alone.
+"""What it costs to turn JSON events into columns: by compiled loops, shape by shape, one by one, and in msgspec alone.
 
 python -m bench.decode 100000
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from bench.events import TYPE, single_records
 from pipeline.catalog import Catalog
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.compiled import load_kernel
+from pipeline.json_events import JsonDecoder
+from pipeline.lines import Lines
 from tallyman.meter import Definitions, Meter
 
 METER = Meter(meter="compute.seconds", event_type=TYPE, aggregation="sum",
@@ -35,9 +37,10 @@ def stretches(count: int, size: int) -> list[Lines]:
     return result
 
 
-def decoding(by_shape: bool) -> Callable[[Lines], object]:
-    """Return the pipeline's own decoder, with or without its way for lines that look alike."""
-    decoder = JsonDecoder(Catalog(Definitions(number=1, meters=(METER,))), 1, few=0 if by_shape else 1 << 30)
+def decoding(*, few: int, compiled: bool = False) -> Callable[[Lines], object]:
+    """Return the pipeline's own decoder, with or without its ways for lines that look alike."""
+    kernel = load_kernel() if compiled else None
+    decoder = JsonDecoder(Catalog(Definitions(number=1, meters=(METER,))), 1, few=few, kernel=kernel)
     return lambda lines: decoder.decode(lines, "", 0)
 
 
@@ -50,7 +53,8 @@ def msgspec_alone() -> Callable[[Lines], object]:
 def measure(count: int, size: int) -> dict[str, float]:
     """Return nanoseconds of CPU per event for each way."""
     parts = stretches(count, size)
-    ways = {"by shape": decoding(True), "one by one": decoding(False), "msgspec alone": msgspec_alone()}
+    ways = {"compiled": decoding(few=0, compiled=True), "by shape": decoding(few=0),
+            "one by one": decoding(few=1 << 30), "msgspec alone": msgspec_alone()}  # fmt: skip
     best = {name: np.full(len(parts), np.inf) for name in ways}
     for _ in range(TURNS):
         for i, part in enumerate(parts):
@@ -62,10 +66,12 @@ def measure(count: int, size: int) -> dict[str, float]:
 
 
 def main(count: int) -> None:
-    print(f"{'lines together':>14}  {'by shape':>9}  {'one by one':>10}  {'msgspec alone':>13}  {'times as fast':>13}")
-    for size in (8, 64, 250, 1000, 4000, 16000):
-        shape, single, alone = measure(count, size).values()
-        print(f"{size:>14}  {shape:>6.0f} ns  {single:>7.0f} ns  {alone:>10.0f} ns  {single / shape:>13.2f}")
+    print(f"{'lines together':>14}  {'compiled':>9}  {'by shape':>9}  {'one by one':>10}  {'msgspec alone':>13}  "
+          f"{'times as fast':>13}")  # fmt: skip
+    for size in (8, 16, 32, 64, 250, 1000, 4000, 16000):
+        quick, shape, single, alone = measure(count, size).values()
+        print(f"{size:>14}  {quick:>6.0f} ns  {shape:>6.0f} ns  {single:>7.0f} ns  {alone:>10.0f} ns  "
+              f"{single / quick:>13.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Events:
     digests: npt.NDArray[np.uint64]
     homes: npt.NDArray[np.int64]
     admitted: npt.NDArray[np.bool_]
-    bodies: list[bytes]
+    bodies: Sequence[bytes]
     reading_event: npt.NDArray[np.int64]
     reading_series: npt.NDArray[np.int32]
     reading_value: npt.NDArray[Any]

@@ -19,8 +19,9 @@ from pipeline.book import Conflict, CorrectionRow, Counts, Forward, OpenChunk
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events
 from pipeline.identities import Accepted, IdColumns
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.json_events import JsonDecoder
 from pipeline.letters import record_letter
+from pipeline.lines import Lines
 from tallyman.errors import EventError
 from tallyman.event import CORRECTION, SINGLE, Event, decode_event, home_key, identity, version_identity
 from tallyman.headers import Headers

@@ -16,10 +16,11 @@ from pipeline.book import OpenChunk, Place, chain
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events, Records
 from pipeline.corrections import measure_correction, read_correction
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.json_events import JsonDecoder
 from pipeline.letters import complete, record_letter
+from pipeline.lines import Lines, Stretch
 from pipeline.numbered import ArrowRecord, add_numbered, arrow_events
-from pipeline.stretch import LogRows, add_alike, add_lines, raw_record, read_log, segment_end
+from pipeline.stretch import LogRows, add_lines, raw_record, read_alike, read_log, segment_end
 from tallyman.binary import compose
 from tallyman.errors import EventError, LogError
 from tallyman.event import CONTENT_TYPE, CORRECTS, MAX_RECORD_BYTES, SINGLE
@@ -117,13 +118,12 @@ def _fill(block: Block, log: LogRows, first: int, last: int, decoders: Decoders,
     arrow_decoder.begin()
     booking = block.after.booking
     records = block.records = Records(log.offsets, log.appended, log.values, log.headers)
-    foreign, arrow = Lines(), list[ArrowRecord]()
+    lines, arrow = Lines(), list[ArrowRecord]()
     rows = range(first, last)
     if archive:
         block.raw = [raw_record(log, row, booking) for row in rows]
-    if add_alike(foreign, log, first, last):
-        rows = range(0)
-    for row in rows:
+    alike = read_alike(log, first, last)
+    for row in rows if alike is None else ():
         kind = log.kinds[row]
         value = log.values[row] or b""
         if kind.control:
@@ -136,14 +136,15 @@ def _fill(block: Block, log: LogRows, first: int, last: int, decoders: Decoders,
             elif kind.sequence >= 0:
                 add_numbered(block, log, row, kind, value, decoders, arrow)
             else:
-                add_lines(foreign, log, row, kind, value)
+                add_lines(lines, log, row, kind, value)
         except EventError as error:
             block.received += 1
             block.dead.append(record_letter(block, int(log.offsets[row]), error))
     if arrow:
         block.parts.append(arrow_events(block, log, arrow, decoders))
-    if foreign.bodies:
-        block.received += len(foreign.bodies)
+    foreign: Stretch = lines.together() if alike is None else alike
+    if len(foreign):
+        block.received += len(foreign)
         events, dead, ignored = json_decoder.decode(foreign, SINGLE, booking)
         block.dead += [complete(letter, records) for letter in dead]
         block.ignored += ignored

@@ -33,10 +33,15 @@ class Homes:
         if known is None:
             if len(self._known) >= _MOST:
                 self._known.clear()
-            begun = blake2b(f"{len(subject)}:{subject}{len(source)}:{source}".encode(), digest_size=16)
+            begun = blake2b(identity_prefix(subject, source), digest_size=16)
             known = Home(partition_of(home_key(subject, source), self._partitions), begun.copy)
             self._known[subject, source] = known
         return known
+
+
+def identity_prefix(subject: str, source: str) -> bytes:
+    """Return what an event's id stands behind when its identity is hashed."""
+    return f"{len(subject)}:{subject}{len(source)}:{source}".encode()
 
 
 def identify(begins: Iterable[Callable[[], Any]], ids: Iterable[bytes]) -> list[bytes]:

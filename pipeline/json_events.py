@@ -7,9 +7,10 @@ result may not: a property test holds them equal.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from types import ModuleType
 from typing import Any, Literal
 
 import msgspec
@@ -20,8 +21,12 @@ from crc32c import crc32c
 from pipeline.book import DeadLetter
 from pipeline.catalog import Catalog
 from pipeline.columns import Events
+from pipeline.compiled import load_kernel
 from pipeline.homes import Homes
-from pipeline.lookalikes import FEW, Lookalikes
+from pipeline.lines import Cuts, Lines, Stretch
+from pipeline.lookalikes import Lookalikes
+from pipeline.meanings import Found, Meanings
+from pipeline.quick import Quick
 from pipeline.together import MOST_TOGETHER, join_objects
 from pipeline.values import Failures, narrow, parse_times, scale_values
 from pipeline.work import Work
@@ -31,18 +36,6 @@ from tallyman.meter import value_in
 from tallyman.nesting import is_too_deep
 
 _SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
-
-
-@dataclass(slots=True)
-class Lines:
-    """The bytes of JSON events, and where each stands."""
-
-    bodies: list[bytes] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    indexes: list[int] = field(default_factory=list)
-    appended_ms: list[int] = field(default_factory=list)
-    clocks_ms: list[int] = field(default_factory=list)
-    admitted: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +52,17 @@ class JsonDecoder:
     """Turn JSON events into columns under one catalog.
 
     Args:
-        few: Fewer lines of one shape are not worth reading together.
+        few: Fewer lines of one shape are not worth reading together; None: what is best for the way that reads them.
+        kernel: The compiled loops, where there are any.
     """
 
-    def __init__(self, catalog: Catalog, partitions: int, few: int = FEW) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        partitions: int,
+        few: int | None = None,
+        kernel: ModuleType | Literal["load"] | None = "load",
+    ) -> None:
         self.catalog = catalog
         self._homes = Homes(partitions)
         names = _fields(catalog)
@@ -88,7 +88,10 @@ class JsonDecoder:
         self._slow_types = {
             name for name, numbers in catalog.by_type.items() if not all(_is_flat(catalog, n) for n in numbers)
         }
-        self._lookalikes = Lookalikes(catalog, self._homes, self._slow_types, few)
+        meanings = Meanings(catalog, self._homes, self._slow_types)
+        self._kernel = load_kernel() if kernel == "load" else kernel
+        self._lookalikes = Lookalikes(meanings, *(() if few is None else (few,)))
+        self._quick = Quick(self._kernel, meanings, *(() if few is None else (few,))) if self._kernel else None
 
     def _plan(self, number: int, names: dict[str, tuple[str, Any]]) -> _MeterPlan:
         meter = self.catalog.meters[number]
@@ -98,28 +101,35 @@ class JsonDecoder:
         value = operator.attrgetter(f"data.{names[meter.value][0]}") if not counts else operator.attrgetter("id")
         return _MeterPlan(number, meter.scale, counts, key, value, {})
 
-    def decode(self, lines: Lines, content_type: str, booking: int) -> tuple[Events, list[DeadLetter], int]:
+    def decode(
+        self, lines: Lines | Stretch, content_type: str, booking: int
+    ) -> tuple[Events, list[DeadLetter], int]:
         """Return the events that some meter wants, the dead letters, and how many events were ignored."""
-        count = len(lines.bodies)
-        lengths = np.fromiter(map(len, lines.bodies), np.int64, count)
-        work = Work.of(count)
-        found, rest = self._lookalikes.read(lines.bodies, lengths)
+        stretch = lines if isinstance(lines, Stretch) else lines.together()
+        work = Work.of(len(stretch))
+        found, rest = self.read_alike(stretch)
         for each in found:
             work.take(each)
         dead: list[DeadLetter] = []
         if len(rest):
-            named = self._one_by_one(lines.bodies, rest.tolist(), work)
-            dead = [self._dead(lines, row, error, content_type, booking, named.get(row))
+            named = self._one_by_one(stretch.bodies, rest.tolist(), work)
+            dead = [self._dead(stretch, row, error, content_type, booking, named.get(row))
                     for row, error in sorted(work.errors.items())]  # fmt: skip
-        return self._events(lines, lengths, work, content_type), dead, int((work.kind == 2).sum())
+        return self._events(stretch, work, content_type), dead, int((work.kind == 2).sum())
 
-    def _one_by_one(self, bodies: list[bytes], rows: list[int], work: Work) -> dict[int, Any]:
+    def read_alike(self, stretch: Stretch) -> tuple[list[Found], npt.NDArray[np.int64]]:
+        """Read the lines that share a shape; return the rows, too, that are left to be read one by one."""
+        if self._quick:
+            return self._quick.read(stretch)
+        return self._lookalikes.read(stretch.bodies, stretch.ends - stretch.starts)
+
+    def _one_by_one(self, bodies: Sequence[bytes], rows: list[int], work: Work) -> dict[int, Any]:
         """Decode lines of any shape, and return what names they have."""
-        wires, slow = self._parse([bodies[row] for row in rows] if len(rows) < len(bodies) else bodies)
+        wires, slow = self._parse([bodies[row] for row in rows])
         quick = [i for i, wire in enumerate(wires) if wire is not None] if slow else list(range(len(rows)))
         if quick:
             chosen = [wires[i] for i in quick] if slow else wires
-            self._quick(chosen, np.array([rows[i] for i in quick], np.int64), work)
+            self._understand(chosen, np.array([rows[i] for i in quick], np.int64), work)
         named: dict[int, Any] = {rows[i]: wires[i] for i in quick} if work.errors else {}
         for i in slow:
             self._slow(rows[i], bodies[rows[i]], work, named)
@@ -156,7 +166,7 @@ class JsonDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError):
             return None
 
-    def _quick(self, wires: list[Any], rows: npt.NDArray[np.int64], work: Work) -> None:
+    def _understand(self, wires: list[Any], rows: npt.NDArray[np.int64], work: Work) -> None:
         find, dead_name = self._homes.get, self._bad_name
         identities: list[bytes] = [bytes(16)] * len(wires)
         homes = [0] * len(wires)
@@ -309,12 +319,13 @@ class JsonDecoder:
         return None
 
     def _dead(
-        self, lines: Lines, row: int, error: EventError, content_type: str, booking: int, named: Any
+        self, lines: Stretch, row: int, error: EventError, content_type: str, booking: int, named: Any
     ) -> DeadLetter:
+        offset, index, appended_ms, _ = lines.places[:, row].tolist()
         return DeadLetter(
-            lines.offsets[row],
-            lines.indexes[row],
-            lines.appended_ms[row],
+            offset,
+            index,
+            appended_ms,
             booking,
             error.reason,
             error.detail,
@@ -325,23 +336,32 @@ class JsonDecoder:
             named.subject if named else "",
         )
 
-    def _events(self, lines: Lines, lengths: npt.NDArray[np.int64], work: Work, content_type: str) -> Events:
+    def _events(self, lines: Stretch, work: Work, content_type: str) -> Events:
         kept = work.kind == 0
         rows, series, values = work.readings()
         bodies, words, times, homes = lines.bodies, work.identities, work.times, work.homes
-        places = np.array([lines.offsets, lines.indexes, lines.appended_ms, lines.clocks_ms], np.int64)
-        admitted = np.frombuffer(bytes(lines.admitted), bool)
+        places, admitted, starts, ends = lines.places, lines.admitted, lines.starts, lines.ends
         if not kept.all():
             chosen = kept[rows]
             rows, series, values = (np.cumsum(kept) - 1)[rows[chosen]], series[chosen], values[chosen]
             words, times, homes = words[kept], times[kept], homes[kept]
-            admitted, lengths = admitted[kept], lengths[kept]
+            admitted, starts, ends = admitted[kept], starts[kept], ends[kept]
             places = places[:, kept]
-            bodies = [body for body, yes in zip(bodies, kept.tolist(), strict=True) if yes]
-        digests = np.fromiter(map(crc32c, bodies), np.uint64, len(bodies)) | lengths.astype(np.uint64) << np.uint64(32)
+            bodies = (bodies.where(kept) if isinstance(bodies, Cuts)
+                      else [body for body, yes in zip(bodies, kept.tolist(), strict=True) if yes])  # fmt: skip
+        digests = self._crcs(lines.text, starts, ends, bodies) | (ends - starts).astype(np.uint64) << np.uint64(32)
         offsets, indexes, appended, clocks = places
         return Events(offsets, indexes, appended, clocks, times, words[:, 0], words[:, 1], digests, homes, admitted,
                       bodies, rows, series, values, content_type=content_type)  # fmt: skip
+
+    def _crcs(
+        self, text: bytes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], bodies: Sequence[bytes]
+    ) -> npt.NDArray[np.uint64]:
+        if self._kernel is None or not self._kernel.HAS_CRC:
+            return np.fromiter(map(crc32c, bodies), np.uint64, len(bodies))
+        digests = np.empty(len(starts), np.uint64)
+        self._kernel.digest_lines(np.frombuffer(text, np.uint8), starts, ends, digests)
+        return digests
 
 
 def _is_utf8(body: bytes) -> bool:

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.catalog import Catalog
-from pipeline.homes import Home, Homes, identify
+from pipeline.homes import identify
+from pipeline.meanings import Found, Labels, Meanings, Scaled, only
 from pipeline.shapes import Bools, Cuts, Free, Ints, Sheet, cut, fixed_parts, free_parts, integers, scan, template_of
 from pipeline.values import are_numbers, lengths_of, scale_column, time_column
-from tallyman.errors import EventError
-from tallyman.event import MAX_NAME_BYTES, decode_event
+from tallyman.event import MAX_NAME_BYTES
 
 FEW = 256  # fewer lines of a shape are quicker one by one (`bench.decode`)
 _MOST_SHAPES = 8  # in one stretch of log
@@ -28,60 +27,14 @@ _KNOWN_LABELS = 1 << 17  # of one shape; a label is as long as a line
 _FOREIGN, _NEW = -1, -2  # labels: left to the other way; not met before
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Events in order, as columns; of `unwanted` rows all meters' filters say no.
-
-    Attributes:
-        identities: 16 bytes for each row.
-        readings: (rows, series, values) for each meter.
-    """
-
-    rows: Ints
-    times: Ints
-    homes: Ints
-    identities: bytes
-    readings: list[tuple[Ints, npt.NDArray[np.int32], npt.NDArray[Any]]]
-    unwanted: Ints
-
-
-@dataclass(slots=True)
-class _Labels:
-    """What the labels of one shape mean: a number for each, and columns by this number."""
-
-    meters: int
-    numbers: dict[bytes, int] = field(default_factory=dict)
-    homes: Ints = field(default_factory=lambda: np.zeros(64, np.int64))
-    types: Ints = field(default_factory=lambda: np.zeros(64, np.int64))
-    begins: list[Any] = field(default_factory=list)
-    series: npt.NDArray[np.int32] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.series = np.full((64, self.meters), -1, np.int32)
-
-    def add(self, home: Home, kind: int, series: Sequence[int]) -> int:
-        number = len(self.begins)
-        if number == len(self.homes):
-            self.homes, self.types = np.resize(self.homes, 2 * number), np.resize(self.types, 2 * number)
-            self.series = np.resize(self.series, (2 * number, self.meters))
-        self.begins.append(home.begin)
-        self.homes[number], self.types[number] = home.partition, kind
-        self.series[number] = -1
-        self.series[number, : len(series)] = series
-        return number
-
-
 @dataclass(slots=True)
 class _Shape:
     template: bytes
     free: tuple[Free, ...]
     fixed: tuple[Ints, Ints]
-    labels: _Labels
+    labels: Labels
+    numbers: dict[bytes, int] = field(default_factory=dict)
     mixed: bool = False  # lines of other shapes have as many quotes
-
-    def has(self, role: str) -> bool:
-        """Tell whether there is a free part with this role."""
-        return any(part.role == role for part in self.free)
 
     def columns(self, cuts: Cuts) -> dict[str, pa.Array]:
         """Return the free parts that matter: by their role, and unread numbers by their place."""
@@ -94,23 +47,17 @@ class Lookalikes:
 
     Args:
         few: Fewer lines of one shape are left to the other way.
-        left_out: Types of events that are none of ours: their meters look deeper than the first level of `data`.
     """
 
-    def __init__(self, catalog: Catalog, homes: Homes, left_out: set[str], few: int) -> None:
-        self._catalog, self._homes, self._few = catalog, homes, max(few, 1)
-        self._types = [name for name in catalog.by_type if name not in left_out]
-        self._width = max(map(len, catalog.by_type.values()), default=0)
-        self._read_by_name = frozenset(
-            f"data.{path}" for meter in catalog.meters for path in (*meter.dimensions.values(), *meter.where)
-        )
+    def __init__(self, meanings: Meanings, few: int = FEW) -> None:
+        self._meanings, self._few = meanings, max(few, 1)
         self._shapes: dict[bytes, _Shape | None] = {}
 
     def read(self, bodies: Sequence[bytes], lengths: Ints) -> tuple[list[Found], Ints]:
         """Return the events found, and the rows that are left to the other way."""
         done = np.zeros(len(bodies), bool)
         found: list[Found] = []
-        sheet = scan(bodies, lengths) if len(bodies) >= self._few and self._types else None
+        sheet = scan(bodies, lengths) if len(bodies) >= self._few and self._meanings.types else None
         waiting = np.flatnonzero(sheet.plain) if sheet else np.zeros(0, np.int64)
         for _ in range(_MOST_SHAPES):
             if sheet is None or len(waiting) < self._few:
@@ -134,8 +81,9 @@ class Lookalikes:
         if template not in self._shapes:
             if len(self._shapes) >= _KNOWN_SHAPES:
                 self._shapes.clear()
-            free = free_parts(line, self._read_by_name)
-            self._shapes[template] = _Shape(template, free, fixed_parts(line), _Labels(self._width)) if free else None
+            free = free_parts(line, self._meanings.labels)
+            labels = Labels(self._meanings.width)
+            self._shapes[template] = _Shape(template, free, fixed_parts(line), labels) if free else None
         return self._shapes[template]
 
     def _read_shape(
@@ -151,7 +99,8 @@ class Lookalikes:
         good &= _in_order(columns, shape)
         label = self._understand(shape, cuts, lines, good, bodies)
         good &= label >= 0
-        readings, wanted = self._measure(shape, columns, label, good)
+        at = np.flatnonzero(good)
+        readings, wanted = self._meanings.measure(at, shape.labels, label[at], good, _scaling(columns))
         if not shape.mixed and not (fits.all() and good.all()):
             odd = (rows[~fits] if not fits.all() else lines[~good])[0]
             if template_of(bodies[odd]) != shape.template:
@@ -161,9 +110,9 @@ class Lookalikes:
         label = label[chosen]
         begins = map(shape.labels.begins.__getitem__, label.tolist())
         ids = columns["id"] if good.all() else columns["id"].take(integers(chosen))
-        identities = b"".join(identify(begins, ids.cast(pa.binary()).to_pylist()))
-        kept = [(lines[at], series, values) for at, series, values in _only(readings, good)]
-        return rows, Found(lines[chosen], times[chosen], shape.labels.homes[label], identities, kept,
+        identities = np.frombuffer(b"".join(identify(begins, ids.cast(pa.binary()).to_pylist())), "<u8")
+        kept = [(lines[at], series, values) for at, series, values in only(readings, good)]
+        return rows, Found(lines[chosen], times[chosen], shape.labels.homes[label], identities.reshape(-1, 2), kept,
                            lines[good & ~wanted])  # fmt: skip
 
     def _understand(
@@ -173,9 +122,9 @@ class Lookalikes:
         encoded = cuts.labels().dictionary_encode()
         codes = np.asarray(encoded.indices)
         texts = encoded.dictionary.to_pylist()
-        if len(shape.labels.numbers) > _KNOWN_LABELS:
-            shape.labels = _Labels(self._width)
-        known = shape.labels.numbers
+        if len(shape.numbers) > _KNOWN_LABELS:
+            shape.labels, shape.numbers = Labels(self._meanings.width), {}
+        known = shape.numbers
         numbers = np.array([known.get(text, _NEW) for text in texts], np.int64)
         new = np.flatnonzero(numbers == _NEW)
         if len(new):
@@ -192,47 +141,18 @@ class Lookalikes:
         """Return the number of a label that is met for the first time, from a line that has it."""
         if template_of(line) != shape.template:
             return _FOREIGN
-        try:
-            event = decode_event(line)
-            if event.type not in self._types:
-                return _FOREIGN
-            numbers = self._catalog.by_type[event.type]
-            series = [self._catalog.series_of(number, event.subject, event.data) for number in numbers]
-        except EventError:
+        meaning = self._meanings.of(line, [part.role for part in shape.free])
+        if meaning is None:
             return _FOREIGN
-        for number, found in zip(numbers, series, strict=True):
-            meter = self._catalog.meters[number]
-            if found >= 0 and meter.aggregation != "count" and not shape.has(f"data.{meter.value}"):
-                return _FOREIGN
-        return shape.labels.add(self._homes.find(event.subject, event.source), self._types.index(event.type), series)
+        return shape.labels.add(self._meanings.home_of(meaning), meaning.kind, meaning.series)
 
-    def _measure(
-        self, shape: _Shape, columns: dict[str, pa.Array], label: Ints, good: Bools
-    ) -> tuple[list[tuple[Ints, npt.NDArray[np.int32], npt.NDArray[Any]]], Bools]:
-        """Return each meter's readings, and which lines some meter wants; lines whose value is in doubt lose `good`."""
-        readings = []
-        wanted = np.zeros(len(label), bool)
-        at = np.flatnonzero(good)
-        types = shape.labels.types[label[at]]
-        for kind in np.flatnonzero(np.bincount(types)):
-            members = at[types == kind]
-            for i, number in enumerate(self._catalog.by_type[self._types[kind]]):
-                series = shape.labels.series[label[members], i]
-                mine, series = members[series >= 0], series[series >= 0]
-                wanted[mine] = True
-                meter = self._catalog.meters[number]
-                if meter.aggregation == "count":
-                    values: npt.NDArray[Any] = np.ones(len(mine), np.int64)
-                elif len(mine):
-                    texts = columns[f"data.{meter.value}"]
-                    texts = texts if len(mine) == len(texts) else texts.take(integers(mine))
-                    values, fine = scale_column(texts, meter.scale)
-                    if not meter.allow_negative:
-                        fine &= values >= 0
-                    good[mine[~fine]] = False
-                if len(mine):
-                    readings.append((mine, series, values))
-        return readings, wanted
+
+def _scaling(columns: dict[str, pa.Array]) -> Scaled:
+    def scaled(path: str, mine: Ints, scale: int) -> tuple[npt.NDArray[Any], Bools]:
+        texts = columns[path]
+        return scale_column(texts if len(mine) == len(texts) else texts.take(integers(mine)), scale)
+
+    return scaled
 
 
 def _same_lengths(sheet: Sheet, rows: Ints, shape: _Shape) -> Bools:
@@ -251,11 +171,3 @@ def _in_order(columns: dict[str, pa.Array], shape: _Shape) -> Bools:
         if part.number:
             good &= are_numbers(columns[part.role or str(i)])
     return good
-
-
-def _only(
-    readings: list[tuple[Ints, npt.NDArray[np.int32], npt.NDArray[Any]]], good: Bools
-) -> list[tuple[Ints, npt.NDArray[np.int32], npt.NDArray[Any]]]:
-    if good.all():
-        return readings
-    return [(at[good[at]], series[good[at]], values[good[at]]) for at, series, values in readings]

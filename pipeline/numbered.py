@@ -15,8 +15,8 @@ from pipeline.book import DeadLetter, Forward
 from pipeline.columns import Block, Events
 from pipeline.corrections import digest_of
 from pipeline.identities import IdColumns
-from pipeline.json_events import Lines
 from pipeline.letters import complete
+from pipeline.lines import Lines
 from pipeline.stretch import LogRows, add_lines
 from tallyman.errors import EventError
 from tallyman.event import MAX_RECORD_BYTES, SINGLE, Event, Series, batch_identity, encode_event

@@ -45,7 +45,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """A part that differs from line to line: from `skip` bytes behind a quote to `back` bytes before the next.
+    """A value, a part that differs from line to line: from `skip` bytes behind a quote to `back` bytes before the next.
 
     Attributes:
         role: "id", "time", the name of a field of `data`, or "" for what nobody reads.
@@ -79,6 +79,11 @@ def scan(bodies: Sequence[bytes], lengths: Ints) -> Sheet | None:
     quotes = np.flatnonzero(array == 34)
     first = np.searchsorted(quotes, starts)
     return Sheet(text, starts, ends, quotes, first, np.diff(first, append=len(quotes)), plain)
+
+
+def is_plain(line: bytes) -> bool:
+    """Tell whether a quote in a line begins or ends a text: no backslash, no control character, valid UTF-8."""
+    return b"\\" not in line and min(line, default=0) >= 32 and _is_utf8(line)
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -120,6 +125,16 @@ def free_parts(line: bytes, labels: frozenset[str]) -> tuple[Free, ...]:
     Args:
         labels: The fields of `data` that stay in the label: dimensions and filters.
     """
+    return tuple(part for part in values_of(line) if not is_label(part, labels))
+
+
+def is_label(part: Free, labels: frozenset[str]) -> bool:
+    """Tell whether a value says what series an event belongs to, and from whom it comes."""
+    return part.role in labels or part.role in _LABELLED
+
+
+def values_of(line: bytes) -> tuple[Free, ...]:
+    """Return all values of a plain line, in their order; none if lines of this shape cannot be cut."""
     if line.count(b'"') % 2:
         return ()
     _, around = _marked(line)
@@ -130,12 +145,22 @@ def free_parts(line: bytes, labels: frozenset[str]) -> tuple[Free, ...]:
     roles = _roles(event) if isinstance(event, dict) else {}
     if not {"s-id", "s-time"} <= {f"{marker[0]}-{role}" for marker, role in roles.items()}:
         return ()
-    free: list[Free] = []
-    for place, (skip, back) in sorted(around.items()):
-        role = roles.get(f"{'s' if place % 2 else 'n'}{place}", "")
-        if role not in labels and role not in _LABELLED:
-            free.append(Free(role, place % 2 == 0, place - 1, skip, back))
-    return tuple(free)
+    return tuple(
+        Free(roles.get(f"{'s' if place % 2 else 'n'}{place}", ""), place % 2 == 0, place - 1, skip, back)
+        for place, (skip, back) in sorted(around.items())
+    )
+
+
+def pieces_of(line: bytes, values: Sequence[Free]) -> list[bytes]:
+    """Return what stands before, between and behind a line's values: one piece more than there are values."""
+    parts = line.split(b'"')
+    starts = np.cumsum([0, *(len(part) + 1 for part in parts)]).tolist()
+    pieces, at = [], 0
+    for value in values:
+        place = value.quote + 1
+        pieces.append(line[at : starts[place] + value.skip])
+        at = starts[place] + len(parts[place]) - value.back
+    return [*pieces, line[at:]]
 
 
 def fixed_parts(line: bytes) -> tuple[Ints, Ints]:

@@ -9,12 +9,15 @@ import numpy.typing as npt
 
 from pipeline.batches import Fetch
 from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Place, RawRecord, booking_after
-from pipeline.json_events import Lines
+from pipeline.compiled import load_kernel
+from pipeline.lines import Cuts, Lines, Stretch, join
 from tallyman.binary import compose
 from tallyman.errors import EventError
-from tallyman.event import COLLECTOR, MAX_RECORD_BYTES, split_record
+from tallyman.event import COLLECTOR, MAX_RECORD_BYTES, MAX_RECORD_EVENTS, split_record
 from tallyman.headers import Headers, RecordKind, kind_of
 from tallyman.topics import ENDED
+
+_SHORT_LINE = 32  # bytes; an event has more
 
 
 class LogRows(NamedTuple):
@@ -72,21 +75,52 @@ def raw_record(log: LogRows, row: int, booking: int) -> RawRecord:
     )
 
 
-def add_alike(lines: Lines, log: LogRows, first: int, last: int) -> bool:
-    """Add records that hold one foreign event each, all under the same headers, at once; say whether they are such."""
+def read_alike(log: LogRows, first: int, last: int) -> Stretch | None:
+    """Return the lines of records that hold foreign events in JSON, all under the same headers; else nothing."""
     count, kind = last - first, log.kinds[first] if last > first else None
-    if kind is None or kind.format != "single" or kind.attributes is not None or kind.corrects or kind.sequence >= 0:
-        return False
+    if kind is None or kind.attributes is not None or kind.corrects or kind.sequence >= 0 or kind.control:
+        return None
+    if kind.format not in ("single", "lines") or kind.problem is not None or log.kinds[first:last].count(kind) != count:
+        return None
     bodies = [value or b"" for value in log.values[first:last]]
-    if log.kinds[first:last].count(kind) != count or max(map(len, bodies)) > MAX_RECORD_BYTES:
-        return False
-    lines.bodies += bodies
-    lines.offsets += log.offsets[first:last].tolist()
-    lines.indexes += [0] * count
-    lines.appended_ms += log.appended[first:last].tolist()
-    lines.clocks_ms += log.clocks[first:last].tolist()
-    lines.admitted += [kind.admitted] * count
-    return True
+    if max(map(len, bodies)) > MAX_RECORD_BYTES:
+        return None
+    clocks = np.stack([log.appended[first:last], log.clocks[first:last]])
+    if kind.format == "single":
+        places = np.stack([log.offsets[first:last], np.zeros(count, np.int64), *clocks])
+        return Stretch.of(bodies, places, np.full(count, kind.admitted))
+    return _read_lines(bodies, log.offsets[first:last], clocks, kind.admitted)
+
+
+def _read_lines(
+    bodies: list[bytes], offsets: npt.NDArray[np.int64], clocks: npt.NDArray[np.int64], admitted: bool
+) -> Stretch | None:
+    """Do to records of lines what `split_record` does to one, if the compiled loops are there and none is too large."""
+    kernel = load_kernel()
+    if kernel is None:
+        return None
+    text = join(bodies)
+    array, ends = np.frombuffer(text, np.uint8), np.empty(len(text) // _SHORT_LINE + 1, np.int64)
+    count = kernel.find_lines(array, ends)
+    if count > len(ends):
+        ends = np.empty(count, np.int64)
+        kernel.find_lines(array, ends)
+    ends = ends[:count]
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+    record_ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, len(bodies)) + 1) - 1
+    record = np.searchsorted(record_ends, starts)
+    # What begins with no more than a space may be blank; an event begins with a brace.
+    blank = [row for row in np.flatnonzero(array[starts] <= 32).tolist() if not text[starts[row] : ends[row]].strip()]
+    if blank:
+        kept = np.ones(len(starts), bool)
+        kept[blank] = False
+        starts, ends, record = starts[kept], ends[kept], record[kept]
+    counts = np.bincount(record, minlength=len(bodies))
+    if counts.max(initial=0) > MAX_RECORD_EVENTS:
+        return None
+    indexes = np.arange(len(record)) - (np.cumsum(counts) - counts)[record]
+    places = np.stack([offsets[record], indexes, *clocks[:, record]])
+    return Stretch(Cuts(text, starts, ends), text, starts, ends, places, np.full(len(starts), admitted))
 
 
 def add_lines(lines: Lines, log: LogRows, row: int, kind: RecordKind, value: bytes) -> None:

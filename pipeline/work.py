@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.lookalikes import Found
+from pipeline.meanings import Found
 from tallyman.errors import EventError
 
 
@@ -56,7 +56,7 @@ class Work:
         """Add events that were found together."""
         self.times[found.rows] = found.times
         self.homes[found.rows] = found.homes
-        self.identify(found.rows, found.identities)
+        self.identities[found.rows] = found.identities
         self.kind[found.unwanted] = 2
         for readings in found.readings:
             self.read(*readings)

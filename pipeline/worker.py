@@ -19,6 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
 from pipeline.close import found_books
+from pipeline.compiled import load_kernel
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
 from pipeline.read import STOP
@@ -111,7 +112,8 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
 
 
 def prepare(project: Project) -> JobConfig:
-    """Bring schema, topics and books up to date, waiting for servers that are not up yet."""
+    """Bring schema, topics, books and compiled loops up to date, waiting for servers that are not up yet."""
+    load_kernel()
     client = connect(project.clickhouse)
     try:
         migrate(client)

@@ -23,6 +23,7 @@ from pipeline.archive import MapOfPairs
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
+from pipeline.repeated import repeat
 from tallyman.clickhouse import store_errors
 from tallyman.errors import StoreError
 
@@ -210,7 +211,7 @@ class Tables:
             [
                 joined.high,
                 joined.low,
-                np.repeat(np.array([key[0] for key, _ in cuts], object), sizes),
+                _repeated([key[0] for key, _ in cuts], sizes),
                 np.repeat(np.array([key[1] for key, _ in cuts], np.uint32), sizes),
                 joined.offsets.astype(np.uint64),
                 joined.indexes.astype(np.uint32),
@@ -335,6 +336,13 @@ def _identity_bytes(rows: Reduced, latest: Any) -> list[bytes]:
     # Big-endian, so that ClickHouse orders the bytes as we order (high, low).
     words = np.stack([rows.by_high, rows.by_low], axis=1).astype(">u8").tobytes()
     return [words[16 * i : 16 * i + 16] if yes else nothing for i, yes in enumerate(latest.tolist())]
+
+
+def _repeated(texts: list[str], sizes: list[int]) -> Any:
+    """Return each text as often as its size says."""
+    if len(set(texts)) == 1:
+        return repeat(texts[0], sum(sizes))
+    return np.repeat(np.array(texts, object), sizes)
 
 
 def _same(text: str, size: int) -> Any:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from collectors.arrow import Reading, encode_readings
 from pipeline.catalog import Catalog, SeriesKey
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.json_events import JsonDecoder
+from pipeline.lines import Lines
 from pipeline.write import write
 from tallyman.errors import EventError
 from tallyman.event import ARROW, Series, decode_event

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.catalog import Catalog
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.json_events import JsonDecoder
+from pipeline.lines import Lines
 from tallyman.errors import EventError
 from tallyman.event import decode_event, identity
 from tallyman.meter import Definitions, Meter, measure

@@ -1,7 +1,8 @@
-"""Lines read shape by shape give what the same lines give one by one, whoever their neighbours are."""
+"""Lines read shape by shape, by compiled loops or without, give what they give one by one, whoever stands beside."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.catalog import Catalog
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.compiled import load_kernel
+from pipeline.json_events import JsonDecoder
+from pipeline.lines import Lines
 from pipeline.shapes import free_parts, scan, template_of
 from tallyman.meter import Definitions, Meter
 
@@ -24,6 +27,11 @@ METERS = (
     Meter(meter="deep", event_type="deep", aggregation="count", dimensions={"host": "host.name"}),
 )  # fmt: skip
 ALONE = 1 << 30
+LeftOver = Callable[[list[bytes]], list[int]]
+WAYS = [
+    pytest.param(True, marks=pytest.mark.skipif(load_kernel() is None, reason="numba is absent"), id="compiled"),
+    pytest.param(False, id="python"),
+]
 
 # Shapes: {0} is the line's id; letters are drawn below.
 SHAPES = (
@@ -45,6 +53,8 @@ NUMBERS = ["1", "4", "1.5", "-2", "-0", "-0.0", "01", "1.", "1.2.3", "1e3", "1E4
 TIMES = ["2026-10-31T12:00:00Z", "2026-10-31T12:00:00.123456Z", "2026-10-31T12:00:00+01:00", "2026-02-30T12:00:00Z",
          "1999-12-31T23:59:59Z", "2026-10-31 12:00:00Z", "2026-10-31T12:00:00.1234567Z", "2026-10-31T24:00:00Z",
          "soon", "", "2026-10-31T12:00:60Z", "2026/10/31T12:00:00Z"]  # fmt: skip
+SPLICES = [b"", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", "é🙂".encode(), b"\\", b'"', b'","id":"x',
+           b"0", b"e1", b".", b"-", b" ", b"\x00", b"\x1f", b"\x7f", b"9" * 19]  # fmt: skip
 TYPES = ["server", "store", "heartbeat", "unknown", "deep", ""]
 
 
@@ -97,11 +107,14 @@ def batches(draw: Any) -> list[bytes]:
     return bodies
 
 
+def lines_of(bodies: list[bytes]) -> Lines:
+    count = len(bodies)
+    return Lines(bodies, list(range(count)), [0] * count, [1] * count, [2] * count, [False] * count)
+
+
 def outcome(decoder: JsonDecoder, bodies: list[bytes]) -> tuple[Any, ...]:
     """Return all that a decoder says of lines, without the numbers that it gives to series."""
-    count = len(bodies)
-    lines = Lines(bodies, list(range(count)), [0] * count, [1] * count, [2] * count, [False] * count)
-    events, dead, ignored = decoder.decode(lines, "", 7)
+    events, dead, ignored = decoder.decode(lines_of(bodies), "", 7)
     keys = [decoder.catalog.series[i] for i in events.reading_series.tolist()]
     readings = sorted(
         zip(events.reading_event.tolist(), map(str, keys), events.reading_value.tolist(), strict=True)
@@ -110,17 +123,46 @@ def outcome(decoder: JsonDecoder, bodies: list[bytes]) -> tuple[Any, ...]:
     return [column.tolist() for column in columns], events.bodies, readings, dead, ignored
 
 
-def decoder(few: int) -> JsonDecoder:
-    return JsonDecoder(Catalog(Definitions(number=1, meters=METERS, ignore=("heartbeat",))), 3, few=few)
+def decoder(few: int, *, compiled: bool = False) -> JsonDecoder:
+    catalog = Catalog(Definitions(number=1, meters=METERS, ignore=("heartbeat",)))
+    return JsonDecoder(catalog, 3, few=few, kernel=load_kernel() if compiled else None)
 
 
+@pytest.mark.parametrize("compiled", WAYS)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(batches(), min_size=1, max_size=3))
-def test_lines_give_the_same_together_and_alone(stretches: list[list[bytes]]) -> None:
+def test_lines_give_the_same_together_and_alone(compiled: bool, stretches: list[list[bytes]]) -> None:
     """Each stretch twice: in the second round the decoder knows the shapes and the labels."""
-    together, alone = decoder(2), decoder(ALONE)
+    together, alone = decoder(2, compiled=compiled), decoder(ALONE)
     for bodies in stretches * 2:
         assert outcome(together, bodies) == outcome(alone, bodies)
+
+
+@st.composite
+def mutants(draw: Any) -> list[bytes]:
+    """Good lines of one shape, of which some have other bytes somewhere."""
+    bodies = [plain(n, value=draw(st.sampled_from(["1.5", '"2"', "-3"]))) for n in range(draw(st.integers(2, 12)))]
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(bodies) - 1))
+        line, place = bodies[at], draw(st.integers(0, len(bodies[at])))
+        bytes_there = draw(st.one_of(st.binary(max_size=4), st.sampled_from(SPLICES)))
+        bodies[at] = line[:place] + bytes_there + line[place + draw(st.integers(0, 3)) :]
+    return bodies
+
+
+@pytest.mark.parametrize("compiled", WAYS)
+@settings(max_examples=300, deadline=None)
+@given(mutants())
+def test_mutated_lines_give_the_same_together_and_alone(compiled: bool, bodies: list[bytes]) -> None:
+    assert outcome(decoder(2, compiled=compiled), bodies) == outcome(decoder(ALONE), bodies)
+
+
+@pytest.mark.parametrize("compiled", WAYS)
+def test_every_byte_in_every_place_gives_the_same_together_and_alone(compiled: bool) -> None:
+    """Each place of a line once, with a byte that stands for its kind."""
+    good = plain(1)
+    bodies = [good[:at] + bytes([octet]) + good[at + 1 :] for at in range(len(good)) for octet in b'"\\0-{\xff\xc3\n ']
+    assert outcome(decoder(2, compiled=compiled), bodies) == outcome(decoder(ALONE), bodies)
 
 
 def plain(number: int, **changed: str) -> bytes:
@@ -131,20 +173,21 @@ def plain(number: int, **changed: str) -> bytes:
     ).encode()
 
 
-def left_over(bodies: list[bytes]) -> list[int]:
-    lengths = np.array([len(body) for body in bodies])
-    return decoder(2)._lookalikes.read(bodies, lengths)[1].tolist()  # type: ignore[no-any-return]
+@pytest.fixture(params=WAYS)
+def left_over(request: pytest.FixtureRequest) -> Callable[[list[bytes]], list[int]]:
+    """Tells which lines are left to be read one by one."""
+    return lambda bodies: decoder(2, compiled=request.param).read_alike(lines_of(bodies).together())[1].tolist()
 
 
-def test_lines_of_one_shape_need_no_second_look() -> None:
+def test_lines_of_one_shape_need_no_second_look(left_over: LeftOver) -> None:
     assert left_over([plain(n) for n in range(20)]) == []
 
 
-def test_numbers_need_no_quotes() -> None:
+def test_numbers_need_no_quotes(left_over: LeftOver) -> None:
     assert left_over([plain(n, value=f"{n}.25") for n in range(20)]) == []
 
 
-def test_two_clients_in_turns_are_both_read_together() -> None:
+def test_two_clients_in_turns_are_both_read_together(left_over: LeftOver) -> None:
     """They write the same number of texts, under keys of other lengths."""
     bodies = [plain(n, more=f',"{"zone" if n % 2 else "comment"}":"{n}"') for n in range(40)]
     assert left_over(bodies) == []
@@ -163,13 +206,13 @@ def test_two_clients_in_turns_are_both_read_together() -> None:
         plain(7) + b"\n" + plain(8),
     ],
 )
-def test_only_the_odd_line_is_looked_at_again(line: bytes) -> None:
+def test_only_the_odd_line_is_looked_at_again(left_over: LeftOver, line: bytes) -> None:
     bodies = [plain(n) for n in range(20)]
     bodies[7] = line
     assert left_over(bodies) == [7]
 
 
-def test_labels_that_never_come_again_are_not_all_learned() -> None:
+def test_labels_that_never_come_again_are_not_all_learned(left_over: LeftOver) -> None:
     """To learn one costs more than a line's decoding."""
     assert len(left_over([plain(n, subject=f"tenant-{n}") for n in range(800)])) == 800 - 32 - 100
 

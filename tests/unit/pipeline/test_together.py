@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.catalog import Catalog
-from pipeline.json_events import JsonDecoder, Lines
+from pipeline.json_events import JsonDecoder
+from pipeline.lines import Lines
 from pipeline.together import MOST_TOGETHER, join_objects
 from tallyman.nesting import MAX_NESTING
 from tests.unit.pipeline.events import PLAIN, body
