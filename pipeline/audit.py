@@ -31,6 +31,8 @@ from tallyman.control import open_control
 from tallyman.errors import StoreError
 from tallyman.kafka import read_topic
 from tallyman.project import Project
+from tallyman.repairs import newest_repairs, read_repairs, unfence
+from tallyman.usage import Repair
 
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
@@ -151,9 +153,13 @@ class _Audit:
         self._first_booking = _first_booking(client, engine, self._wanted)
 
     def run(self) -> AuditReport:
+        # Made first, so that a busy pipeline gets no further than need be between the two readings.
+        self._client.execute(f"CREATE TABLE {self._name}_hot AS usage_hot")
+        unfence(self._client, f"{self._name}_hot")
+        repairs = newest_repairs(read_repairs(self._client))
         # In this order: bookings above the seal are read hot, and hot rows reach at least as far as progress says.
         sealed_to = read_sealed_to(self._client)
-        chunks = [chunk for chunk in self._read_chunks() if chunk.reached.booking >= self._first_booking]
+        chunks = [chunk for chunk in self._read_chunks(repairs) if chunk.reached.booking >= self._first_booking]
         behind = self._copy_hot(sealed_to)
         within_reach = [chunk for chunk in chunks if self._is_within_reach(chunk)]
         tasks = [_task(chunk, behind) for chunk in within_reach]
@@ -173,9 +179,14 @@ class _Audit:
             )
         return self._report
 
-    def _read_chunks(self) -> Iterable[BookedChunk]:
+    def _read_chunks(self, repairs: dict[tuple[str, int], Repair]) -> Iterable[BookedChunk]:
         for topic in self._topics.values():
             yield from read_chunks(self._client, topic)
+        for each in repairs.values():
+            name = self._topics[each.topic_id].name if each.topic_id in self._topics else each.topic_id
+            reason = f"repaired: offsets {each.from_offset} to {each.to_offset} were skipped (repair {each.number})"
+            span = Span(name, each.partition, 0, each.to_offset - 1)
+            self._report.unchecked.append(Unchecked(span, (0, each.from_booking), reason))
         unknown = self._client.execute(
             "SELECT topic_id, partition, max(reached_offset), min(reached_booking), max(reached_booking) FROM progress"
             " WHERE topic_id NOT IN %(known)s GROUP BY topic_id, partition ORDER BY topic_id, partition",
@@ -188,7 +199,6 @@ class _Audit:
     def _copy_hot(self, sealed_to: int) -> dict[tuple[str, int], int]:
         """Copy hot rows, so that they stand still; return behind which offset of each partition nothing is in them."""
         hot = f"{self._name}_hot"
-        self._client.execute(f"CREATE TABLE {hot} AS usage_hot")
         self._client.execute(
             f"INSERT INTO {hot} SELECT * FROM usage_hot FINAL WHERE generation = 0 AND booking > %(sealed_to)s",  # noqa: S608
             {"sealed_to": sealed_to},

@@ -22,7 +22,7 @@ from pipeline.lines import Lines, Stretch
 from pipeline.numbered import ArrowRecord, add_numbered, arrow_events
 from pipeline.stretch import LogRows, add_lines, raw_record, read_alike, read_log, segment_end
 from tallyman.binary import compose
-from tallyman.errors import EventError, LogError
+from tallyman.errors import DamageError, EventError, LogError
 from tallyman.event import CONTENT_TYPE, CORRECTS, MAX_RECORD_BYTES, SINGLE
 from tallyman.headers import RecordKind
 from tallyman.meter import Definitions
@@ -103,10 +103,12 @@ def _meet_again(fetch: Fetch, chunk: OpenChunk, after: Place) -> None:
     chunk.earlier = None
     digest = chain(chunk.here.digest, fetch.digests, chunk.here.offset, earlier.offset)
     if digest != earlier.digest:
-        raise LogError(
+        raise DamageError(
+            chunk.partition,
+            "digest",
             f"partition {chunk.partition}: below offset {earlier.offset} the log differs from what was booked "
             f"(digest {digest}, booked {earlier.digest}); it was truncated, or its topic made anew. "
-            "Nothing is guessed: an operator decides"
+            "Nothing is guessed: an operator decides",
         )
 
 

@@ -14,6 +14,8 @@ from pipeline.aggregate import Table
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import U64, Accepted, AcceptedIds
 from tallyman.clickhouse import store_errors
+from tallyman.repairs import NOT_SKIPPED, read_repairs
+from tallyman.usage import Repair
 
 PLACES = (
     "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
@@ -27,6 +29,7 @@ class Frontier:
 
     Attributes:
         chunk: Number of the first open chunk; `start`: the place where it begins.
+        repairs: How many repairs of the partition it takes into account.
         turned: Where a restart begins; `reached`: how far any writer's progress goes.
     """
 
@@ -36,12 +39,14 @@ class Frontier:
     start: Place
     turned: Place
     reached: Place
+    repairs: int = 0
 
     def open(self, size: int, *, ordered: bool) -> OpenChunk:
         """Return the open chunk as a restart finds it: nothing folded since its last booking began."""
         earlier = self.reached if self.reached.offset > self.turned.offset else None
         return OpenChunk(self.topic_id, self.partition, size, self.chunk, self.turned, self.turned,
-                         self.turned.offset, Table(ordered=ordered), AcceptedIds(), earlier)  # fmt: skip
+                         self.turned.offset, Table(ordered=ordered), AcceptedIds(), earlier,
+                         repairs=self.repairs)  # fmt: skip
 
 
 def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
@@ -55,7 +60,11 @@ def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> F
 
 
 def _read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
+    repairs = read_repairs(client, topic_id, partition)
     chunk, start = _sealed_place(client, topic_id, partition)
+    if repairs and chunk <= repairs[-1].chunk:
+        # All before the place where an operator let booking go on is closed by that decision.
+        chunk, start = repairs[-1].chunk, repaired_place(repairs[-1])
     rows = client.execute(
         f"SELECT chunk, covered, {PLACES} FROM progress FINAL"  # noqa: S608 - our own words
         " WHERE topic_id = %(topic)s AND partition = %(partition)s AND generation = 0 AND chunk >= %(chunk)s"
@@ -66,12 +75,20 @@ def _read_frontier(client: Client, topic_id: str, partition: int, size: int) -> 
     for number, covered, *columns in rows:
         if number != chunk:
             break
+        if columns[2] < start.booking:
+            continue  # written before the repair that closed it
         reached, turned = place_of(columns[:6]), place_of(columns[6:])
         if covered < size:
             break
         chunk, start = chunk + 1, Place(*_place_values(reached), Counts())
         turned = reached = start
-    return Frontier(topic_id, partition, chunk, start, turned, reached)
+    return Frontier(topic_id, partition, chunk, start, turned, reached, len(repairs))
+
+
+def repaired_place(repair: Repair) -> Place:
+    """Return the place where booking goes on after a repair; a chunk that is continued keeps its counts."""
+    counts = Counts(*repair.counts) if repair.from_offset // repair.chunk_size == repair.chunk else Counts()
+    return Place(repair.to_offset, repair.from_clock_ms, repair.booking, repair.definitions, 0, counts)
 
 
 def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, Place]:
@@ -117,7 +134,7 @@ class StoredIds:
                 "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers
                 f" definitions FROM ids WHERE identity_high IN ({numbers})"
                 " AND topic_id = %(topic)s AND partition = %(partition)s"
-                " AND offset < %(below)s ORDER BY offset, event_index",
+                f" AND offset < %(below)s{NOT_SKIPPED} ORDER BY offset, event_index",
                 {"topic": topic_id, "partition": partition, "below": below},
             )
             for high, low, *rest in zip(*(np.asarray(column).tolist() for column in columns), strict=True):

@@ -136,7 +136,14 @@ class Share:
     same rows, and the longer prefix wins.
     """
 
-    def __init__(self, group: Group, config: JobConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        group: Group,
+        config: JobConfig,
+        clock: Callable[[], float] = time.monotonic,
+        leave_out: Callable[[frozenset[int]], frozenset[int]] = lambda partitions: partitions,
+    ) -> None:
+        self._leave_out = leave_out
         self._group, self._config, self._clock = group, config, clock
         self._since = clock()
         self._own: frozenset[int] = frozenset()
@@ -158,6 +165,7 @@ class Share:
             self._reads = mine | self._leaving.keys()
         elif now - self._since > PATIENCE_S:
             self._reads = frozenset(self._config.assigned)
+        self._reads = self._leave_out(self._reads)
         return self._reads
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ class _Pulse:
     ticked: dict[int, float] = field(default_factory=dict)  # partition -> when the tick was sent that is still away
     failed: float = 0.0
     failure: str = ""
+    quarantined: dict[int, str] = field(default_factory=dict)  # partition -> what is wrong with its log
 
 
 _pulse = _Pulse()
@@ -67,6 +68,18 @@ def note_failure(error: BaseException) -> None:
     counter("tallyman_pipeline_flush_errors_total").inc()
 
 
+def note_quarantine(partition: int, problem: str) -> None:
+    """Say of a partition that it is set aside."""
+    _pulse.quarantined[partition] = problem[:300]
+    gauge("tallyman_pipeline_quarantined").labels(str(partition)).set(1)
+
+
+def note_repaired(partition: int) -> None:
+    """Say of a partition that it is booked again."""
+    _pulse.quarantined.pop(partition, None)
+    gauge("tallyman_pipeline_quarantined").labels(str(partition)).set(0)
+
+
 def note_rebuild() -> None:
     counter("tallyman_pipeline_rebuilds_total").inc()
 
@@ -103,6 +116,9 @@ def silent_s(partition: int) -> float:
 def ready() -> tuple[bool, str]:
     """Say whether usage is being booked, and if not, why."""
     now = time.monotonic()
+    if _pulse.quarantined:
+        partition, problem = min(_pulse.quarantined.items())
+        return False, f"partition {partition} is set aside, the others are booked on (tallyman repair list): {problem}"
     if not _pulse.polled:
         return False, "no partition was read yet" + (f"; {_pulse.failure}" if _pulse.failure else "")
     if now - _pulse.polled > STANDS_STILL_S:

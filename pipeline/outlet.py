@@ -113,3 +113,17 @@ def _acknowledged(futures: Sequence[Any], doing: str) -> None:
             future.get(timeout=_ACK_TIMEOUT_S)
         except Exception as error:  # kafka-python raises many; none of them means acknowledged
             raise BrokerError(f"{doing}: Kafka did not acknowledge: {type(error).__name__}: {error}") from error
+
+
+def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) -> None:
+    """Write empty records into a partition, so that its log is at least so much longer.
+
+    Raises:
+        BrokerError: Not all were acknowledged.
+    """
+    producer = make_producer(tuple(brokers))
+    try:
+        futures = [producer.send(topic, value=b"", headers=[(TICK, b"1")], partition=partition) for _ in range(count)]
+        _acknowledged(futures, f"writing {count} ticks into partition {partition}")
+    finally:
+        producer.close(timeout=5)

@@ -16,7 +16,7 @@ from kafka import TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.batches import BatchWalk, Fetch
-from tallyman.errors import BrokerError, LogError
+from tallyman.errors import BrokerError, DamageError, LogError
 from tallyman.kafka import end_offsets, log_starts, topic_id_text
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Poller:
     def _ask_again(self, item: _Unreadable) -> None:
         """Read the place once more: what was damaged on its way comes whole, what is damaged on disk does not."""
         if self._doubtful.get(item.partition) == item.position:
-            raise LogError(f'topic "{self._topic}", {item.error}') from item.error
+            raise DamageError(item.partition, "bytes", f'topic "{self._topic}", {item.error}') from item.error
         log.warning("fetch_unreadable", extra={"partition": item.partition, "reason": str(item.error)})
         self._doubtful[item.partition] = item.position
 
@@ -132,12 +132,16 @@ class Poller:
             start, end = starts[place.partition], ends[place.partition]
             where = f'topic "{self._topic}", partition {place.partition}: expected to go on at offset {position}'
             if position < start:
-                raise LogError(
+                raise DamageError(
+                    place.partition,
+                    "retention",
                     f"{where}, but the log begins at {start}: retention removed {start - position} offsets that are "
                     'not booked. Nothing is guessed: see "When the pipeline stops" in docs/operations.md'
                 )
             if position > end:
-                raise LogError(
+                raise DamageError(
+                    place.partition,
+                    "cut",
                     f"{where}, but the log ends at {end}: it was cut or made anew. "
                     'Nothing is guessed: see "When the pipeline stops" in docs/operations.md'
                 )

@@ -36,6 +36,7 @@ from pipeline.worker import beam_options
 from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, connect
 from tallyman.control import open_control
+from tallyman.repairs import unfence
 from tallyman.usage import EMPTY, Totals, merge
 
 SourceName = Literal["log", "archive"]
@@ -264,6 +265,7 @@ def make_tables(client: Client) -> str:
     """Make the tables of a job; return their name. `drop_tables` takes them away."""
     name = f"recount_{uuid.uuid4().hex}"
     client.execute(f"CREATE TABLE {name} AS usage_hot")
+    unfence(client, name)
     client.execute(
         f"CREATE TABLE {name}_found (topic_id String, partition UInt32, chunk UInt64, name String, body String)"
         " ENGINE = ReplacingMergeTree ORDER BY (name, topic_id, partition, chunk)"

@@ -184,7 +184,7 @@ class ReplayTables(Tables):
         """Forget what was noted: another chunk begins."""
         self.ids = Marks()
 
-    def insert_ids(self, cuts: Sequence[tuple[tuple[str, int], list[IdColumns]]]) -> None:
+    def insert_ids(self, cuts: Sequence[tuple[tuple[str, int, int], list[IdColumns]]]) -> None:
         for _, accepted in cuts:
             for ids in accepted:
                 self.ids.add(ids)

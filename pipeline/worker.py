@@ -22,19 +22,21 @@ from pipeline.close import found_books
 from pipeline.compiled import load_kernel
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
+from pipeline.quarantine import SetAside
 from pipeline.read import STOP
 from pipeline.runtime import Database, JobConfig, forget, release
 from pipeline.source import close_readers
 from pipeline.upkeep import Upkeep
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
-from tallyman.errors import LogError, StoreRefusedError, TallymanError
+from tallyman.errors import DamageError, LogError, StoreError, StoreRefusedError, TallymanError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.05
+LOOK_FOR_REPAIRS_S = 1.0
 
 
 def job_config(project: Project, topic: Topic) -> JobConfig:
@@ -72,8 +74,10 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
     config = prepare(project)
     settings = project.config.pipeline
     server = serve(metrics_port, counted.ready) if metrics_port is not None else None
-    share = Share(join_group(project, config), config)
-    upkeep = Upkeep(config, stop, project.kafka_replication, share.reads)
+    aside = SetAside(config)
+    share = Share(join_group(project, config), config, leave_out=aside.without)
+    more = [(aside.look, LOOK_FOR_REPAIRS_S)]
+    upkeep = Upkeep(config, stop, project.kafka_replication, share.reads, more=more)
     upkeep.start()
     wait_s = 0.2
     try:
@@ -83,7 +87,7 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
                 run_once(config, stop, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
-                cause = cause_of(error)
+                cause = _set_aside(aside, cause_of(error))
                 if isinstance(cause, LogError | StoreRefusedError):
                     name = "log_differs" if isinstance(cause, LogError) else "store_refused"
                     log.error(name, extra={"error": str(cause)})
@@ -109,6 +113,17 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
         log.error(name, extra={"error": str(upkeep.fault)})
         return 1
     return 0
+
+
+def _set_aside(aside: SetAside, cause: BaseException) -> BaseException:
+    """Set a damaged partition aside, or give it another try; return why the pipeline starts again, or must end."""
+    if not isinstance(cause, DamageError):
+        return cause
+    try:
+        aside.note(cause)
+    except (StoreError, StoreRefusedError) as error:
+        return error
+    return StoreError(f"partition {cause.partition} is read from its frontier again, or set aside: {cause}")
 
 
 def prepare(project: Project) -> JobConfig:

@@ -25,7 +25,7 @@ from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
 from pipeline.repeated import repeat
 from tallyman.clickhouse import store_errors
-from tallyman.errors import StoreError
+from tallyman.errors import FencedError, StoreError
 
 log = logging.getLogger(__name__)
 GENERATION = 0
@@ -33,7 +33,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_TOUCHED = 20_000
 _IDS = (
     "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset, event_index, remembered_us, digest,"
-    " definitions) VALUES"
+    " definitions, repairs) VALUES"
 )
 _DEAD = (
     "INSERT INTO dead_letters (topic_id, partition, offset, event_index, generation, appended_at, booking, reason,"
@@ -50,14 +50,14 @@ _CORRECTIONS = (
 _EVENTS = "INSERT INTO events (topic_id, partition, offset, appended_at, booking, headers, body) VALUES"
 _USAGE = (
     "INSERT INTO usage_hot (meter, subject, dimensions, minute, booking, definitions, topic_id, partition, chunk,"
-    " generation, item, covered, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by)"
-    " VALUES"
+    " generation, item, covered, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by,"
+    " repairs) VALUES"
 )
 _PROGRESS = (
     "INSERT INTO progress (topic_id, partition, chunk, generation, covered,"
     " reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest,"
     " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest,"
-    " reached_counts, turned_counts) VALUES"
+    " reached_counts, turned_counts, repairs) VALUES"
 )
 
 
@@ -155,7 +155,7 @@ class Flush:
             Cut(chunk, catalog, chunk.accepted.unwritten(), *chunk.table.take_changes()) for chunk, catalog in chunks
         ]
         if any(cut.ids for cut in cuts):
-            tables.insert_ids([(cut.key, cut.ids) for cut in cuts if cut.ids])
+            tables.insert_ids([((*cut.key, cut.chunk.repairs), cut.ids) for cut in cuts if cut.ids])
             yield "ids"
         for table, name in _BY_POSITION:
             rows = [(cut.key, getattr(cut.chunk, name)) for cut in cuts if getattr(cut.chunk, name)]
@@ -199,8 +199,8 @@ class Tables:
         with store_errors(client, sql.split("(")[0].strip()):
             client.execute(sql, columns, columnar=True)
 
-    def insert_ids(self, cuts: Sequence[tuple[tuple[str, int], list[IdColumns]]]) -> None:
-        """Insert accepted identities of some partitions as one block."""
+    def insert_ids(self, cuts: Sequence[tuple[tuple[str, int, int], list[IdColumns]]]) -> None:
+        """Insert accepted identities of some (topic id, partition, repairs known) as one block."""
         blocks = [block for _, mine in cuts for block in mine]
         sizes = [sum(len(block.high) for block in mine) for _, mine in cuts]
         joined = IdColumns(
@@ -218,6 +218,7 @@ class Tables:
                 joined.remembered_us,
                 joined.digests,
                 joined.definitions,
+                np.repeat(np.array([key[2] for key, _ in cuts], np.uint32), sizes),
             ],
         )
 
@@ -262,7 +263,7 @@ def write(
                 pass
             return
         except StoreError as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or isinstance(error, FencedError):
                 raise
             log.warning("flush_retried", extra={"partition": flush.chunk.partition, "error": str(error)})
             pause(wait_s)
@@ -281,6 +282,7 @@ def _progress_row(chunk: OpenChunk) -> tuple[Any, ...]:
         *_place_columns(turned),
         list(here.counts),
         list(turned.counts),
+        chunk.repairs,
     )
 
 
@@ -314,6 +316,7 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
         np.where(latest, rows.latest, 0).tolist(),
         np.where(latest, rows.latest_us, 0).tolist(),
         _identity_bytes(rows, latest),
+        [chunk.repairs] * size,
     ]
 
 

@@ -86,7 +86,15 @@ def read_usage(
         rows=rows,
         complete_to=completeness.complete_to,
         sealed_to=bound,
+        repaired=tuple(
+            each for each in completeness.repairs if each.touches(query.start, query.end, _last_booking(query, bound))
+        ),
     )
+
+
+def _last_booking(query: UsageQuery, bound: int) -> int | None:
+    """Return the last booking that an answer looks into; None when it looks into all."""
+    return bound if query.sealed_only else query.up_to_booking
 
 
 def read_meters(client: Client) -> tuple[MeterSeen, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
-from tallyman.errors import StoreError, StoreRefusedError
+from tallyman.errors import FencedError, StoreError, StoreRefusedError
 
 # ClickHouse's defaults moved in 2025 and 2026 (async inserts, deduplication of every insert): say what we rely on.
 SETTINGS: Mapping[str, Any] = {
@@ -42,6 +42,7 @@ _NAME = "clickhouse.database names no database of this server: correct it, or pu
 _LOGIN = "check clickhouse.user and clickhouse.password, then start again"
 _RIGHTS = "give clickhouse.user the right to read, write and alter this database, then start again"
 _VERSION = "this server is too old, or forbids a setting on which correctness depends: change that, then start again"
+VIOLATED_CONSTRAINT = 469
 # By ClickHouse's code (`Common/ErrorCodes.cpp`): what stays as it is until somebody mends it, and how. Every other
 # code, also one that nobody has met yet, passes: rows replace themselves by key, so writing them again is always safe,
 # and to stop for what passes would be an outage.
@@ -71,7 +72,7 @@ REFUSALS: Mapping[int, tuple[str, str]] = {
     195: ("IP_ADDRESS_NOT_ALLOWED", _LOGIN),
     291: ("DATABASE_ACCESS_DENIED", _RIGHTS),
     452: ("SETTING_CONSTRAINT_VIOLATION", _VERSION),
-    469: ("VIOLATED_CONSTRAINT", _SCHEMA),
+    VIOLATED_CONSTRAINT: ("VIOLATED_CONSTRAINT", _SCHEMA),
     497: ("ACCESS_DENIED", _RIGHTS),
     516: ("AUTHENTICATION_FAILED", _LOGIN),
 }
@@ -85,6 +86,8 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
     """
     said = (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
     code = int(getattr(error, "code", None) or 0)
+    if code == VIOLATED_CONSTRAINT and "`repaired_" in str(error):
+        return FencedError(f"{doing}: a partition was repaired since it was read ({said}); it is read anew")
     if code in REFUSALS:
         name, next_step = REFUSALS[code]
         return StoreRefusedError(f"{doing}: ClickHouse refuses: {said} (code {code}, {name}); {next_step}")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
 from tallyman.topics import ENDED
+from tallyman.usage import Repair
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -46,11 +48,15 @@ class Completeness:
     Attributes:
         complete_to: Event time up to which nothing is missing that was sent in time; None when that is unknown.
         sealed_to: The newest booking that is sealed, 0 for none.
+        quarantines: Partitions that are set aside, their log is not what was booked: `complete_to` stands still.
+        repairs: Where booking went on behind a damaged place, by an operator's decision.
     """
 
     complete_to: datetime | None
     sealed_to: int
     partitions: tuple[PartitionProgress, ...]
+    quarantines: tuple[Quarantine, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
 
 class _Place(msgspec.Struct):
@@ -73,17 +79,36 @@ def read_completeness(
             known to be complete. Those of a topic that has ended say nothing any more.
     """
     sealed_to, places = _read_seal(client)
+    repairs = read_repairs(client)
     ended = _read_ended(client)
     places = {key: place for key, place in places.items() if key not in ended}
-    reached = list(_frontiers(_read_progress(client, places, ended), places))
+    rows = _read_progress(client, places, ended)
+    reached = list(_frontiers(rows, _with_repairs(places, repairs)))
     clocks = [each.clock for each in reached if each.clock is not None]
     expected = _partitions_now(client) or partitions or 1
     known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
+    offsets = {(each.topic_id, each.partition): each.offset for each in reached}
     return Completeness(
         complete_to=min(clocks) - expected_delay if known else None,
         sealed_to=sealed_to,
         partitions=tuple(reached),
+        quarantines=read_quarantines(client, offsets, repairs),
+        repairs=repairs,
     )
+
+
+def _with_repairs(
+    places: Mapping[tuple[str, int], _Place], repairs: Sequence[Repair]
+) -> Mapping[tuple[str, int], _Place]:
+    """Return where each partition's run of chunks begins: what lies before a repair is closed by it."""
+    begins = dict(places)
+    for (topic_id, partition), repair in newest_repairs(repairs).items():
+        known = begins.get((topic_id, partition))
+        if known is None or known.chunk <= repair.chunk:
+            begins[topic_id, partition] = _Place(
+                topic_id, partition, repair.chunk, repair.to_offset, repair.from_clock_ms, repair.booking
+            )
+    return begins
 
 
 def _partitions_now(client: Client) -> int:
@@ -137,8 +162,8 @@ def _follow(key: tuple[str, int], chunks: Sequence[tuple[int, ...]], place: _Pla
     # A chunk's size belongs to the topic; every row but the first chunk's tells it.
     size = next(((reached - covered) // chunk for chunk, covered, reached, _, _ in chunks if chunk), 0)
     for chunk, covered, reached, reached_clock_ms, reached_booking in chunks:
-        if chunk < expected:
-            continue
+        if chunk < expected or (chunk == expected and reached_booking < booking):
+            continue  # closed, or written before the repair that closed it
         if chunk > expected:
             break
         offset, clock_ms, booking = reached, reached_clock_ms, reached_booking

@@ -10,9 +10,11 @@ the next step.
     ├── InvoiceError       an invoice cannot be built, numbered or changed
     ├── StackError         the embedded stack did not start, or is held by another process
     ├── LogError           the Kafka log is not what was booked; nothing is guessed, an operator decides
+    │   └── DamageError    one partition of it is not; the others are booked on
     ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
+    │   └── FencedError    a partition was repaired meanwhile: read again where it stands
     ├── BrokerError        Kafka did not acknowledge                                     (retriable)
     └── DeliveryError      the other side did not take it; sending the same bytes again is safe  (retriable)
 """
@@ -67,6 +69,22 @@ class LogError(TallymanError):
     """The Kafka log is not what was booked: start over the frontier, another topic id, another digest."""
 
 
+class DamageError(LogError):
+    """One partition of the log is not what was booked.
+
+    Attributes:
+        partition: Which one.
+        reason: What happened to it, as `quarantines` has it: retention, cut, digest or bytes.
+    """
+
+    def __init__(self, partition: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.partition, self.reason = partition, reason
+
+    def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
+        return type(self), (self.partition, self.reason, str(self))
+
+
 class SpoolFullError(TallymanError):
     """The spool has no room; the caller keeps what it has and asks again later."""
 
@@ -75,6 +93,10 @@ class StoreError(TallymanError):
     """ClickHouse or the control store said no; the same write may be tried again."""
 
     retriable = True
+
+
+class FencedError(StoreError):
+    """A partition was repaired by an operator, and this process books it as it was before: it must read it anew."""
 
 
 class StoreRefusedError(TallymanError):

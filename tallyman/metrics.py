@@ -94,6 +94,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("tallyman_pipeline_rebuilds_total", "counter", "Times the Beam pipeline was built anew."),
     Metric("tallyman_pipeline_seals_total", "counter", "Bookings sealed."),
+    Metric("tallyman_pipeline_quarantined", "gauge", "1 for a partition that is set aside.", ("partition",)),
     # rules
     Metric("tallyman_rules_evaluations_total", "counter", "Evaluations of alarm rules.", ("outcome",)),
     Metric("tallyman_rules_evaluation_seconds", "histogram", "Time that one round of evaluations took."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
 
@@ -109,11 +109,71 @@ class UsageRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """A decision: what is booked below `from_offset` stays, the offsets up to `to_offset` are skipped.
+
+    Attributes:
+        number: Which repair of its partition, from 1.
+        chunk_size: The topic's. The chunk that was open, and all up to `to_offset`, are closed by this decision.
+        from_clock_ms, to_clock_ms: The log clock where booking stopped, and when the first record behind was appended:
+            what was skipped was appended in between.
+        from_booking: The booking in which booking stopped; `booking`: the one that begins at `to_offset`.
+        counts: What became of the events of the chunk before.
+        reason: What was wrong; `note` and `who` are the operator's.
+    """
+
+    topic_id: str
+    partition: int
+    number: int
+    chunk_size: int
+    from_offset: int
+    to_offset: int
+    from_clock_ms: int
+    to_clock_ms: int
+    from_booking: int
+    booking: int
+    definitions: int
+    counts: tuple[int, ...]
+    reason: str
+    note: str
+    who: str
+    decided_at: datetime
+
+    @property
+    def chunk(self) -> int:
+        """The chunk in which booking goes on."""
+        return self.to_offset // self.chunk_size
+
+    @property
+    def skipped(self) -> int:
+        """How many offsets were skipped; markers and holes among them are no records."""
+        return self.to_offset - self.from_offset
+
+    @property
+    def from_clock(self) -> datetime:
+        return datetime.fromtimestamp(self.from_clock_ms / 1000, UTC)
+
+    @property
+    def to_clock(self) -> datetime:
+        return datetime.fromtimestamp(self.to_clock_ms / 1000, UTC)
+
+    def touches(self, start: datetime, end: datetime, up_to_booking: int | None = None) -> bool:
+        """Whether usage of [start, end) may be missing because of it: by the log's clock, to which events are close."""
+        booked = up_to_booking is None or up_to_booking >= self.from_booking
+        return self.skipped > 0 and booked and self.from_clock < end and self.to_clock >= start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageAnswer:
-    """Rows in order of (start, groups), and up to which event time nothing is missing that has been sent."""
+    """Rows in order of (start, groups), and up to which event time nothing is missing that has been sent.
+
+    Attributes:
+        repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing.
+    """
 
     query: UsageQuery
     unit: str
     rows: tuple[UsageRow, ...]
     complete_to: datetime | None
     sealed_to: int
+    repaired: tuple[Repair, ...] = ()

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "invoice": "tallyman.cli.invoice:invoice",
     "close": "tallyman.cli.books:close",
     "seal": "tallyman.cli.seal:seal",
+    "repair": "tallyman.cli.repair:repair",
     "topic": "tallyman.cli.topic:topic",
     "apply": "tallyman.cli.books:apply",
     "audit": "tallyman.cli.audit:audit",

@@ -155,6 +155,7 @@ def status(options: Options, as_json: bool) -> None:
 def _books(options: Options) -> dict[str, Any]:
     """Return how complete usage is; nothing where that cannot be said."""
     from tallyman.cli.context import clickhouse
+    from tallyman.cli.repair import aside_lines
     from tallyman.completeness import read_completeness
     from tallyman.errors import TallymanError
 
@@ -168,7 +169,7 @@ def _books(options: Options) -> dict[str, Any]:
             )
     except TallymanError:
         return {}
-    return {"complete_to": found.complete_to, "sealed_to": found.sealed_to}
+    return {"complete_to": found.complete_to, "sealed_to": found.sealed_to, "quarantined": aside_lines(found)}
 
 
 def _print_books(books: dict[str, Any]) -> None:
@@ -177,6 +178,8 @@ def _print_books(books: dict[str, Any]) -> None:
     from datetime import UTC
 
     result(f"usage is complete up to {show_time(books['complete_to'], UTC)}, sealed up to booking {books['sealed_to']}")
+    for line in books["quarantined"]:
+        result(line)
 
 
 def _duration(seconds: float | None) -> str | None:

@@ -11,6 +11,7 @@ import click
 
 from tallyman.cli.context import Options, clickhouse, project_options
 from tallyman.cli.output import plain, print_csv, print_json, print_table, result, say, show_time
+from tallyman.cli.repair import gap_line, repair_object
 from tallyman.usage import WINDOWS
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any
         header, rows = as_rows(answer, [])
         print_csv(header, rows)
         say(completeness(answer))
+        for each in answer.repaired:
+            say(gap_line(each))
     else:
         _print(answer)
 
@@ -145,6 +148,7 @@ def as_document(answer: UsageAnswer) -> dict[str, object]:
         "complete_to": answer.complete_to,
         "sealed_to": answer.sealed_to,
         "as_of": query.up_to_booking,
+        "repaired": [repair_object(each) for each in answer.repaired],
         "rows": [_as_object(row) for row in answer.rows],
     }
 
@@ -177,6 +181,8 @@ def _print(answer: UsageAnswer) -> None:
     else:
         result(f"no usage of {answer.query.meter} in this range")
     result(completeness(answer))
+    for each in answer.repaired:
+        result(gap_line(each))
 
 
 def _times(answer: UsageAnswer, row: UsageRow) -> tuple[str, str]:

@@ -1,0 +1,289 @@
+"""Go on behind a damaged place of a partition, by an operator's decision. The model is `tests/model/repair_model.py`.
+
+First the database is told to refuse whoever does not know of the repair; then what is under way may end; then it is
+looked up what the rows hold; then the decision is taken once, in the control store, and told to ClickHouse. It may be
+killed anywhere and run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import msgspec
+import sqlalchemy as sa
+from clickhouse_driver import Client
+
+from pipeline.close import close_books, found_books, open_books
+from pipeline.frontier import Frontier, read_frontier
+from pipeline.outlet import write_ticks
+from pipeline.read import read_range
+from tallyman import books
+from tallyman.clickhouse import store_errors
+from tallyman.control import migrate, write
+from tallyman.errors import ConfigError, LogError, StoreError
+from tallyman.kafka import end_offsets, log_starts, make_consumer
+from tallyman.project import Project
+from tallyman.repairs import read_quarantines, read_repairs
+from tallyman.usage import Repair
+
+MOST_TICKS = 1_000_000
+_FENCED = ("usage_hot", "progress", "ids")
+_metadata = sa.MetaData()
+_decisions = sa.Table(
+    "repairs",
+    _metadata,
+    sa.Column("topic_id", sa.String, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPlan:
+    """What a repair would do.
+
+    Attributes:
+        problem: What is wrong: retention, cut, digest or bytes.
+        goes_on_at: The next offset that is booked; `ticks`: how many empty records are written first, so that there is
+            one.
+        log_start, log_end: What Kafka has.
+        to_clock_ms: When the first record behind was appended; now, where there is none yet.
+        open_events: How many events of the chunk that booking stopped in are counted; they stay.
+        number: Which repair of the partition it is, from 1.
+    """
+
+    topic: books.Topic
+    partition: int
+    number: int
+    problem: str
+    booked: Frontier
+    goes_on_at: int
+    ticks: int
+    log_start: int
+    log_end: int
+    to_clock_ms: int
+    open_events: int
+
+    @property
+    def first(self) -> int:
+        """The offset up to which everything is booked."""
+        return self.booked.reached.offset
+
+    @property
+    def skipped(self) -> int:
+        """How many offsets would be skipped."""
+        return self.goes_on_at - self.first
+
+
+def plan_repair(project: Project, client: Client, partition: int, at: int | None = None) -> RepairPlan | None:
+    """Look at a partition, and say what a repair would do; None when nothing is wrong with it.
+
+    Args:
+        at: Where booking shall go on; the first offset that can be read unless said otherwise.
+
+    Raises:
+        ConfigError: There is no such partition, or booking cannot go on there.
+        LogError: The whole topic was made anew.
+        BrokerError, StoreError: Kafka or ClickHouse does not answer.
+    """
+    topic = found_books(project)
+    if not 0 <= partition < topic.partitions:
+        raise ConfigError(f"PARTITION: expected one from 0 to {topic.partitions - 1}, got {partition}")
+    _tell_decided(project, client, topic, partition)
+    frontier = read_frontier(client, topic.topic_id, partition, topic.chunk_size)
+    start, end = _log(project, topic, partition)
+    problem = _problem(client, frontier, start, end)
+    if problem is None:
+        return None
+    first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
+    goes_on_at = _goes_on_at(problem, first, start, at)
+    return RepairPlan(
+        topic=topic, partition=partition, number=frontier.repairs + 1, problem=problem,
+        booked=replace(frontier, reached=replace(frontier.reached, offset=first)), goes_on_at=goes_on_at,
+        ticks=max(0, goes_on_at - end), log_start=start, log_end=end,
+        to_clock_ms=_appended_ms(project, topic, partition, goes_on_at, end),
+        open_events=frontier.reached.counts.received,
+    )  # fmt: skip
+
+
+def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Repair:
+    """Do what was planned; return the decision, which is another's if somebody was faster.
+
+    Raises:
+        ConfigError: Meanwhile nothing is wrong any more, or the plan cannot be kept.
+        StoreError, BrokerError: It is not finished; run it again.
+    """
+    for _ in steps(project, client, plan, who=who, note=note):
+        pass
+    decided = read_repairs(client, plan.topic.topic_id, plan.partition)
+    return decided[plan.number - 1]
+
+
+def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Iterator[str]:
+    """Repair step by step, yielding what is done; whoever is killed in between runs it again."""
+    topic = plan.topic
+    with store_errors(client, "fencing usage_hot, progress and ids"):
+        _fence(client, plan)
+        yield "fenced"
+        _wait_for_inserts(client)
+    yield "quiet"
+    if plan.ticks:
+        write_ticks(project.kafka_brokers, topic.name, plan.partition, plan.ticks)
+        yield "filled"
+    booked = read_frontier(client, topic.topic_id, plan.partition, topic.chunk_size)
+    first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
+    if first > plan.goes_on_at:
+        raise ConfigError(f"partition {plan.partition}: it was booked on to offset {first} meanwhile; look again")
+    close = close_books(project)
+    if close.booking <= max(booked.reached.booking, _newest_booking(client, booked)):
+        raise StoreError(
+            f"booking {close.booking} is not behind the one in which partition {plan.partition} stands "
+            f"({booked.reached.booking}): the clock of this machine is behind the broker's; set it, or wait until "
+            "midnight UTC, then run it again"
+        )
+    yield "closed"
+    reached = booked.reached
+    _decide(open_books(project), Repair(
+        topic_id=topic.topic_id, partition=plan.partition, number=plan.number, chunk_size=topic.chunk_size,
+        from_offset=first, to_offset=plan.goes_on_at, from_clock_ms=reached.clock_ms,
+        to_clock_ms=max(plan.to_clock_ms, reached.clock_ms), from_booking=reached.booking, booking=close.booking,
+        definitions=close.definitions, counts=tuple(reached.counts), reason=plan.problem, note=note, who=who,
+        decided_at=datetime.now(UTC).replace(microsecond=0),
+    ))  # fmt: skip
+    yield "decided"
+    _tell_decided(project, client, topic, plan.partition)
+    yield "told"
+
+
+def _problem(client: Client, frontier: Frontier, start: int, end: int) -> str | None:
+    """Say what is wrong with a partition; None when nothing is."""
+    key = frontier.topic_id, frontier.partition
+    if frontier.turned.offset < start:
+        return "retention"
+    if frontier.reached.offset > end:
+        return "cut"
+    repairs = read_repairs(client)
+    aside = read_quarantines(client, {key: frontier.reached.offset}, repairs)
+    return next((each.reason for each in aside if (each.topic_id, each.partition) == key), None)
+
+
+def _goes_on_at(problem: str, first: int, start: int, at: int | None) -> int:
+    least = max(first, start)
+    if at is None and problem == "bytes":
+        raise ConfigError(
+            f"the records at offset {first} cannot be read: say with --at OFFSET where booking shall go on behind them"
+        )
+    if at is not None and at < least:
+        raise ConfigError(f"--at: expected {least} or more, got {at}: below it is booked, or is not in Kafka any more")
+    return least if at is None else at
+
+
+def _log(project: Project, topic: books.Topic, partition: int) -> tuple[int, int]:
+    consumer = make_consumer(project.kafka_brokers)
+    try:
+        start = log_starts(consumer, topic.name, [partition])[partition]
+        return start, end_offsets(consumer, topic.name, [partition])[partition]
+    finally:
+        consumer.close()
+
+
+def _appended_ms(project: Project, topic: books.Topic, partition: int, offset: int, end: int) -> int:
+    """Return when the first record at or behind an offset was appended; now, when there is none or it is unreadable."""
+    try:
+        for fetch in read_range(project.kafka_brokers, topic.name, topic.topic_id, partition, offset, end):
+            if len(fetch.offsets):
+                return int(fetch.appended_ms[0])
+    except LogError:
+        pass
+    return time.time_ns() // 1_000_000
+
+
+def _rows_hold(client: Client, frontier: Frontier, size: int) -> int:
+    """Return up to which offset rows hold usage of the open chunk: a flush writes them before its progress."""
+    rows = client.execute(
+        "SELECT max(covered) FROM usage_hot WHERE topic_id = %(topic)s AND partition = %(partition)s"
+        " AND chunk = %(chunk)s AND generation = 0",
+        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk},
+    )
+    return int(frontier.chunk * size + rows[0][0])
+
+
+def _newest_booking(client: Client, frontier: Frontier) -> int:
+    rows = client.execute(
+        "SELECT max(booking) FROM usage_hot WHERE topic_id = %(topic)s AND partition = %(partition)s"
+        " AND chunk = %(chunk)s AND generation = 0",
+        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk},
+    )
+    return int(rows[0][0])
+
+
+def _fence(client: Client, plan: RepairPlan) -> None:
+    """Let the database refuse rows of the partition, from the open chunk on, by whoever knows of fewer repairs."""
+    topic_id, partition, number = plan.topic.topic_id, plan.partition, plan.number
+    name = f"repaired_{topic_id.encode().hex()}_{partition}_{number}"
+    mine = f"topic_id != '{topic_id}' OR partition != {partition} OR repairs >= {number}"
+    from_chunk = f"{mine} OR generation != 0 OR chunk < {plan.booked.chunk}"
+    checks = {"usage_hot": from_chunk, "progress": from_chunk, "ids": f"{mine} OR offset < {plan.booked.turned.offset}"}
+    for table in _FENCED:
+        client.execute(f"ALTER TABLE {table} ADD CONSTRAINT IF NOT EXISTS {name} CHECK {checks[table]}")
+
+
+def _wait_for_inserts(client: Client, patience_s: float = 120) -> None:
+    """Wait until every insert has ended that was begun before the fence went up.
+
+    Raises:
+        StoreError: One has not, for `patience_s`.
+    """
+    begun = client.execute(
+        "SELECT query_id FROM system.processes WHERE current_database = currentDatabase() AND query_kind = 'Insert'"
+    )
+    waiting = [query_id for (query_id,) in begun]
+    deadline = time.monotonic() + patience_s
+    while waiting:
+        if time.monotonic() > deadline:
+            raise StoreError(f"{len(waiting)} inserts were under way for {patience_s:.0f} s; run it again later")
+        time.sleep(0.1)
+        rows = client.execute("SELECT query_id FROM system.processes WHERE query_id IN %(ids)s", {"ids": waiting})
+        waiting = [query_id for (query_id,) in rows]
+
+
+def _decide(engine: sa.Engine, decision: Repair) -> None:
+    """Take a decision, unless somebody took it before."""
+    migrate(engine, "repairs", [_metadata.create_all])
+    key = (decision.topic_id, decision.partition, decision.number)
+    with write(engine) as connection:
+        if not connection.execute(sa.select(_decisions.c.number).where(_is(*key))).all():
+            body = msgspec.json.encode(asdict(decision)).decode()
+            connection.execute(sa.insert(_decisions).values(
+                topic_id=key[0], partition=key[1], number=key[2], body=body
+            ))  # fmt: skip
+
+
+def _is(topic_id: str, partition: int, number: int) -> sa.ColumnElement[bool]:
+    mine = _decisions.c
+    return sa.and_(mine.topic_id == topic_id, mine.partition == partition, mine.number == number)
+
+
+def _tell_decided(project: Project, client: Client, topic: books.Topic, partition: int) -> None:
+    """Tell ClickHouse of the decisions that were taken for a partition; a crash may have left one out."""
+    engine = open_books(project)
+    migrate(engine, "repairs", [_metadata.create_all])
+    known = {each.number for each in read_repairs(client, topic.topic_id, partition)}
+    mine = sa.and_(_decisions.c.topic_id == topic.topic_id, _decisions.c.partition == partition)
+    with write(engine) as connection:
+        bodies: Sequence[str] = connection.execute(
+            sa.select(_decisions.c.body).where(mine).order_by(_decisions.c.number)
+        ).scalars().all()  # fmt: skip
+    for body in bodies:
+        decision = msgspec.json.decode(body, type=Repair)
+        if decision.number not in known:
+            names = list(Repair.__dataclass_fields__)
+            with store_errors(client, "repairs"):
+                client.execute(
+                    f"INSERT INTO repairs ({', '.join(names)}) VALUES",
+                    [tuple(getattr(decision, name) for name in names)],
+                )

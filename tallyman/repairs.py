@@ -1,0 +1,95 @@
+"""What ClickHouse says of damaged places in the log: partitions that are set aside, and decisions to go on behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from tallyman.usage import Repair
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+_REPAIRS = (
+    "SELECT topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, from_booking,"
+    " booking, definitions, counts, reason, note, who, decided_at FROM repairs FINAL"
+)
+# A condition on rows of a partition by their offset: ids of records that a repair skipped never counted.
+NOT_SKIPPED = (
+    " AND NOT arrayExists(gap -> offset >= gap.1 AND offset < gap.2, (SELECT groupArray((from_offset, to_offset))"
+    " FROM repairs FINAL WHERE topic_id = %(topic)s AND partition = %(partition)s))"
+)
+_CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """A partition that is set aside: it stands at `offset`, and nothing is booked or sealed behind it."""
+
+    topic_id: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    noticed_at: datetime
+
+
+def read_repairs(client: Client, topic_id: str | None = None, partition: int | None = None) -> tuple[Repair, ...]:
+    """Return the decisions, of a partition in the order in which they were taken."""
+    wanted = " WHERE topic_id = %(topic)s AND partition = %(partition)s" if topic_id is not None else ""
+    rows = client.execute(
+        f"{_REPAIRS}{wanted} ORDER BY topic_id, partition, number", {"topic": topic_id, "partition": partition}
+    )
+    names = list(Repair.__dataclass_fields__)
+    found = (dict(zip(names, row, strict=True)) for row in rows)
+    return tuple(Repair(**{**each, "counts": tuple(each["counts"])}) for each in found)
+
+
+def newest_repairs(repairs: Sequence[Repair]) -> dict[tuple[str, int], Repair]:
+    """Return the newest decision of each partition: all that stands before it is closed."""
+    return {(each.topic_id, each.partition): each for each in repairs}
+
+
+def note_quarantine(client: Client, topic_id: str, partition: int, offset: int, reason: str, detail: str) -> None:
+    """Write down that a partition is set aside; again changes nothing."""
+    known = len(read_repairs(client, topic_id, partition))
+    client.execute(
+        "INSERT INTO quarantines (topic_id, partition, offset, repairs, reason, detail) VALUES",
+        [(topic_id, partition, offset, known, reason, detail)],
+    )
+
+
+def read_quarantines(
+    client: Client, reached: Mapping[tuple[str, int], int], repairs: Sequence[Repair]
+) -> tuple[Quarantine, ...]:
+    """Return the partitions that are set aside now.
+
+    Args:
+        reached: How far each partition is booked: what was booked behind a quarantine has left it.
+    """
+    newest = newest_repairs(repairs)
+    rows = client.execute(
+        "SELECT topic_id, partition, offset, reason, detail, noticed_at, repairs FROM quarantines FINAL"
+        " ORDER BY topic_id, partition, noticed_at"
+    )
+    found = {}
+    for topic_id, partition, offset, reason, detail, noticed_at, known in rows:
+        key = topic_id, partition
+        decided = newest[key].number if key in newest else 0
+        if reached.get(key, 0) <= offset and decided == known:
+            found[key] = Quarantine(topic_id=topic_id, partition=partition, offset=offset, reason=reason,
+                                    detail=detail, noticed_at=noticed_at)  # fmt: skip
+    return tuple(found.values())
+
+
+def unfence(client: Client, table: str) -> None:
+    """Let a private copy of a table take rows of every age: a copy has its original's constraints."""
+    (query,) = client.execute(
+        "SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name = %(name)s",
+        {"name": table},
+    )[0]
+    for name in _CONSTRAINT.findall(query):
+        client.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")

@@ -1,0 +1,259 @@
+"""A damaged partition is set aside, the others are booked on, and an operator lets booking go on behind the damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from clickhouse_driver import Client
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
+
+from pipeline import metrics as counted
+from pipeline.close import found_books
+from pipeline.repair import RepairPlan, plan_repair, repair, steps
+from tallyman.aggregates import Completeness, read_completeness, read_usage
+from tallyman.cli import run
+from tallyman.clickhouse import connect, store_errors
+from tallyman.errors import FencedError
+from tallyman.event import home_key
+from tallyman.kafka import end_offsets, make_consumer, partition_of
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.usage import UsageQuery
+from tests.integration.booking import OwnProject, wait_for
+
+pytestmark = pytest.mark.integration
+METERS = "meters:\n- {meter: host.cpu, event_type: cpu, aggregation: sum, value: value, scale: 0}\n"
+ZOË = "Zoë Åström"
+SOURCES = {partition_of(home_key(ZOË, f"host-{n}"), 2): f"host-{n}" for n in range(20)}  # partition -> whose home it is
+
+
+class Damaged(OwnProject):
+    """A project with two partitions, and what breaks one of them."""
+
+    client: Client
+
+    def send_to(self, partition: int, *names: str) -> None:
+        self.send(*[(event(partition, name), ()) for name in names], partition=partition)
+
+    def end(self, partition: int) -> int:
+        consumer = make_consumer((self.kafka,))
+        try:
+            return end_offsets(consumer, str(self.settings["topic"]), [partition])[partition]
+        finally:
+            consumer.close()
+
+    def eat(self, partition: int, below: int) -> None:
+        """Remove records as retention does."""
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
+        try:
+            admin.delete_records({TopicPartition(str(self.settings["topic"]), partition): below})
+        finally:
+            admin.close()
+
+    def spoil_progress(self, partition: int, change: str) -> None:
+        """Let the books say something else of the open chunk of a partition than the log does."""
+        self.client.execute(
+            f"INSERT INTO progress SELECT * REPLACE ({change}) FROM progress FINAL"
+            " WHERE partition = %(partition)s ORDER BY chunk DESC LIMIT 1",
+            {"partition": partition},
+        )
+
+    def plan(self, partition: int = 0, at: int | None = None) -> RepairPlan:
+        found = plan_repair(self.project, self.client, partition, at)
+        assert found is not None
+        return found
+
+    def completeness(self) -> Completeness:
+        return read_completeness(self.client, partitions=2)
+
+    def wait_until_aside(self) -> None:
+        wait_for(lambda: self.completeness().quarantines, "partition 0 to be set aside")
+
+    def booked_of(self, partition: int) -> int:
+        return {each.partition: each.offset for each in self.completeness().partitions}[partition]
+
+    def wait_for_end(self, partition: int) -> None:
+        end = self.end(partition)
+        wait_for(lambda: self.booked_of(partition) >= end, f"partition {partition} booked to {end}")
+
+
+def event(partition: int, name: str) -> bytes:
+    return msgspec.json.encode({
+        "specversion": "1.0", "id": name, "source": SOURCES[partition], "type": "cpu", "subject": ZOË,
+        "time": datetime.now(UTC).isoformat(), "data": {"value": 1},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def own(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path) -> Iterator[Damaged]:
+    """Five events are booked of each partition, and the pipeline is stopped."""
+    own = Damaged(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=2)
+    own.pipeline["partitions"] = "[0, 1]"
+    with own.running():
+        wait_for(lambda: found_books(own.project).founded, "the topic")
+        for partition in (0, 1):
+            own.send_to(partition, *[f"early-{n}" for n in range(5)])
+        own.wait_until_booked()
+    own.client = connect(own.endpoint)
+    yield own
+    own.client.disconnect()
+    counted.note_repaired(0)
+
+
+def usage(own: Damaged, **asked: Any) -> Any:
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    query = UsageQuery(meter="host.cpu", start=now - timedelta(hours=1), end=now + timedelta(hours=1), **asked)
+    return read_usage(own.client, query)
+
+
+def test_retention_ate_what_was_not_booked(own: Damaged) -> None:
+    """The other partition goes on; after the repair nothing but what was eaten is missing, and sent again it counts."""
+    stood = own.end(0)
+    own.send_to(0, *[f"lost-{n}" for n in range(6)], "kept-0", "kept-1")
+    own.eat(0, stood + 6)
+    with own.running():
+        own.wait_until_aside()
+        assert not counted.ready()[0] and "partition 0 is set aside" in counted.ready()[1]
+        own.send_to(1, *[f"late-{n}" for n in range(9)])
+        own.wait_for_end(1)
+        assert own.usage() == {"host.cpu": 5 + 14}
+        stands = own.completeness()
+        assert [each.offset for each in stands.quarantines] == [stood] and stands.quarantines[0].reason == "retention"
+
+        plan = own.plan()
+        assert (plan.first, plan.goes_on_at, plan.skipped) == (stood, stood + 6, 6)
+        done = repair(own.project, own.client, plan, who="zoë", note="the disk was full")
+        own.wait_for_end(0)  # the running pipeline learns of it by itself
+        assert own.usage() == {"host.cpu": 5 + 14 + 2}
+        wait_for(lambda: counted.ready()[0], "the pipeline to be ready again")
+        assert own.completeness().quarantines == ()
+
+        own.send_to(0, *[f"lost-{n}" for n in range(6)], "kept-0", "early-0")
+        own.wait_for_end(0)
+        assert own.usage() == {"host.cpu": 5 + 14 + 2 + 6}
+    assert plan_repair(own.project, own.client, 0) is None, "a second run finds nothing wrong"
+    answer = usage(own)
+    assert answer.repaired == (done,) and (done.from_offset, done.to_offset, done.who) == (stood, stood + 6, "zoë")
+    assert usage(own, up_to_booking=done.from_booking - 1).repaired == ()
+
+
+@pytest.mark.parametrize("killed_after", ["fenced", "quiet", "closed", "decided"])
+def test_a_repair_that_was_killed_is_run_again(own: Damaged, killed_after: str) -> None:
+    stood = own.end(0)
+    own.send_to(0, *[f"lost-{n}" for n in range(4)], "kept-0")
+    own.eat(0, stood + 4)
+    for step in steps(own.project, own.client, own.plan(), who="zoë", note="first"):
+        if step == killed_after:
+            break
+    again = plan_repair(own.project, own.client, 0)
+    if again is not None:
+        repair(own.project, own.client, again, who="bo", note="second")
+    (decided,) = own.completeness().repairs
+    assert decided.note == ("first" if killed_after == "decided" else "second")
+    with own.running():
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 11}
+
+
+def test_of_two_operators_the_first_decides(own: Damaged) -> None:
+    stood = own.end(0)
+    own.send_to(0, *[f"lost-{n}" for n in range(4)])
+    own.eat(0, stood + 2)
+    plans = {"a": own.plan(), "b": own.plan(at=stood + 3)}
+    done = [repair(own.project, own.client, plan, who=who, note="") for who, plan in plans.items()]
+    assert done[0] == done[1] and done[0].to_offset == stood + 2
+    with own.running():
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 12}
+
+
+def test_a_gap_over_several_chunks_is_closed_by_the_decision_and_sealed_over(own: Damaged) -> None:
+    stood = own.end(0)
+    own.send_to(0, *[f"lost-{n}" for n in range(30)], *[f"kept-{n}" for n in range(3)])
+    own.eat(0, stood + 30)
+    done = repair(own.project, own.client, own.plan(), who="zoë", note="")
+    with own.running():
+        own.wait_for_end(0)
+        wait_for(lambda: own.completeness().sealed_to >= done.from_booking, "the booking with the gap to be sealed")
+    assert own.usage() == {"host.cpu": 13}
+    with own.running():
+        own.send_to(0, "kept-0", "lost-7")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 14}
+
+
+def test_who_does_not_know_of_the_repair_can_write_nothing_any_more(own: Damaged) -> None:
+    stood = own.end(0)
+    own.send_to(0, "lost-0")
+    own.eat(0, stood + 1)
+    repair(own.project, own.client, own.plan(), who="zoë", note="")
+    with pytest.raises(FencedError, match="partition was repaired"), store_errors(own.client, "progress"):
+        own.spoil_progress(0, "covered + 1 AS covered")
+    own.spoil_progress(1, "covered AS covered")
+    assert own.usage() == {"host.cpu": 10}
+
+
+def test_other_records_where_booked_ones_stood(own: Damaged) -> None:
+    """What was booked stays, and what comes behind that place counts."""
+    stood = own.booked_of(0)
+    own.spoil_progress(0, "reached_digest + 1 AS reached_digest")
+    own.send_to(0, "new-0", "new-1", "early-0")
+    with own.running():
+        own.wait_until_aside()
+        plan = own.plan()
+        assert (plan.problem, plan.goes_on_at) == ("digest", stood)
+        repair(own.project, own.client, plan, who="zoë", note="")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 12}
+
+
+def test_a_log_that_ends_before_the_booked_place_is_filled_up_to_it(own: Damaged) -> None:
+    stood = own.booked_of(0)
+    ahead = "covered + 1 AS covered, reached_offset + 1 AS reached_offset"
+    own.spoil_progress(0, ahead)
+    plan = own.plan()
+    assert (plan.problem, plan.goes_on_at, plan.ticks) == ("cut", stood + 1, 1)
+    repair(own.project, own.client, plan, who="zoë", note="")
+    with own.running():
+        own.send_to(0, "new-0", "early-1")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 11}
+
+
+def test_what_is_eaten_below_the_booked_place_costs_nothing(own: Damaged) -> None:
+    stood = own.end(0)
+    own.eat(0, stood - 1)
+    plan = own.plan()
+    assert (plan.problem, plan.skipped) == ("retention", 0)
+    repair(own.project, own.client, plan, who="zoë", note="")
+    with own.running():
+        own.send_to(0, "new-0", "early-0")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 11}
+    assert usage(own).repaired == ()
+
+
+def test_the_command_shows_first_and_does_it_when_told_to(own: Damaged, capsys: pytest.CaptureFixture[str]) -> None:
+    stood = own.end(0)
+    own.send_to(0, "lost-0", "kept-0")
+    own.eat(0, stood + 1)
+    where = ["--project", str(own.folder), "--data", str(own.folder / "data")]
+    assert run(["repair", "0", *where]) == 0
+    shown = capsys.readouterr().err
+    assert f"skipped: offsets {stood} to {stood}, at most 1 records" in shown and "nothing was done" in shown
+    assert own.completeness().repairs == ()
+    assert run(["repair", "0", "--note", "disk of broker 2", "--yes", *where]) == 0
+    assert f"partition 0 goes on at offset {stood + 1}" in capsys.readouterr().out
+    assert run(["repair", "0", "--yes", *where]) == 0
+    assert "nothing is wrong with it" in capsys.readouterr().err
+    assert run(["repair", *where]) == 0
+    listed = capsys.readouterr().out
+    assert "no partition is set aside" in listed and "disk of broker 2" in listed
+    assert run(["repair", "7", *where]) == 2
+    assert run(["usage", ZOË, "--meter", "host.cpu", "--from", "1h", *where]) == 0
+    assert f"repaired: partition 0 lacks offsets {stood} to {stood}" in capsys.readouterr().out
