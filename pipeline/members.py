@@ -57,14 +57,36 @@ class Alone:
         return
 
 
+class EvenShare(StickyPartitionAssignor):  # type: ignore[misc]
+    """Shares the partitions that the topic was made with; their number never changes.
+
+    The client's own metadata may lack the topic while it is fresh or its leader away. Who shares by them then gives
+    nothing to anybody, and nobody asks again for minutes.
+    """
+
+    def __init__(self, topic: str, partitions: int) -> None:
+        super().__init__()
+        self._topic, self._partitions = topic, partitions
+
+    def assign(self, cluster: object, members: Any) -> Any:
+        """Called by the consumer of the member that shares."""
+        return super().assign(self, members)
+
+    def topics(self) -> set[str]:
+        return {self._topic}
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return set(range(self._partitions)) if topic == self._topic else None
+
+
 class Members(ConsumerRebalanceListener):  # type: ignore[misc]
     """A member of the group of all workers of a topic; a thread keeps the membership alive.
 
     Partitions stay where they are as far as that is even, since each move costs reading an open chunk again.
     """
 
-    def __init__(self, brokers: Sequence[str], topic: str) -> None:
-        self._brokers, self._topic = tuple(brokers), topic
+    def __init__(self, brokers: Sequence[str], topic: str, partitions: int) -> None:
+        self._brokers, self._topic, self._partitions = tuple(brokers), topic, partitions
         self._mine: frozenset[int] | None = None
         self._consumer: Any = None
         self._stop = threading.Event()
@@ -99,7 +121,7 @@ class Members(ConsumerRebalanceListener):  # type: ignore[misc]
         consumer = make_consumer(
             self._brokers,
             group_id=group_of(self._topic),
-            partition_assignment_strategy=[StickyPartitionAssignor],
+            partition_assignment_strategy=[EvenShare(self._topic, self._partitions)],
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=_HEARTBEAT_MS,
             max_poll_interval_ms=2 * SESSION_MS,

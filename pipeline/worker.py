@@ -142,7 +142,7 @@ def join_group(project: Project, config: JobConfig) -> Group:
     """Return who says which partitions are this worker's: the operator, or the group of all workers."""
     if project.config.pipeline.partitions:
         return Alone(config.assigned)
-    return Members(config.brokers, config.topic)
+    return Members(config.brokers, config.topic, config.partitions)
 
 
 def run_once(

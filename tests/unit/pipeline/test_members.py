@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.aggregate import Table
 from pipeline.book import OPEN, OpenChunk, Place
 from pipeline.identities import AcceptedIds
-from pipeline.members import PATIENCE_S, Alone, Share
+from pipeline.members import PATIENCE_S, Alone, EvenShare, Share
 from pipeline.runtime import Database, JobConfig
 
+EVENTS = "usage.events.v1"
 TOPIC = "Zx3mQ0aQTq6uT6mZo0n2eA"
 DATABASE = Database(host="localhost", port=9000, user="default", password="", database="x")
 CONFIG = JobConfig(
@@ -118,3 +120,23 @@ def test_a_worker_without_partitions_reads_none(share: Share, group: ToldGroup, 
 def test_an_operator_who_names_partitions_is_obeyed() -> None:
     share = Share(Alone((3, 1)), CONFIG)
     assert share.look() == {1, 3}
+
+
+class Nothing:
+    """What a client knows of a cluster whose topic has just been made."""
+
+    def topics(self) -> set[str]:
+        return set()
+
+    def partitions_for_topic(self, topic: str) -> None:
+        return None
+
+
+def test_partitions_are_shared_also_while_the_client_does_not_know_the_topic_yet() -> None:
+    """Else no worker would read anything until metadata are five minutes old."""
+    share = EvenShare(EVENTS, 4)
+    members = [SimpleNamespace(member_id=name, metadata=share.metadata([EVENTS])) for name in ("ada", "zoë")]
+    given = share.assign(Nothing(), members)
+    shares = [set(numbers) for each in given.values() for _, numbers in each.assigned_partitions]
+    assert sorted(map(len, shares)) == [2, 2]
+    assert shares[0] | shares[1] == ALL
