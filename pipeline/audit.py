@@ -37,6 +37,7 @@ from tallyman.usage import Repair
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 LIMIT = 20
+_LOOKS = 8  # at a pipeline that is busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +160,8 @@ class _Audit:
         repairs = newest_repairs(read_repairs(self._client))
         # In this order: bookings above the seal are read hot, and hot rows reach at least as far as progress says.
         sealed_to = read_sealed_to(self._client)
-        chunks = [chunk for chunk in self._read_chunks(repairs) if chunk.reached.booking >= self._first_booking]
-        behind = self._copy_hot(sealed_to)
+        booked, behind = self._read_books(sealed_to, repairs)
+        chunks = [chunk for chunk in booked if chunk.reached.booking >= self._first_booking]
         within_reach = [chunk for chunk in chunks if self._is_within_reach(chunk)]
         tasks = [_task(chunk, behind) for chunk in within_reach]
         found, totals = recount.run_tasks(
@@ -178,6 +179,22 @@ class _Audit:
                 within_reach, first.booking
             )
         return self._report
+
+    def _read_books(
+        self, sealed_to: int, repairs: dict[tuple[str, int], Repair]
+    ) -> tuple[list[BookedChunk], dict[tuple[str, int], int]]:
+        """Read the chunks, then copy hot rows; again while one began in between, of which nothing would be counted.
+
+        Rows that progress never reaches are still there at the last look, and differ.
+        """
+        for _ in range(_LOOKS):
+            self._report.unchecked.clear()
+            booked = list(self._read_chunks(repairs))
+            behind = self._copy_hot(sealed_to)
+            ends = {(chunk.topic_id, chunk.partition): (chunk.chunk + 1) * chunk.size for chunk in booked}
+            if all(offset <= ends.get(key, 0) for key, offset in behind.items()):
+                break
+        return booked, behind
 
     def _read_chunks(self, repairs: dict[tuple[str, int], Repair]) -> Iterable[BookedChunk]:
         for topic in self._topics.values():
@@ -199,6 +216,7 @@ class _Audit:
     def _copy_hot(self, sealed_to: int) -> dict[tuple[str, int], int]:
         """Copy hot rows, so that they stand still; return behind which offset of each partition nothing is in them."""
         hot = f"{self._name}_hot"
+        self._client.execute(f"TRUNCATE TABLE {hot}")
         self._client.execute(
             f"INSERT INTO {hot} SELECT * FROM usage_hot FINAL WHERE generation = 0 AND booking > %(sealed_to)s",  # noqa: S608
             {"sealed_to": sealed_to},
