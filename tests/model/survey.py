@@ -23,7 +23,7 @@ def survey(run_schedule: RunSchedule[AnyRules], rules: AnyRules, schedules: int)
             run_schedule(seed, rules)
             found["held"] += 1
         except Broken as broken:
-            found[str(broken)[:2]] += 1
+            found[str(broken).partition(" ")[0]] += 1
             first = seed if first is None else first
     return {**dict(sorted(found.items())), "first_seed": first}
 
