@@ -10,6 +10,7 @@ import numpy as np
 from clickhouse_driver import Client
 
 from pipeline.batches import Fetch
+from tallyman.clickhouse import UNKNOWN_TABLE, refusal, store_errors
 from tallyman.headers import Headers
 
 _FIRST_PAGE, _LARGEST_PAGE = 1024, 16_384  # offsets
@@ -102,11 +103,21 @@ def keep_archive_for(client: Client, ttl: timedelta) -> bool:
 
     Returns:
         Whether anything changed.
+
+    Raises:
+        StoreError, StoreRefusedError: ClickHouse did not do it.
     """
-    ((table,),) = client.execute(
+    with store_errors(client, "the time to live of events"):
+        return _keep_archive_for(client, ttl)
+
+
+def _keep_archive_for(client: Client, ttl: timedelta) -> bool:
+    rows = client.execute(
         "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'events'"
     )
-    found = _TTL.search(table)
+    if not rows:
+        raise refusal(UNKNOWN_TABLE, "events", "Table events does not exist")
+    found = _TTL.search(rows[0][0])
     wanted = int(ttl.total_seconds())
     if wanted == (int(found[1]) if found else 0):
         return False

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from pipeline.outlet import write_close, write_end
 from pipeline.seal import read_sealed_to
 from tallyman import books
-from tallyman.clickhouse import connect
+from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
 from tallyman.errors import StoreError
 from tallyman.kafka import TopicInfo, check_topic, ensure_topics
@@ -120,13 +120,14 @@ def wait_until_sealed(
     """Wait until every booking up to `booking` is sealed; the pipeline seals when all partitions have left it.
 
     Raises:
-        StoreError: It was not within `timeout_s`.
+        StoreError: It was not within `timeout_s`, or ClickHouse did not tell.
     """
     client = connect(project.clickhouse)
     deadline = time.monotonic() + timeout_s
     try:
         while True:
-            sealed_to = read_sealed_to(client)
+            with store_errors(client, "reading seals"):
+                sealed_to = read_sealed_to(client)
             if sealed_to >= booking:
                 return sealed_to
             if time.monotonic() > deadline:

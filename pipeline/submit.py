@@ -40,7 +40,11 @@ _ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
 _WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
 _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
 _AWAY = "AWAY"  # the job server, not the job
-_SENTENCE = re.compile(r"tallyman\.errors\.LogError: (.+?)(?: \[while running |\\n|\n|$)")
+_FINAL: dict[str, type[LogError] | type[StoreRefusedError]] = {
+    "LogError": LogError,
+    "StoreRefusedError": StoreRefusedError,
+}
+_SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_FINAL)}): (.+?)(?: \[while running |\\n|\n|$)")
 
 
 def main(project: Project, stop: threading.Event, metrics_port: int | None, *, portable: Portable) -> int:
@@ -68,12 +72,17 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None, *, p
             server.close()
     fault = fault or upkeep.fault
     if fault is not None:
-        log.error("log_differs", extra={"error": str(fault)})
+        name = "log_differs" if isinstance(fault, LogError) else "store_refused"
+        log.error(name, extra={"error": str(fault)})
     return int(fault is not None)
 
 
 def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | StoreRefusedError | None:
-    """Run the job again and again until `stop`, or until the log is not what was booked: return why then."""
+    """Run the job again and again until `stop`, or until trying again cannot help; return why then.
+
+    Raises:
+        ConfigError: An option is wrong.
+    """
     wait_s = _FIRST_WAIT_S
     while not stop.is_set():
         began = time.monotonic()
@@ -81,7 +90,7 @@ def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError 
             run()
         except ConfigError:
             raise
-        except LogError as error:
+        except (LogError, StoreRefusedError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a cluster fails in many ways; none of them is the end
             log.warning("job_submitted_again", extra={"error": f"{type(error).__name__}: {error}"[:1000]})
@@ -98,6 +107,7 @@ def run_job(config: JobConfig, flags: list[str], endpoint: str, stop: threading.
 
     Raises:
         LogError: It failed because the log is not what was booked.
+        StoreRefusedError: It failed because ClickHouse refuses, and will until somebody mends it.
         ConfigError: The job server does not know an option.
         BrokerError, grpc.RpcError: It failed otherwise, or the job server is away.
     """
@@ -126,11 +136,11 @@ def job_server(endpoint: str) -> Iterator[Any]:
         yield job_grpc.JobServiceStub(channel)
 
 
-def failure(state: str, messages: list[str]) -> BrokerError | LogError:
+def failure(state: str, messages: list[str]) -> BrokerError | LogError | StoreRefusedError:
     """Return why a job has ended, in our own words where they are among the job server's messages."""
     for message in messages:
         if found := _SENTENCE.search(message):
-            return LogError(found[1])
+            return _FINAL[found[1]](found[2])
     reason = messages[-1].strip() if messages else "the job server gives no reason"
     return BrokerError(f"the job ended as {state}: {reason}")
 

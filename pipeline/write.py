@@ -24,11 +24,13 @@ from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
 from pipeline.repeated import repeat
-from tallyman.clickhouse import store_errors
+from tallyman.clickhouse import TYPE_MISMATCH, refusal, store_errors
 from tallyman.errors import FencedError, StoreError
 
 log = logging.getLogger(__name__)
 GENERATION = 0
+# What the driver raises while it writes our values as a column of another type than the schema's.
+_UNFIT = (AttributeError, TypeError, ValueError)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_TOUCHED = 20_000
 _IDS = (
@@ -196,8 +198,13 @@ class Tables:
 
     def _insert(self, sql: str, columns: Sequence[Any]) -> None:
         client = self._numbers if isinstance(columns[0], np.ndarray) else self._client
-        with store_errors(client, sql.split("(")[0].strip()):
-            client.execute(sql, columns, columnar=True)
+        into = sql.split("(")[0].strip()
+        with store_errors(client, into):
+            try:
+                client.execute(sql, columns, columnar=True)
+            except _UNFIT as error:  # half a block is sent
+                client.disconnect()
+                raise refusal(TYPE_MISMATCH, into, f"{type(error).__name__}: {error}") from error
 
     def insert_ids(self, cuts: Sequence[tuple[tuple[str, int, int], list[IdColumns]]]) -> None:
         """Insert accepted identities of some (topic id, partition, repairs known) as one block."""

@@ -23,7 +23,7 @@ from rules.rounds import Rounds
 from rules.sender import Sender, show_waiting
 from rules.state import AlarmEvent, read_history
 from tallyman.aggregates import read_completeness, read_usage
-from tallyman.clickhouse import NETWORK_ERRORS, Endpoint, connect
+from tallyman.clickhouse import NETWORK_ERRORS, Endpoint, connect, next_step
 from tallyman.control import open_control
 from tallyman.errors import StoreError, TallymanError
 from tallyman.meter import Meter
@@ -90,7 +90,8 @@ class ClickHouseUsage:
     def _failed(self, error: Exception) -> StoreError:
         self.close()
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        return StoreError(f"ClickHouse: expected usage, got {said}; alarms stay as they are until it answers")
+        mend = f"; {step}" if (step := next_step(error)) else ""
+        return StoreError(f"ClickHouse: expected usage, got {said}{mend}; alarms stay as they are until it answers")
 
 
 class Health:

@@ -34,6 +34,7 @@ SETTINGS: Mapping[str, Any] = {
 NETWORK_ERRORS = (driver_errors.NetworkError, driver_errors.SocketTimeoutError, EOFError, ConnectionError)
 STORE_ERRORS = (driver_errors.Error, EOFError, OSError)
 
+TYPE_MISMATCH, UNKNOWN_TABLE = 53, 60
 _SCHEMA = (
     "the table is not as tallyman/schema makes it: put back what was dropped, renamed or altered"
     ' (docs/operations.md, "When ClickHouse refuses"), then start the pipeline again'
@@ -55,11 +56,11 @@ REFUSALS: Mapping[int, tuple[str, str]] = {
     44: ("ILLEGAL_COLUMN", _SCHEMA),
     46: ("UNKNOWN_FUNCTION", _VERSION),
     47: ("UNKNOWN_IDENTIFIER", _SCHEMA),
-    48: ("NOT_IMPLEMENTED", _VERSION),
+    48: ("NOT_IMPLEMENTED", _SCHEMA),  # something else stands under the table's name, e.g. a view
     50: ("UNKNOWN_TYPE", _VERSION),
-    53: ("TYPE_MISMATCH", _SCHEMA),
+    TYPE_MISMATCH: ("TYPE_MISMATCH", _SCHEMA),
     56: ("UNKNOWN_STORAGE", _VERSION),
-    60: ("UNKNOWN_TABLE", _SCHEMA),
+    UNKNOWN_TABLE: ("UNKNOWN_TABLE", _SCHEMA),
     62: ("SYNTAX_ERROR", _VERSION),
     70: ("CANNOT_CONVERT_TYPE", _SCHEMA),
     80: ("INCORRECT_QUERY", _VERSION),
@@ -78,20 +79,42 @@ REFUSALS: Mapping[int, tuple[str, str]] = {
 }
 
 
+def next_step(error: BaseException) -> str:
+    """Return what somebody must mend before ClickHouse takes it; "" if trying again may help.
+
+    >>> next_step(driver_errors.ServerException("Unknown table", 60)).split(":")[0]
+    'the table is not as tallyman/schema makes it'
+    >>> next_step(ConnectionResetError())
+    ''
+    """
+    return REFUSALS.get(int(getattr(error, "code", None) or 0), ("", ""))[1]
+
+
 def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedError:
     """Say what it means that ClickHouse, or the way to it, failed.
 
     Args:
         doing: What was asked for, with the name of its table.
     """
-    said = (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0][:300]
+    said = _said(error)
     code = int(getattr(error, "code", None) or 0)
     if code == VIOLATED_CONSTRAINT and "`repaired_" in str(error):
         return FencedError(f"{doing}: a partition was repaired since it was read ({said}); it is read anew")
     if code in REFUSALS:
-        name, next_step = REFUSALS[code]
-        return StoreRefusedError(f"{doing}: ClickHouse refuses: {said} (code {code}, {name}); {next_step}")
+        return refusal(code, doing, said)
     return StoreError(f"{doing}: ClickHouse did not acknowledge: {said}")
+
+
+def _said(error: BaseException) -> str:
+    """Return the sentence of a server's or a driver's error, without the stack trace that a server adds."""
+    first = (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0]
+    return first.removeprefix("DB::Exception: ").removesuffix(" Stack trace:")[:300]
+
+
+def refusal(code: int, doing: str, said: str) -> StoreRefusedError:
+    """Return the sentence of one of `REFUSALS`."""
+    name, step = REFUSALS[code]
+    return StoreRefusedError(f"{doing}: ClickHouse refuses: {said} (code {code}, {name}); {step}")
 
 
 @contextmanager

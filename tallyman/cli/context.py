@@ -114,17 +114,21 @@ def clickhouse(project: Project) -> Iterator[Client]:
 
     Raises:
         StoreError: ClickHouse does not answer, or said no.
+        StoreRefusedError: It will say no until somebody mends what the message names.
     """
     from clickhouse_driver import errors
 
-    from tallyman.clickhouse import NETWORK_ERRORS, connect
-    from tallyman.errors import StoreError
+    from tallyman.clickhouse import NETWORK_ERRORS, connect, store_error
+    from tallyman.errors import StoreError, StoreRefusedError
 
     endpoint = project.clickhouse
     client = connect(endpoint)
     try:
         yield client
     except (errors.Error, *NETWORK_ERRORS) as error:
+        told = store_error(error, f"{endpoint.host}:{endpoint.port}")
+        if isinstance(told, StoreRefusedError):
+            raise told from error
         said = (getattr(error, "message", "") or str(error) or type(error).__name__).splitlines()[0][:300]
         raise StoreError(f"ClickHouse at {endpoint.host}:{endpoint.port}: {said}; see: tallyman status") from error
     finally:

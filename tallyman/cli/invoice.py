@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tallyman.cli.context import LazyGroup, Options, leave, load_room, project_options
+from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
 
 _COMMANDS = {"preview": "tallyman.cli.invoice:preview", "run": "tallyman.cli.invoice:run_"}
@@ -57,7 +57,8 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
       tallyman invoice preview --month 2026-10
     """
     project = options.load()
-    drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts))
+    with clickhouse(project):  # what ClickHouse refuses is a sentence
+        drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts))
     if as_json:
         import json
 
@@ -110,12 +111,13 @@ def run_(options: Options, month: str, accounts: Sequence[str], as_json: bool) -
     """
     project = options.load()
     show = progress_line("invoices")
-    report = load_room("invoices.batch:run")(
-        project,
-        month,
-        tuple(accounts),
-        on_progress=lambda done, total, account: show(f"{done} of {total}", done=done == total),
-    )
+    with clickhouse(project):  # what ClickHouse refuses is a sentence
+        report = load_room("invoices.batch:run")(
+            project,
+            month,
+            tuple(accounts),
+            on_progress=lambda done, total, account: show(f"{done} of {total}", done=done == total),
+        )
     if as_json:
         print_json(_document(report))
     else:

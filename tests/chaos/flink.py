@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,20 @@ class Run:
             return outcome
         finally:
             self._killing.set()
-            if self._service is not None:
-                self._service.terminate()
-                self._service.wait(60)
-            for part in reversed(parts):
-                part.stop()
+            self._stop_service()
+            with ExitStack() as stops:  # each is stopped, whatever goes wrong with another
+                for part in parts:
+                    stops.callback(part.stop)
+
+    def _stop_service(self) -> None:
+        if self._service is None:
+            return
+        self._service.terminate()
+        try:
+            self._service.wait(60)
+        except subprocess.TimeoutExpired:
+            self._service.kill()
+            self._service.wait()
 
     def _start_service(self) -> None:
         argv = tallyman_argv(
@@ -192,14 +203,29 @@ def main() -> int:
     setup("error")
     folder = Path(tempfile.mkdtemp(prefix="chaos-flink-"))
     print(f"logs in {folder}", flush=True)
-    run = Run(folder / "project", records=arguments.records, kills=arguments.kills, seed=arguments.seed)
-    outcome = run.go()
-    print(f"{outcome.events:,} events, {len(outcome.recovered_s)} kills, {outcome.took_s:.0f} s")
+    try:
+        outcome = Run(
+            folder / "project", records=arguments.records, kills=arguments.kills, seed=arguments.seed
+        ).go()
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        print("stopped", file=sys.stderr)
+        return 130
+    print(report(outcome))
+    if not outcome.differences:
+        shutil.rmtree(folder, ignore_errors=True)
+    return int(bool(outcome.differences))
+
+
+def report(outcome: Outcome) -> str:
+    """Return what is printed at the end of a run."""
+    lines = [f"{outcome.events:,} events, {len(outcome.recovered_s)} kills, {outcome.took_s:.0f} s"]
+    for victim in VICTIMS:
+        if took := [seconds for name, seconds in outcome.recovered_s if name == victim]:
+            lines.append(f"  {victim}: killed {len(took)}, all partitions went on after at most {max(took):.1f} s")
     if outcome.differences:
-        print(f"{len(outcome.differences)} differences, the first: {outcome.differences[:5]}")
-        return 1
-    print("booked = sent, to the last digit; every chunk reconciles")
-    return 0
+        return "\n".join([*lines, f"{len(outcome.differences)} differences, the first: {outcome.differences[:5]}"])
+    return "\n".join([*lines, "booked = sent, to the last digit; every chunk reconciles"])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from clickhouse_driver.errors import ServerException
 
 from pipeline import submit
 from pipeline.submit import failure, keep_submitting
-from tallyman.errors import BrokerError, ConfigError, LogError
+from tallyman.clickhouse import store_error
+from tallyman.errors import BrokerError, ConfigError, LogError, StoreRefusedError
 
 # As Flink hands on what Python raised in a worker: once with real line breaks, once inside a repr.
 TRACEBACK = """org.apache.flink.runtime.JobException: Recovery is suppressed by FixedDelayRestartBackoffTimeStrategy(...)
@@ -73,3 +75,16 @@ def test_a_stop_ends_it() -> None:
     stop = threading.Event()
     stop.set()
     assert keep_submitting(ends(), stop) is None
+
+
+def test_a_refusal_of_clickhouse_ends_the_job_too() -> None:
+    """Its sentence holds quotes and brackets, and Flink hands it on inside a traceback."""
+    refusal = str(
+        store_error(ServerException("DB::Exception: Table `t` does not exist. Stack trace:\n0.", 60), "INSERT")
+    )
+    traceback = (
+        TRACEBACK.split("tallyman.errors")[0] + f"tallyman.errors.StoreRefusedError: {refusal} [while running 'W']"
+    )
+    found = failure("FAILED", [traceback])
+    assert isinstance(found, StoreRefusedError) and str(found) == refusal
+    assert keep_submitting(ends(found), threading.Event()) is found
