@@ -30,7 +30,6 @@ COMMANDS: Mapping[str, str] = {
     "close": "tallyman.cli.books:close",
     "seal": "tallyman.cli.seal:seal",
     "repair": "tallyman.cli.repair:repair",
-    "topic": "tallyman.cli.topic:topic",
     "apply": "tallyman.cli.books:apply",
     "audit": "tallyman.cli.audit:audit",
     "agent": "tallyman.cli.services:agent",
