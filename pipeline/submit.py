@@ -42,6 +42,7 @@ _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
 _AWAY = "AWAY"  # the job server, not the job
 _FINAL: dict[str, type[LogError] | type[StoreRefusedError]] = {
     "LogError": LogError,
+    "DamageError": LogError,  # on Flink no partition is set aside: the job ends
     "StoreRefusedError": StoreRefusedError,
 }
 _SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_FINAL)}): (.+?)(?: \[while running |\\n|\n|$)")

@@ -33,6 +33,13 @@ def test_our_own_sentence_is_found_in_what_flink_says(message: str) -> None:
     assert isinstance(found, LogError) and str(found) == SENTENCE
 
 
+def test_a_damaged_partition_ends_the_job_too() -> None:
+    """Beam cannot make an error of ours again that takes more than a message, so it puts its text into another."""
+    message = TRACEBACK.replace("tallyman.errors.LogError", "RuntimeError: tallyman.errors.DamageError")
+    found = failure("FAILED", [message])
+    assert type(found) is LogError and str(found) == SENTENCE
+
+
 def test_any_other_end_may_pass() -> None:
     found = failure("FAILED", ["NoResourceAvailableException: Could not acquire the minimum required resources.\n"])
     assert isinstance(found, BrokerError)
