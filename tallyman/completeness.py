@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
-from tallyman.topics import ENDED
 from tallyman.usage import Repair
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 _PROGRESS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
     " FROM progress FINAL WHERE generation = 0 AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)"
-    " AND (topic_id, partition) NOT IN %(ended)s"
     " ORDER BY topic_id, partition, chunk"
 )
 
@@ -75,18 +73,13 @@ def read_completeness(
 
     Args:
         expected_delay: How long events take to arrive; the least log clock less this is complete.
-        partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
-            known to be complete. Those of a topic that has ended say nothing any more.
+        partitions: How many there are; while some have no progress yet, nothing is known to be complete.
     """
     sealed_to, places = _read_seal(client)
     repairs = read_repairs(client)
-    ended = _read_ended(client)
-    places = {key: place for key, place in places.items() if key not in ended}
-    rows = _read_progress(client, places, ended)
-    reached = list(_frontiers(rows, _with_repairs(places, repairs)))
+    reached = list(_frontiers(_read_progress(client, places), _with_repairs(places, repairs)))
     clocks = [each.clock for each in reached if each.clock is not None]
-    expected = _partitions_now(client) or partitions or 1
-    known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
+    known = bool(reached) and len(clocks) == len(reached) and len(reached) >= (partitions or 1)
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
     return Completeness(
         complete_to=min(clocks) - expected_delay if known else None,
@@ -111,20 +104,6 @@ def _with_repairs(
     return begins
 
 
-def _partitions_now(client: Client) -> int:
-    """Return how many partitions the topic has that no other one follows; 0 while nothing was booked."""
-    rows = client.execute("SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)")
-    return int(rows[0][0])
-
-
-def _read_ended(client: Client) -> frozenset[tuple[str, int]]:
-    """Return the partitions of topics that have ended: others go on where they stopped."""
-    rows = client.execute(
-        "SELECT DISTINCT topic_id, partition FROM progress WHERE reached_booking = %(ended)s", {"ended": ENDED}
-    )
-    return frozenset((str(topic_id), int(partition)) for topic_id, partition in rows)
-
-
 def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
     rows = client.execute("SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
     if not rows:
@@ -133,14 +112,10 @@ def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
     return int(rows[0][0]), {(place.topic_id, place.partition): place for place in places}
 
 
-def _read_progress(
-    client: Client, places: Mapping[tuple[str, int], _Place], ended: Iterable[tuple[str, int]]
-) -> Sequence[tuple[object, ...]]:
-    nothing = ("", 0)  # an empty list is no SQL
-    sealed = list(places) or [nothing]
+def _read_progress(client: Client, places: Mapping[tuple[str, int], _Place]) -> Sequence[tuple[object, ...]]:
+    sealed = list(places) or [("", 0)]  # an empty list is no SQL
     lowest = min((place.chunk for place in places.values()), default=0)
-    places_not_asked = {"sealed": sealed, "ended": [*ended, nothing]}
-    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, **places_not_asked})
+    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, "sealed": sealed})
     return rows
 
 
