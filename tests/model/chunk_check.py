@@ -49,7 +49,13 @@ class Booking(NamedTuple):
 
 
 class CheckedWorld(World):
-    """A world that knows what should be visible in it."""
+    """A world that knows what should be visible in it.
+
+    Attributes:
+        patience: How many turns it may take until all is booked and sealed, when nothing happens any more.
+    """
+
+    patience = 6000
 
     def __init__(self, seed: int, rules: Rules) -> None:
         super().__init__(seed, rules)
@@ -205,7 +211,7 @@ def happen(world: CheckedWorld) -> None:
             del hot[key]
 
 
-def settle(world: CheckedWorld, actors: Sequence[Iterator[None]], turns: int = 6000) -> None:
+def settle(world: CheckedWorld, actors: Sequence[Iterator[None]], turns: int | None = None) -> None:
     """End the faults; let the old processes go on, and a fresh worker book whatever is left.
 
     Raises:
@@ -213,7 +219,7 @@ def settle(world: CheckedWorld, actors: Sequence[Iterator[None]], turns: int = 6
     """
     world.calm, world.broker_skew = True, 0
     sealers, worker = bool(actors), world.makers()[0]()
-    for _ in range(turns):
+    for _ in range(turns or world.patience):
         next(world.rng.choice((*actors, worker)))
         if world.rng.random() < 0.05 and world.booked() and (not sealers or world.booking_to_seal() is None):
             return worker.close()

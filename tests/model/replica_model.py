@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from tests.model.chunk_check import CheckedWorld, interleave, read
@@ -55,7 +55,7 @@ def merge(table: dict[tuple, tuple[int, int, tuple]], number: int, rows: Rows) -
             table[key] = (version, number, value)
 
 
-class SealedEverywhere(MutableMapping[int, dict[tuple, tuple]]):
+class SealedEverywhere(Mapping[int, dict[tuple, tuple]]):
     """The sealed partitions as a sealer sees and replaces them."""
 
     def __init__(self, store: ReplicatedStore) -> None:
@@ -69,9 +69,6 @@ class SealedEverywhere(MutableMapping[int, dict[tuple, tuple]]):
 
     def __getitem__(self, booking: int) -> dict[tuple, tuple]:
         return self.everything()[booking]
-
-    def __delitem__(self, booking: int) -> None:
-        raise NotImplementedError("a sealed booking is never removed")
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.everything())
