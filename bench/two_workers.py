@@ -32,7 +32,7 @@ from tallyman.log import setup
 from tallyman.project import Project
 
 PARTITIONS = 4
-COUNTS = {"ndjson-500": 1_200_000, "single": 800_000, "arrow-1000": 8_000_000, "arrow-10000": 20_000_000}
+COUNTS = {"ndjson-500": 6_000_000, "single": 2_400_000, "arrow-1000": 8_000_000, "arrow-10000": 20_000_000}
 _LOOK_S = 0.1
 _PATIENCE_S = 600
 
