@@ -36,6 +36,7 @@ class LetterChoice:
     """
 
     reason: str | None = None
+    type: str | None = None
     source: str | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -213,7 +214,7 @@ def _conditions(choice: LetterChoice) -> tuple[str, dict[str, Any]]:
         raise UsageQueryError(f'reason: expected one of {", ".join(REASONS)}, got "{reason}"{nearest(reason, REASONS)}')
     conditions = ["generation = 0"]
     parameters: dict[str, Any] = {}
-    for name in ("reason", "source"):
+    for name in ("reason", "type", "source"):
         if (value := getattr(choice, name)) is not None:
             conditions.append(f"{name} = %({name})s")
             parameters[name] = value

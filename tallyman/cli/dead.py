@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +50,7 @@ def choice_options(function: Function) -> Function:
         click.option("--until", metavar="WHEN", help="Only those that arrived before."),
         click.option("--since", metavar="WHEN",
                      help="Only those that arrived since: 2026-10-01, or an age such as 24h."),
+        click.option("--type", "type_", metavar="TYPE", help="Only events of this type."),
         click.option("--source", metavar="SOURCE", help="Only events of this source."),
         click.option("--reason", metavar="REASON", help="Only this reason, e.g. malformed, too_old, unknown_meter."),
     ):  # fmt: skip
@@ -65,25 +66,30 @@ def _choice(wishes: dict[str, Any], positions: tuple[str, ...] = ()) -> LetterCh
     since, until = (
         parse_moment(f"--{name}", wishes[name], "UTC", now) if wishes[name] else None for name in ("since", "until")
     )
-    return LetterChoice(reason=wishes["reason"], source=wishes["source"], since=since, until=until,
-                        positions=positions, handled=wishes["everything"])  # fmt: skip
+    return LetterChoice(reason=wishes["reason"], type=wishes["type_"], source=wishes["source"],
+                        since=since, until=until, positions=positions, handled=wishes["everything"])  # fmt: skip
 
 
 @click.command("list")
 @choice_options
+@click.option("--groups", is_flag=True, help="Only how many there are for each reason, type and source.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many, the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @project_options
-def list_(options: Options, limit: int, as_json: bool, **wishes: Any) -> None:
+def list_(options: Options, groups: bool, limit: int, as_json: bool, **wishes: Any) -> None:
     """List open dead letters, the newest first, and how many there are for each reason.
 
     \b
-    Example:
+    Examples:
       tallyman dead list --since 24h
+      tallyman dead list --reason unknown_meter --groups
     """
     from tallyman.dead_letters import count_dead_letters, read_dead_letters
 
     choice = _choice(wishes)
+    if groups:
+        _list_groups(options, choice, as_json)
+        return
     with clickhouse(options.load()) as client:
         letters = read_dead_letters(client, choice, limit)
         counts = count_dead_letters(client, choice)
@@ -102,6 +108,19 @@ def list_(options: Options, limit: int, as_json: bool, **wishes: Any) -> None:
     total = count(sum(number for _, number in counts), "dead letter")
     say(f"{total}: " + ", ".join(f"{number:,} {name}" for name, number in counts))
     say(f"Next: tallyman dead show {letters[0].position}")
+
+
+def _list_groups(options: Options, choice: LetterChoice, as_json: bool) -> None:
+    from tallyman.dead_letters import count_groups
+
+    with clickhouse(options.load()) as client:
+        groups = count_groups(client, choice)
+    if as_json:
+        print_json(_group_objects(groups))
+    elif not groups:
+        say("no dead letters")
+    else:
+        _print_groups(groups)
 
 
 @click.command()
@@ -239,13 +258,21 @@ def _tell(report: ActionReport) -> None:
     if not report.chosen:
         say("no dead letters")
     elif report.groups:
-        rows = [[number, *(name or None for name in names)] for names, number in report.groups.items()]
-        print_table(["letters", "reason", "type", "source"], rows)
+        _print_groups(report.groups)
+
+
+def _print_groups(groups: Mapping[tuple[str, str, str], int]) -> None:
+    rows = [[number, *(name or None for name in names)] for names, number in groups.items()]
+    print_table(["letters", "reason", "type", "source"], rows)
+
+
+def _group_objects(groups: Mapping[tuple[str, str, str], int]) -> list[dict[str, object]]:
+    return [dict(zip(("reason", "type", "source", "letters"), (*names, number), strict=True))
+            for names, number in groups.items()]  # fmt: skip
 
 
 def _report(report: ActionReport, *, done: bool, what: str) -> dict[str, object]:
-    groups = [dict(zip(("reason", "type", "source", "letters"), (*names, number), strict=True))
-              for names, number in report.groups.items()]  # fmt: skip
+    groups = _group_objects(report.groups)
     refused = [{"position": position, "why": sentence} for position, sentence in report.examples]
     return {"done": done, "chosen": report.chosen, what: report.accepted if done else 0, "groups": groups,
             "refused": report.refused, "refused_examples": refused}  # fmt: skip

@@ -132,6 +132,25 @@ def test_a_dead_letter_is_listed_shown_and_saved_byte_for_byte(
     assert capfdbinary.readouterr().out == body
 
 
+def test_what_no_meter_wants_is_listed_by_type_and_source(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [("vm.gpu", "nova/1"), ("vm.gpu", "nova/2"), ("vm.gpu", "nova/1"), ("vm.disk", "nova/1")]
+    rows = [
+        (TOPIC, 3, n, 0, 0, BERLIN_DAY, DAY, "unknown_meter", "", "", kind, source, "tenant-zoë", b"{}", {})
+        for n, (kind, source) in enumerate(kinds)
+    ]
+    client.execute("INSERT INTO dead_letters VALUES", rows)
+    assert run(["dead", "list", "--reason", "unknown_meter", "--groups"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "      2  unknown_meter  vm.gpu   nova/1",
+        "      1  unknown_meter  vm.disk  nova/1",
+        "      1  unknown_meter  vm.gpu   nova/2",
+    ]
+    assert run(["dead", "list", "--type", "vm.disk", "--groups", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"reason": "unknown_meter", "type": "vm.disk", "source": "nova/1", "letters": 1}
+    ]
+
+
 def test_a_position_without_a_dead_letter_is_wrong_usage(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["dead", "show", "0:1:0"]) == 2
     assert "no dead letter at 0:1:0; see them with: tallyman dead list" in capsys.readouterr().err
