@@ -18,6 +18,7 @@ from crc32c import crc32c
 
 from pipeline.arrow_stream import open_messages, read_batches
 from pipeline.catalog import Catalog
+from pipeline.heard import Feeds, feeds_of
 from pipeline.values import narrow
 from tallyman.errors import EventError
 from tallyman.event import (
@@ -59,12 +60,13 @@ class ArrowRows:
 
 
 class Batch(NamedTuple):
-    """One batch, opened: its columns, and where its series stand among all that are known."""
+    """One batch, opened: its columns, where its series stand among all that are known, and whom they belong to."""
 
     series: Ints
     times_us: Ints
     values: Ints
     levels: int
+    feeds: Feeds
 
 
 class _Table(NamedTuple):
@@ -72,6 +74,7 @@ class _Table(NamedTuple):
     base: int
     size: int
     levels: int
+    feeds: Feeds
 
 
 @dataclass(slots=True)
@@ -142,7 +145,8 @@ class _KnownSeries:
         levels = 0
         for place, series in enumerate(table, base):
             levels = max(levels, self._understand(place, series))
-        return _Table(text, base, len(table), levels)
+        feeds = feeds_of((each.subject for each in table), (each.type for each in table))
+        return _Table(text, base, len(table), levels, feeds)
 
     def _understand(self, place: int, series: Series) -> int:
         """Find the meters that want a series, and return how many they are."""
@@ -213,7 +217,7 @@ class ArrowDecoder:
         if len(series) and not (series.min() >= 0 and series.max() < names.size):
             expected = f"expected 0 to {names.size - 1}, got {series.min()} to {series.max()}"
             raise EventError("bad_schema", f"Arrow batch: series: {expected}")
-        return Batch(series.astype(np.int64) + names.base, times, values, names.levels)
+        return Batch(series.astype(np.int64) + names.base, times, values, names.levels, names.feeds)
 
     def rows(self, batches: Sequence[Batch]) -> ArrowRows:
         """Understand the rows of some batches, one behind the other."""

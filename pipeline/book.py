@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pipeline.aggregate import Table
+from pipeline.heard import Voices
 from pipeline.identities import AcceptedIds
 from pipeline.lanes import this_lane
 
@@ -171,6 +172,7 @@ class OpenChunk:
     corrections: list[CorrectionRow] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
     raw: list[RawRecord] = field(default_factory=list)
+    voices: Voices = field(default_factory=Voices)
 
     @property
     def start(self) -> int:
@@ -200,6 +202,7 @@ class OpenChunk:
         self.turned = place
         self.spent_s = 0.0
         self.table.clear()
+        self.voices.clear()
 
     def go_on(self) -> None:
         """Begin the next chunk: the last flush of this one was acknowledged."""
@@ -210,6 +213,7 @@ class OpenChunk:
         self.turned = self.here
         self.acknowledged = self.here  # an open chunk of which nothing was read needs no progress row
         self.table.clear()
+        self.voices.clear()
         self.accepted.clear()
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipeline.aggregate import Readings, encode_keys
 from pipeline.book import Counts, DeadLetter, Forward, Place, RawRecord
+from pipeline.heard import Heard
 from pipeline.identities import IdColumns
 from tallyman.headers import Headers
 
@@ -106,6 +107,7 @@ class Block:
     forwards: list[Forward] = field(default_factory=list)
     corrections: list[Correction] = field(default_factory=list)
     raw: list[RawRecord] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
     records: Records | None = None
     received: int = 0
     ignored: int = 0

@@ -20,7 +20,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
     """Add a judged block to its chunk, yielding flushes; each must be acknowledged before the next is asked for."""
     if not block.idle:
         if block.turn:
-            if chunk.table.changed:
+            if chunk.table.changed or chunk.voices.changed:
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
             chunk.turn(block.begins)
         catalog = decoders.catalog(block.after.definitions)
@@ -28,6 +28,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
             chunk.table.ordered = catalog.ordered
         for readings in block.readings:
             chunk.table.add(readings)
+        chunk.voices.add(block.heard)
         chunk.here = replace(block.after, counts=block.before.counts.plus(block.counts))
     if block.closes:
         yield Flush(chunk, decoders.catalog(chunk.here.definitions))

@@ -14,6 +14,7 @@ from pipeline.arrow_events import ArrowDecoder, Batch
 from pipeline.book import DeadLetter, Forward
 from pipeline.columns import Block, Events
 from pipeline.corrections import digest_of
+from pipeline.heard import SILENT, UNKNOWN, Heard
 from pipeline.identities import IdColumns
 from pipeline.letters import complete
 from pipeline.lines import Lines
@@ -46,9 +47,12 @@ def add_numbered(
     """Decode one numbered batch, or one event of it that is let in again; an empty batch is a heartbeat and holds no
     events. Arrow batches are only opened: those of a block are understood together.
     """
+    home = partition_of(kind.collector.encode(), decoders.partitions)
+    is_heard = home == block.partition and kind.event_index < 0
+    if is_heard:  # also if it turns out to be dead, or a copy: its number is not missing
+        block.heard.append(Heard(kind, int(log.clocks[row]), UNKNOWN if value and kind.format != "arrow" else SILENT))
     if len(value) > MAX_RECORD_BYTES:
         raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(value)}")
-    home = partition_of(kind.collector.encode(), decoders.partitions)
     if home != block.partition:
         # Not judged here: its rows count, or are dead, where it belongs. The record counts as one.
         block.received += 1
@@ -58,6 +62,7 @@ def add_numbered(
         _, _, decoder = decoders.get(block.after.definitions)
         batch = decoder.open(value)
         if len(batch.series):
+            block.heard[-1] = block.heard[-1]._replace(feeds=batch.feeds)
             arrow.append(ArrowRecord(row, kind, batch))
         return
     part = _json_batch(block, log, row, kind, value, decoders)

@@ -192,6 +192,9 @@ class ReplayTables(Tables):
     def insert_rows(self, table: str, key: tuple[str, int], rows: Sequence[Any]) -> None:
         return
 
+    def insert_heard(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        return
+
     def insert_progress(self, chunks: Sequence[OpenChunk]) -> None:
         return
 

@@ -1,6 +1,7 @@
 """Write a flush of an open chunk to ClickHouse, in the order on which the promises rest.
 
-Forwards, ids, dead letters and conflicts, raw records, usage, progress; then the push to whoever waits for progress.
+Forwards, ids, dead letters and conflicts, raw records, usage, heard batches, progress; then the push to whoever waits
+for progress.
 Every row is keyed by position or by (series, minute, chunk) and replaces itself, so that a flush may be written again,
 by this process or by a zombie of it, as often as need be.
 """
@@ -50,6 +51,10 @@ _CORRECTIONS = (
     " appended_at, reason, was, now) VALUES"
 )
 _EVENTS = "INSERT INTO events (topic_id, partition, offset, appended_at, booking, headers, body) VALUES"
+_HEARD = (
+    "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+    " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES"
+)
 _USAGE = (
     "INSERT INTO usage_hot (meter, subject, dimensions, minute, booking, definitions, topic_id, partition, chunk,"
     " generation, item, covered, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by,"
@@ -122,6 +127,7 @@ class Cut:
         chunk.corrections.clear()
         chunk.raw.clear()
         chunk.table.acknowledge(self.slots)
+        chunk.voices.acknowledge()
         chunk.acknowledged = chunk.here
         chunk.forget_written_ids()
         chunk.flushed_at, chunk.flush_cost_s = now, cost_s
@@ -168,6 +174,12 @@ class Flush:
         for booking in sorted({cut.chunk.here.booking for cut in cuts if cut.slots}):
             tables.insert_usage([cut for cut in cuts if cut.slots and cut.chunk.here.booking == booking])
             yield "usage_hot"
+        # Behind usage, so that whoever reads a watermark finds what it speaks of; before progress, so that whoever
+        # reads a log clock knows every collector that spoke below it.
+        heard = [row for cut in cuts for row in _heard_rows(cut.chunk)]
+        if heard:
+            tables.insert_heard(heard)
+            yield "heard"
         tables.insert_progress([cut.chunk for cut in cuts])
         now = time.monotonic()
         for cut in cuts:
@@ -248,6 +260,10 @@ class Tables:
         )
         self._insert(_USAGE.replace("usage_hot", self.usage_table, 1), joined)
 
+    def insert_heard(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert which numbered batches stand in the log."""
+        self._insert(_HEARD, [list(column) for column in zip(*rows, strict=True)])
+
     def insert_progress(self, chunks: Sequence[OpenChunk]) -> None:
         """Insert how far chunks are booked: what they hold up to there is acknowledged."""
         self._insert(_PROGRESS, [list(column) for column in zip(*map(_progress_row, chunks), strict=True)])
@@ -291,6 +307,14 @@ def _progress_row(chunk: OpenChunk) -> tuple[Any, ...]:
         list(turned.counts),
         chunk.repairs,
     )
+
+
+def _heard_rows(chunk: OpenChunk) -> Iterator[tuple[Any, ...]]:
+    place = chunk.topic_id, chunk.partition, chunk.number, chunk.here.booking, chunk.here.definitions
+    for collector, epoch, run, feeds in chunk.voices.unwritten():
+        marks = run.first, run.last, run.first_watermark_us, run.last_watermark_us
+        clocks = run.first_clock_ms, run.clock_ms
+        yield collector, epoch, *place, *marks, *clocks, sorted(feeds.subjects), sorted(feeds.types), chunk.covered
 
 
 def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[list[Any]]:

@@ -15,9 +15,11 @@ from tallyman.event import (
     DEFINITIONS,
     EPOCH,
     INDEX,
+    LAST_US,
     MAX_NAME_BYTES,
     SEQUENCE,
     TICK,
+    WATERMARK,
     Format,
     format_of,
 )
@@ -32,6 +34,7 @@ class RecordKind(NamedTuple):
 
     Attributes:
         event_index: Of an event of a numbered batch that is let in again; -1 is the batch itself.
+        watermark_us: Of a numbered batch, event time up to which its collector has sent everything with it, or 0.
         corrects: Of a correction, the number of the version that it makes, from 1.
         attributes: Of a CloudEvent in binary mode.
     """
@@ -46,6 +49,7 @@ class RecordKind(NamedTuple):
     epoch: str = ""
     sequence: int = -1
     event_index: int = -1
+    watermark_us: int = 0
     corrects: int = 0
     attributes: dict[str, str] | None = None
     problem: EventError | None = None
@@ -99,7 +103,16 @@ def _batch(kind: RecordKind, named: dict[str, bytes]) -> RecordKind:
     index = _number(named, INDEX) if INDEX in named else -1
     if index >= 0 and kind.format != "single":
         raise EventError("wrong_type", f"header {INDEX}: expected it beside one JSON event, got {kind.content_type}")
-    return kind._replace(collector=collector, epoch=epoch, sequence=_number(named, SEQUENCE), event_index=index)
+    sequence, watermark_us = _number(named, SEQUENCE), _watermark(named.get(WATERMARK, b""))
+    return kind._replace(
+        collector=collector, epoch=epoch, sequence=sequence, event_index=index, watermark_us=watermark_us
+    )
+
+
+def _watermark(text: bytes) -> int:
+    """Read what a collector says of itself; what cannot be read says nothing, and kills no usage."""
+    value = int(text) if text.isdigit() and len(text) <= 18 else 0
+    return value if value < LAST_US else 0
 
 
 def _number(named: dict[str, bytes], name: str) -> int:

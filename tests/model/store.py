@@ -18,7 +18,7 @@ from tests.model.server import Endpoint
 # What our statements read or write; each view stands for the tables that it shows.
 _TABLES = (
     "usage_hot", "usage_quarter", "usage", "progress", "ids", "seals", "rollups", "dead_letters", "conflicts",
-    "corrections", "events", "repairs",
+    "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
 )  # fmt: skip
 _VIEWS = {"usage_booked": ("usage", "usage_hot", "seals"), "usage_minute": ("usage", "usage_hot", "seals")}
 _NAMES = re.compile(rf"\b({'|'.join((*_TABLES, *_VIEWS))})\b")

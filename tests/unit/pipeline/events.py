@@ -155,6 +155,7 @@ class Walk:
                 self.store.rows.setdefault((high, low), []).append(Accepted(*rest))
         chunk.accepted.acknowledge(len(chunk.accepted.unwritten()))
         chunk.table.acknowledge(slots)
+        chunk.voices.acknowledge()
         for done in (chunk.dead, chunk.conflicts, chunk.forwards, chunk.raw):
             done.clear()
         chunk.acknowledged = chunk.here
