@@ -27,6 +27,7 @@ from pipeline.read import STOP
 from pipeline.runtime import Database, JobConfig, forget, release
 from pipeline.source import close_readers
 from pipeline.upkeep import Upkeep
+from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
 from tallyman.errors import DamageError, LogError, StoreError, StoreRefusedError, TallymanError
@@ -76,7 +77,8 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
     server = serve(metrics_port, counted.ready) if metrics_port is not None else None
     aside = SetAside(config)
     share = Share(join_group(project, config), config, leave_out=aside.without)
-    more = [(aside.look, LOOK_FOR_REPAIRS_S)]
+    watch = Watch(connect(project.clickhouse), config.partitions, project.config.usage.expected_delay)
+    more = [(aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S)]
     upkeep = Upkeep(config, stop, project.kafka_replication, share.reads, more=more)
     upkeep.start()
     wait_s = 0.2
@@ -106,6 +108,7 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
         close_readers()
         forget()
         upkeep.close()
+        watch.close()
         if server is not None:
             server.close()
     if upkeep.fault is not None:

@@ -18,6 +18,7 @@ from tallyman.asked import Groups, Named, Windows, windows_of
 from tallyman.completeness import Completeness, PartitionProgress, read_completeness
 from tallyman.errors import UsageQueryError
 from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures, reads_alike
+from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
 from tallyman.stored import SETTINGS, Source
 from tallyman.usage import UsageAnswer, UsageQuery, UsageRow
@@ -69,9 +70,15 @@ def read_usage(
             excludes everything; a booking that is not sealed yet.
     """
     windows = windows_of(query)
-    completeness = read_completeness(client, expected_delay=expected_delay, partitions=partitions)
-    bound = _bound(query, completeness)
     defined = next((meter for meter in meters if meter.meter == query.meter), None)
+    completeness = read_completeness(
+        client,
+        expected_delay=expected_delay,
+        partitions=partitions,
+        subjects=query.subjects,
+        event_type=defined.event_type if defined else None,
+    )
+    bound = _bound(query, completeness)
     source = Source(client, query, completeness.sealed_to, bound)
     asked = Asked(source, windows, Groups(query), completeness.complete_to)
     shape, figures = _read(asked, defined, meters)
@@ -89,6 +96,8 @@ def read_usage(
         repaired=tuple(
             each for each in completeness.repairs if each.touches(query.start, query.end, _last_booking(query, bound))
         ),
+        held_by=completeness.held_by,
+        gaps=read_gaps(client, completeness.collectors, query.start, query.end),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tallyman.heard import Clocks, read_collectors
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
-from tallyman.usage import Repair
+from tallyman.usage import CollectorSeen, Repair
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -48,6 +49,9 @@ class Completeness:
         sealed_to: The newest booking that is sealed, 0 for none.
         quarantines: Partitions that are set aside, their log is not what was booked: `complete_to` stands still.
         repairs: Where booking went on behind a damaged place, by an operator's decision.
+        collectors: Those whose readings may matter, by name; of those that live or are silent, none has said less than
+            `complete_to`.
+        held_by: The silent ones that hold `complete_to` back, the furthest behind first.
     """
 
     complete_to: datetime | None
@@ -55,6 +59,8 @@ class Completeness:
     partitions: tuple[PartitionProgress, ...]
     quarantines: tuple[Quarantine, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    collectors: tuple[CollectorSeen, ...] = ()
+    held_by: tuple[CollectorSeen, ...] = ()
 
 
 class _Place(msgspec.Struct):
@@ -67,13 +73,19 @@ class _Place(msgspec.Struct):
 
 
 def read_completeness(
-    client: Client, *, expected_delay: timedelta = timedelta(seconds=10), partitions: int | None = None
+    client: Client,
+    *,
+    expected_delay: timedelta = timedelta(seconds=10),
+    partitions: int | None = None,
+    subjects: Collection[str] = (),
+    event_type: str | None = None,
 ) -> Completeness:
     """Read how complete usage is. Call it before reading usage: what it says is in the tables then.
 
     Args:
         expected_delay: How long events take to arrive; the least log clock less this is complete.
         partitions: How many there are; while some have no progress yet, nothing is known to be complete.
+        subjects, event_type: Whose usage is asked for, and of what; collectors that never measured any do not matter.
     """
     sealed_to, places = _read_seal(client)
     repairs = read_repairs(client)
@@ -81,12 +93,20 @@ def read_completeness(
     clocks = [each.clock for each in reached if each.clock is not None]
     known = bool(reached) and len(clocks) == len(reached) and len(reached) >= (partitions or 1)
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
+    # Behind progress: who spoke below these clocks is known now.
+    by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
+    everyone = read_collectors(client, Clocks(by_partition))
+    collectors = tuple(each for each in everyone if each.may_feed(subjects, event_type))
+    booked_to = min(clocks) - expected_delay if known else None
+    complete_to, held_by = _held_back(booked_to, collectors)
     return Completeness(
-        complete_to=min(clocks) - expected_delay if known else None,
+        complete_to=complete_to,
         sealed_to=sealed_to,
         partitions=tuple(reached),
         quarantines=read_quarantines(client, offsets, repairs),
         repairs=repairs,
+        collectors=collectors,
+        held_by=held_by,
     )
 
 
@@ -102,6 +122,23 @@ def _with_repairs(
                 topic_id, partition, repair.chunk, repair.to_offset, repair.from_clock_ms, repair.booking
             )
     return begins
+
+
+def _held_back(
+    booked_to: datetime | None, collectors: Iterable[CollectorSeen]
+) -> tuple[datetime | None, tuple[CollectorSeen, ...]]:
+    """Return up to where both the log and every collector that is not retired say that all is there, and which silent
+    ones hold that back. Who carries no watermark promised none: it holds nothing.
+    """
+    if booked_to is None:
+        return None, ()
+    marks = [(each.watermark, each) for each in collectors if each.state != "retired" and each.watermark is not None]
+    complete_to = min([booked_to, *(mark for mark, _ in marks)])
+    held = sorted(
+        ((mark, each.name, each) for mark, each in marks if each.state == "silent" and mark < booked_to),
+        key=lambda found: found[:2],
+    )
+    return complete_to, tuple(each for _, _, each in held)
 
 
 def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:

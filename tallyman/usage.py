@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -108,6 +108,60 @@ class UsageRow:
     decreases: int | None = None
 
 
+CollectorState = Literal["live", "silent", "retired"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorSeen:
+    """A collector, by what the log holds of it.
+
+    Attributes:
+        watermark: Event time up to which it says it has sent everything; None if it does not say.
+        last_heard: By the log clock.
+        sequence: Of the newest epoch, the largest number.
+        subjects, types: Whom and what its readings belong to; "" stands for more than are listed, or not known.
+    """
+
+    name: str
+    state: CollectorState
+    watermark: datetime | None
+    last_heard: datetime
+    epoch: str
+    sequence: int
+    epochs: int
+    subjects: frozenset[str]
+    types: frozenset[str]
+
+    def may_feed(self, subjects: Collection[str], kind: str | None) -> bool:
+        """Whether readings of these tenants (none: of any) and this type (None: of any) may come from it."""
+        known = bool(self.subjects) and "" not in self.subjects
+        fits = not known or not subjects or not self.subjects.isdisjoint(subjects)
+        return fits and (kind is None or not self.types or "" in self.types or kind in self.types)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Batches that a collector numbered and that did not come.
+
+    Attributes:
+        last: None where an epoch was followed by another: whether it had more, nobody can know.
+        start, end: Their readings lie between; None where that is not known.
+    """
+
+    collector: str
+    epoch: str
+    first: int
+    last: int | None
+    start: datetime | None
+    end: datetime | None
+
+    def touches(self, start: datetime | None, end: datetime | None) -> bool:
+        """Whether readings of [start, end) may be missing."""
+        before = start is not None and self.end is not None and self.end <= start
+        behind = end is not None and self.start is not None and self.start >= end
+        return not before and not behind
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
     """A decision: what is booked below `from_offset` stays, the offsets up to `to_offset` are skipped.
@@ -169,6 +223,8 @@ class UsageAnswer:
 
     Attributes:
         repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing.
+        held_by: The silent collectors that hold `complete_to` back, the furthest behind first.
+        gaps: What is missing, or may be, in the range that was asked for.
     """
 
     query: UsageQuery
@@ -177,3 +233,5 @@ class UsageAnswer:
     complete_to: datetime | None
     sealed_to: int
     repaired: tuple[Repair, ...] = ()
+    held_by: tuple[CollectorSeen, ...] = ()
+    gaps: tuple[Gap, ...] = ()

@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "down": "tallyman.cli.stack:down",
     "send": "tallyman.cli.send:send",
     "usage": "tallyman.cli.usage:usage",
+    "collectors": "tallyman.cli.collectors:collectors",
     "dead": "tallyman.cli.dead:dead",
     "event": "tallyman.cli.event:event",
     "alarms": "tallyman.cli.alarms:alarms",

@@ -154,6 +154,7 @@ def status(options: Options, as_json: bool) -> None:
 
 def _books(options: Options) -> dict[str, Any]:
     """Return how complete usage is; nothing where that cannot be said."""
+    from tallyman.cli.collectors import held_as_object
     from tallyman.cli.context import clickhouse
     from tallyman.cli.repair import aside_lines
     from tallyman.completeness import read_completeness
@@ -169,7 +170,12 @@ def _books(options: Options) -> dict[str, Any]:
             )
     except TallymanError:
         return {}
-    return {"complete_to": found.complete_to, "sealed_to": found.sealed_to, "quarantined": aside_lines(found)}
+    return {
+        "complete_to": found.complete_to,
+        "sealed_to": found.sealed_to,
+        "held_by": [held_as_object(each) for each in found.held_by],
+        "quarantined": aside_lines(found),
+    }
 
 
 def _print_books(books: dict[str, Any]) -> None:
@@ -180,6 +186,8 @@ def _print_books(books: dict[str, Any]) -> None:
     result(f"usage is complete up to {show_time(books['complete_to'], UTC)}, sealed up to booking {books['sealed_to']}")
     for line in books["quarantined"]:
         result(line)
+    for held in books["held_by"]:
+        result(f"held back by {held['collector']}, silent since {show_time(held['silent_since'], UTC)}")
 
 
 def _duration(seconds: float | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tallyman.cli.collectors import gap_as_object, gap_text, held_as_object, held_text
 from tallyman.cli.context import Options, clickhouse, project_options
 from tallyman.cli.output import plain, print_csv, print_json, print_table, result, say, show_time
 from tallyman.cli.repair import gap_line, repair_object
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _WHOLE_DAYS = ("day", "week", "month")
 _PROOF = ("resets", "holes", "decreases")  # of counters
+_MOST_TOLD = 5  # lines about each; --json has all
 _SEVERAL = re.compile(r"(?<!&)&(?!&)")
 
 
@@ -76,9 +78,8 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any
     elif as_csv:
         header, rows = as_rows(answer, [])
         print_csv(header, rows)
-        say(completeness(answer))
-        for each in answer.repaired:
-            say(gap_line(each))
+        for line in completeness(answer):
+            say(line)
     else:
         _print(answer)
 
@@ -146,6 +147,8 @@ def as_document(answer: UsageAnswer) -> dict[str, object]:
         "window": query.window,
         "zone": query.zone,
         "complete_to": answer.complete_to,
+        "held_by": [held_as_object(each) for each in answer.held_by],
+        "gaps": [gap_as_object(each) for each in answer.gaps],
         "sealed_to": answer.sealed_to,
         "as_of": query.up_to_booking,
         "repaired": [repair_object(each) for each in answer.repaired],
@@ -180,9 +183,8 @@ def _print(answer: UsageAnswer) -> None:
         print_table(header, rows)
     else:
         result(f"no usage of {answer.query.meter} in this range")
-    result(completeness(answer))
-    for each in answer.repaired:
-        result(gap_line(each))
+    for line in completeness(answer):
+        result(line)
 
 
 def _times(answer: UsageAnswer, row: UsageRow) -> tuple[str, str]:
@@ -196,8 +198,20 @@ def _times(answer: UsageAnswer, row: UsageRow) -> tuple[str, str]:
     return show_time(moments[0], zone), show_time(moments[1], zone)
 
 
-def completeness(answer: UsageAnswer) -> str:
-    """Say up to where nothing is missing, and what is sealed."""
+def completeness(answer: UsageAnswer) -> list[str]:
+    """Say up to where nothing is missing, what is sealed, and what did not come."""
+    from tallyman.period import find_zone
+
+    zone = find_zone(answer.query.zone)
+    lines = [_complete_to(answer)]
+    lines += [f"held back by {held_text(each, zone)}" for each in answer.held_by[:_MOST_TOLD]]
+    lines += [gap_text(each, zone) for each in answer.gaps[:_MOST_TOLD]]
+    lines += [gap_line(each) for each in answer.repaired]
+    rest = max(len(answer.held_by) - _MOST_TOLD, 0) + max(len(answer.gaps) - _MOST_TOLD, 0)
+    return [*lines, f"and {rest:,} more; see: tallyman collectors list"] if rest else lines
+
+
+def _complete_to(answer: UsageAnswer) -> str:
     from tallyman.period import find_zone
 
     zone = find_zone(answer.query.zone)

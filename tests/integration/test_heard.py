@@ -1,0 +1,271 @@
+"""Who sends, how far, and what is missing, read from the real engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from clickhouse_driver import Client
+
+from tallyman.aggregates import read_completeness, read_usage
+from tallyman.cli import run
+from tallyman.errors import UsageQueryError
+from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, read_gaps, retire
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.usage import Gap, UsageQuery
+from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress
+
+pytestmark = pytest.mark.integration
+NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
+
+
+def micros(moment: datetime) -> int:
+    return round(moment.timestamp()) * 1_000_000
+
+
+def hear(
+    client: Client,
+    first: int,
+    last: int,
+    *,
+    collector: str = "värd-1",
+    epoch: str = "e1",
+    chunk: int = 0,
+    start: datetime = NOON,
+    subjects: tuple[str, ...] = ("tenant-zoë",),
+    marks: bool = True,
+    clock: datetime | None = None,
+) -> None:
+    """Write a run of batches; number n says that all is sent up to n minutes behind `start`, and came just then."""
+    edges = [start + n * MINUTE for n in (first, last)]
+    watermarks = [micros(edge) if marks else 0 for edge in edges]
+    client.execute(
+        "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+        " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
+        [
+            (
+                collector, epoch, TOPIC, 0, chunk, DAY, 1, first, last, *watermarks,
+                *(micros(clock or edge) // 1000 for edge in edges), list(subjects), ["vm"] if subjects else [], 5,
+            )
+        ],
+    )  # fmt: skip
+
+
+def gaps(client: Client) -> list[tuple[int, int | None]]:
+    return [(gap.first, gap.last) for gap in found_gaps(client)]
+
+
+def found_gaps(client: Client) -> tuple[Gap, ...]:
+    return read_gaps(client, read_completeness(client).collectors)
+
+
+def ask(client: Client, *subjects: str, start: datetime = NOON) -> object:
+    query = UsageQuery(
+        meter="compute.vcpu_seconds", start=start, end=start + HOUR, group_by=("subject",), subjects=subjects
+    )
+    return read_usage(client, query, expected_delay=AT_ONCE)
+
+
+def test_a_silent_collector_holds_back_what_it_measures_and_nothing_else(client: Client) -> None:
+    book(client, Booked(minute=NOON))
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5)
+    hear(client, 1, 20, collector="värd-2", subjects=("tenant-b",))
+    answer = ask(client, "tenant-zoë")
+    assert answer.complete_to == NOON + 5 * MINUTE
+    assert [(each.name, each.state, each.last_heard) for each in answer.held_by] == [
+        ("värd-1", "silent", NOON + 5 * MINUTE)
+    ]
+    other = ask(client, "tenant-b")
+    assert (other.complete_to, other.held_by) == (NOON + 20 * MINUTE, ())
+    assert ask(client).complete_to == NOON + 5 * MINUTE
+
+
+def test_a_living_collector_is_believed_and_not_called_silent(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 5 * MINUTE + SILENT_AFTER)
+    hear(client, 1, 5)
+    found = read_completeness(client, expected_delay=AT_ONCE)
+    assert (found.complete_to, found.held_by) == (NOON + 5 * MINUTE, ())
+    assert [each.state for each in found.collectors] == ["live"]
+
+
+def test_a_collector_of_which_no_reading_is_known_holds_everybody_back(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5, subjects=())
+    assert read_completeness(client, subjects=("tenant-b",), event_type="vm").complete_to == NOON + 5 * MINUTE
+
+
+def test_who_carries_no_watermark_promised_none(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5, marks=False, clock=NOON)
+    found = read_completeness(client, expected_delay=AT_ONCE)
+    assert (found.complete_to, found.held_by) == (NOON + 20 * MINUTE, ())
+    assert [(each.state, each.watermark) for each in found.collectors] == [("silent", None)]
+
+
+def test_a_retired_collector_holds_nothing_back_until_it_is_heard_again(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5)
+    assert retire(client, read_completeness(client).collectors, "värd-1").name == "värd-1"
+    found = read_completeness(client, expected_delay=AT_ONCE)
+    assert (found.complete_to, [each.state for each in found.collectors]) == (NOON + 20 * MINUTE, ["retired"])
+    hear(client, 1, 6)
+    assert read_completeness(client).complete_to == NOON + 6 * MINUTE
+    progress(client, 0, 0, 6, NOON + 6 * MINUTE + RETIRED_AFTER + SECOND)
+    assert [each.state for each in read_completeness(client).collectors] == ["retired"]
+
+
+def test_only_one_that_was_heard_and_is_silent_can_be_retired(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 5 * MINUTE)
+    hear(client, 1, 5)
+    known = read_completeness(client).collectors
+    with pytest.raises(UsageQueryError, match='collector "värd-1" still sends'):
+        retire(client, known, "värd-1")
+    with pytest.raises(UsageQueryError, match='expected one that was heard, got "värd-2"; did you mean "värd-1"'):
+        retire(client, known, "värd-2")
+
+
+def test_missing_numbers_are_found_across_chunks_with_the_time_between_which_their_usage_lies(client: Client) -> None:
+    hear(client, 3, 5)
+    hear(client, 9, 12, chunk=1)
+    hear(client, 13, 14, chunk=2)
+    [gap] = found_gaps(client)
+    assert (gap.first, gap.last, gap.start, gap.end) == (6, 8, NOON + 5 * MINUTE, NOON + 9 * MINUTE)
+
+
+def test_numbers_that_come_later_close_their_gap_whole_or_in_part(client: Client) -> None:
+    hear(client, 1, 2)
+    hear(client, 9, 10, chunk=1)
+    hear(client, 5, 6, chunk=2)
+    assert gaps(client) == [(3, 4), (7, 8)]
+    hear(client, 2, 4, chunk=3)
+    assert gaps(client) == [(7, 8)]
+    hear(client, 1, 12, chunk=4)
+    assert gaps(client) == []
+
+
+def test_where_an_epoch_was_followed_by_another_more_may_be_missing(client: Client) -> None:
+    hear(client, 1, 5)
+    hear(client, 1, 3, epoch="e2", start=NOON + 30 * MINUTE, chunk=1)
+    [gap] = found_gaps(client)
+    assert (gap.epoch, gap.first, gap.last) == ("e1", 6, None)
+    assert (gap.start, gap.end) == (NOON + 5 * MINUTE, NOON + 31 * MINUTE)
+    assert not gap.touches(NOON + 31 * MINUTE, None) and not gap.touches(None, NOON + 5 * MINUTE)
+
+
+def test_two_that_send_under_one_name_at_the_same_time_follow_no_one(client: Client) -> None:
+    hear(client, 1, 5)
+    hear(client, 1, 5, epoch="e2", clock=NOON + 4 * MINUTE)
+    assert gaps(client) == []
+
+
+def test_an_answer_names_only_the_gaps_of_its_range(client: Client) -> None:
+    book(client, Booked(minute=NOON))
+    hear(client, 1, 2)
+    hear(client, 4, 200)
+    assert [(gap.first, gap.last) for gap in ask(client, "tenant-zoë").gaps] == [(3, 3)]
+    assert ask(client, "tenant-b").gaps == ()
+    assert ask(client, "tenant-zoë", start=NOON + HOUR).gaps == ()
+
+
+def test_the_views_say_what_python_says(client: Client) -> None:
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5)
+    hear(client, 8, 10)
+    hear(client, 1, 20, collector="värd-2")
+    rows = client.execute("SELECT collector, state, last_heard, watermark FROM collectors ORDER BY collector")
+    found = read_completeness(client).collectors
+    assert rows == [(each.name, each.state, each.last_heard, each.watermark) for each in found]
+    assert client.execute("SELECT first, last FROM collector_gaps") == gaps(client) == [(6, 7)]
+    minutes = {
+        (row[0] - NOON) // MINUTE: row[1:]
+        for row in client.execute(
+            "SELECT minute, collectors, passed, missing_batches, complete FROM completeness_minute"
+        )
+    }
+    assert minutes[4] == (2, 2, 0, 1)
+    assert minutes[6] == (2, 2, 2, 0)
+    assert minutes[10] == (2, 1, 0, 0)  # värd-1 has not said so
+    assert minutes[20] == (2, 0, 0, 0)  # the log has not come so far
+
+
+def test_the_views_say_nothing_of_an_empty_store(client: Client) -> None:
+    assert client.execute("SELECT count() FROM collectors") == [(0,)]
+    assert client.execute("SELECT countIf(complete) FROM completeness_minute") == [(0,)]
+
+
+@pytest.fixture
+def folder(client: Client, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path, monkeypatch) -> Path:
+    endpoint = clickhouse_endpoint
+    place = f"{{host: {endpoint.host}, port: {endpoint.port}, database: {client.connection.database}}}"
+    (tmp_path / "tallyman.yaml").write_text(f"clickhouse: {place}\nkafka: {{partitions: 1}}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_person_sees_who_sends_what_is_missing_and_what_to_do(
+    client: Client, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 2)
+    hear(client, 5, 6)
+    hear(client, 1, 20, collector="värd-2")
+    assert run(["collectors", "list"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "collector  state   watermark                last heard               missing batches  possible gaps",
+        "─────────  ──────  ───────────────────────  ───────────────────────  ───────────────  ─────────────",
+        "värd-1     silent  2026-10-05 12:06 +00:00  2026-10-05 12:06 +00:00                2              0",
+        "värd-2     live    2026-10-05 12:20 +00:00  2026-10-05 12:20 +00:00                0              0",
+        "missing: batches 3 to 4 of värd-1 (usage between 2026-10-05 12:02 +00:00 and 2026-10-05 12:05 +00:00)",
+    ]
+    assert "tallyman collectors retire värd-1" in captured.err
+    assert run(["collectors", "retire", "värd-1"]) == run(["collectors", "retire", "värd-1"]) == 0
+    capsys.readouterr()
+    assert run(["collectors", "list", "--json"]) == 0
+    documents = json.loads(capsys.readouterr().out)
+    assert [(each["collector"], each["state"], each["missing_batches"]) for each in documents] == [
+        ("värd-1", "retired", 2),
+        ("värd-2", "live", 0),
+    ]
+    assert documents[0]["gaps"][0] | {"epoch": ""} == {
+        "collector": "värd-1", "epoch": "", "kind": "missing", "first": 3, "last": 4,
+        "from": "2026-10-05T12:02:00+00:00", "to": "2026-10-05T12:05:00+00:00",
+    }  # fmt: skip
+
+
+def test_usage_says_who_holds_it_back_and_what_is_missing(
+    client: Client, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book(client, Booked(minute=NOON))
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 2)
+    hear(client, 5, 6)
+    asked = ["usage", "tenant-zoë", "--meter", "compute.vcpu_seconds", "--from", "2026-10-05", "--to", "2026-10-06"]
+    assert run(asked) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "complete up to 2026-10-05 12:06 +00:00 (UTC); nothing is sealed yet",
+        "held back by värd-1, silent since 2026-10-05 12:06 +00:00",
+        "missing: batches 3 to 4 of värd-1 (usage between 2026-10-05 12:02 +00:00 and 2026-10-05 12:05 +00:00)",
+    ]
+    assert run([*asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["held_by"] == [
+        {
+            "collector": "värd-1",
+            "watermark": "2026-10-05T12:06:00+00:00",
+            "silent_since": "2026-10-05T12:06:00+00:00",
+        }
+    ]
+    assert [(gap["kind"], gap["first"], gap["last"]) for gap in answer["gaps"]] == [("missing", 3, 4)]
