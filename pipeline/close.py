@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from pipeline.outlet import write_close
+from pipeline.outlet import write_close, write_end
 from pipeline.seal import read_sealed_to
 from tallyman import books
 from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
 from tallyman.errors import StoreError
-from tallyman.kafka import TopicInfo, ensure_topics
+from tallyman.kafka import TopicInfo, check_topic, ensure_topics
 from tallyman.meter import Definitions
 from tallyman.project import Project
 
@@ -48,9 +48,12 @@ def definitions_of(project: Project) -> Definitions:
 
 
 def found_books(project: Project) -> books.Topic:
-    """Make topics and control tables if they are missing; the topic's first close puts definitions 1 in force.
+    """Make topics and control tables if they are missing; the topic's first close puts definitions in force.
 
     Safe to call at every start, by several processes at once.
+
+    Returns:
+        The topic of the settings, or the last one that follows it.
 
     Raises:
         ConfigError: The topic was made with other partitions or chunks, or has settings that lose usage.
@@ -58,16 +61,31 @@ def found_books(project: Project) -> books.Topic:
     """
     engine = open_books(project)
     info = _topic(project)
-    topic = books.register_topic(
-        engine, books.Topic(info.topic_id, info.name, info.partitions, project.config.kafka.chunk_size, founded=False)
-    )
+    line = books.read_line(engine, info.name)
+    if len(line) > 1 and info.topic_id in {each.topic_id for each in line}:
+        topic = line[-1]
+    else:
+        topic = books.register_topic(engine, books.Topic(
+            info.topic_id, info.name, info.partitions, project.config.kafka.chunk_size, founded=False
+        ))  # fmt: skip
     if not topic.founded:
-        books.add_definitions(engine, definitions_of(project))
-        _write_next(project, engine, topic)
-        books.mark_founded(engine, topic.topic_id)
+        _found(project, engine, topic, line[-2] if topic in line[1:] else None)
     for close in books.unwritten_closes(engine):
         _write(project, engine, topic, close)
     return topic
+
+
+def _found(project: Project, engine: sa.Engine, topic: books.Topic, before: books.Topic | None) -> None:
+    """Write the first close of a topic, and the end of the one that it follows."""
+    if before is None:
+        books.add_definitions(engine, definitions_of(project))
+    _write_next(project, engine, topic)
+    if before is not None:
+        info = check_topic(
+            project.kafka_brokers, before.name, topic_id=before.topic_id, replication=project.kafka_replication
+        )
+        write_end(project.kafka_brokers, before.name, info.partitions, topic.name)
+    books.mark_founded(engine, topic.topic_id)
 
 
 def close_books(project: Project) -> CloseReport:

@@ -26,6 +26,7 @@ from tallyman.errors import DamageError, EventError, LogError
 from tallyman.event import CONTENT_TYPE, CORRECTS, MAX_RECORD_BYTES, SINGLE
 from tallyman.headers import RecordKind
 from tallyman.meter import Definitions
+from tallyman.topics import ENDED
 
 
 class Decoders:
@@ -113,6 +114,8 @@ def _meet_again(fetch: Fetch, chunk: OpenChunk, after: Place) -> None:
 
 def _fill(block: Block, log: LogRows, first: int, last: int, decoders: Decoders, archive: bool) -> None:
     """Decode the records of a block: foreign events together, each numbered batch by itself."""
+    if block.after.booking == ENDED:
+        return  # the end marker, and what counts in the topic that follows
     _, json_decoder, arrow_decoder = decoders.get(block.after.definitions)
     arrow_decoder.begin()
     booking = block.after.booking

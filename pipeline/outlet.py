@@ -13,7 +13,7 @@ import msgspec
 from pipeline.book import Forward
 from pipeline.write import Progress
 from tallyman.errors import BrokerError
-from tallyman.event import CLOSE, DEFINITIONS, TICK
+from tallyman.event import CLOSE, DEFINITIONS, END, TICK
 from tallyman.kafka import make_producer
 
 _ACK_TIMEOUT_S = 30
@@ -88,6 +88,21 @@ def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: in
         headers = [(CLOSE, str(booking).encode()), (DEFINITIONS, str(definitions).encode())]
         futures = [producer.send(topic, value=b"", headers=headers, partition=number) for number in range(partitions)]
         _acknowledged(futures, f"writing the close that opens booking {booking}")
+    finally:
+        producer.close(timeout=5)
+
+
+def write_end(brokers: Sequence[str], topic: str, partitions: int, following: str) -> None:
+    """Write an end marker into each partition; again after a crash is harmless.
+
+    Raises:
+        BrokerError: Not every partition acknowledged.
+    """
+    producer = make_producer(tuple(brokers))
+    try:
+        headers = [(END, following.encode())]
+        futures = [producer.send(topic, value=b"", headers=headers, partition=number) for number in range(partitions)]
+        _acknowledged(futures, f'writing the end of topic "{topic}"')
     finally:
         producer.close(timeout=5)
 

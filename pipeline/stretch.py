@@ -15,6 +15,7 @@ from tallyman.binary import compose
 from tallyman.errors import EventError
 from tallyman.event import COLLECTOR, MAX_RECORD_BYTES, MAX_RECORD_EVENTS, split_record
 from tallyman.headers import Headers, RecordKind, kind_of
+from tallyman.topics import ENDED
 
 _SHORT_LINE = 32  # bytes; an event has more
 
@@ -49,10 +50,13 @@ def read_log(fetch: Fetch, here: Place) -> LogRows:
     if len(cache) > 1 or (kinds and kinds[0].control):
         for i, kind in enumerate(kinds):
             if kind.control:
-                bookings[i] = booking_after(int(bookings[i]), int(clocks[i]), kind.opens)
+                bookings[i] = ENDED if kind.ends else booking_after(int(bookings[i]), int(clocks[i]), kind.opens)
                 definitions[i] = max(int(definitions[i]), kind.definitions)
         bookings = np.maximum.accumulate(bookings)
         definitions = np.maximum.accumulate(definitions)
+    # Nothing turns behind the end of a topic: its last place is where that booking began.
+    ended = int(np.searchsorted(bookings, ENDED))
+    definitions[ended:] = definitions[ended - 1] if ended else here.definitions
     return LogRows(kinds, fetch.offsets[first:], appended, clocks, bookings, definitions, fetch.values[first:], headers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -44,15 +44,20 @@ class Admission:
     type: str = ""
 
 
-def admit(letter: DeadLetter, changes: Mapping[str, bytes], topic: TopicInfo) -> Admission:
+def admit(
+    letter: DeadLetter, changes: Mapping[str, bytes], topic: TopicInfo, before: Collection[str] = ()
+) -> Admission:
     """Return the record for a dead letter, mended.
 
     The same letter always gives the same record, so that sending it again changes nothing.
 
+    Args:
+        before: The ids of the topics that this one follows.
+
     Raises:
         EventError: It cannot be let in like this; why, and what would help.
     """
-    if letter.topic_id != topic.topic_id:
+    if letter.topic_id != topic.topic_id and letter.topic_id not in before:
         raise EventError(
             "unknown_format", f"it belongs to topic {letter.topic_id}, which is not the one that is booked"
         )

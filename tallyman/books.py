@@ -44,6 +44,14 @@ _closes = sa.Table(
     sa.Column("written", sa.Boolean, nullable=False),
 )
 
+_growth = sa.MetaData()
+_successions = sa.Table(
+    "topic_successions",
+    _growth,
+    sa.Column("topic_id", sa.String, primary_key=True),
+    sa.Column("followed_by", sa.String, nullable=False, unique=True),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -67,7 +75,7 @@ class Close:
 
 def prepare(engine: sa.Engine) -> None:
     """Make the tables of this module, once."""
-    migrate(engine, "books", [_metadata.create_all])
+    migrate(engine, "books", [_metadata.create_all, _growth.create_all])
 
 
 def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
@@ -107,6 +115,39 @@ def read_topics(engine: sa.Engine) -> Sequence[Topic]:
     """Return every topic that was ever booked, by name."""
     with engine.connect() as connection:
         return [Topic(*row) for row in connection.execute(sa.select(_topics).order_by(_topics.c.name))]
+
+
+def succeed(engine: sa.Engine, topic_id: str, following: Topic) -> Topic:
+    """Register the topic that follows another one; again after a crash is harmless.
+
+    Raises:
+        ConfigError: Another topic follows it already.
+    """
+    known = register_topic(engine, following)
+    with write(engine) as connection:
+        chosen = sa.select(_successions.c.followed_by).where(_successions.c.topic_id == topic_id)
+        now = connection.execute(chosen).scalar()
+        if now is None:
+            connection.execute(sa.insert(_successions).values(topic_id=topic_id, followed_by=known.topic_id))
+        elif now != known.topic_id:
+            raise ConfigError(f"topic {topic_id}: the topic {now} follows it already, {known.topic_id} cannot")
+    return known
+
+
+def read_line(engine: sa.Engine, name: str) -> tuple[Topic, ...]:
+    """Return the topics of which each follows the one before, with the named one among them; nothing when it is new."""
+    topics = {topic.topic_id: topic for topic in read_topics(engine)}
+    with read(engine) as connection:
+        after = {row.topic_id: row.followed_by for row in connection.execute(sa.select(_successions))}
+    line = [topic_id for topic_id, topic in topics.items() if topic.name == name]
+    if not line:
+        return ()
+    before = {later: earlier for earlier, later in after.items()}
+    while line[0] in before:
+        line.insert(0, before[line[0]])
+    while line[-1] in after:
+        line.append(after[line[-1]])
+    return tuple(topics[topic_id] for topic_id in line)
 
 
 def mark_founded(engine: sa.Engine, topic_id: str) -> None:

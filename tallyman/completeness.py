@@ -12,6 +12,7 @@ import msgspec
 
 from tallyman.heard import Clocks, read_collectors
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
+from tallyman.topics import ENDED
 from tallyman.usage import CollectorSeen, Repair
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PROGRESS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
     " FROM progress FINAL WHERE generation = 0 AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)"
+    " AND (topic_id, partition) NOT IN %(ended)s"
     " ORDER BY topic_id, partition, chunk"
 )
 
@@ -84,14 +86,19 @@ def read_completeness(
 
     Args:
         expected_delay: How long events take to arrive; the least log clock less this is complete.
-        partitions: How many there are; while some have no progress yet, nothing is known to be complete.
+        partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
+            known to be complete. Those of a topic that has ended say nothing any more.
         subjects, event_type: Whose usage is asked for, and of what; collectors that never measured any do not matter.
     """
     sealed_to, places = _read_seal(client)
     repairs = read_repairs(client)
-    reached = list(_frontiers(_read_progress(client, places), _with_repairs(places, repairs)))
+    ended = _read_ended(client)
+    places = {key: place for key, place in places.items() if key not in ended}
+    rows = _read_progress(client, places, ended)
+    reached = list(_frontiers(rows, _with_repairs(places, repairs)))
     clocks = [each.clock for each in reached if each.clock is not None]
-    known = bool(reached) and len(clocks) == len(reached) and len(reached) >= (partitions or 1)
+    expected = _partitions_now(client) or partitions or 1
+    known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
     # Behind progress: who spoke below these clocks is known now.
     by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
@@ -141,6 +148,20 @@ def _held_back(
     return complete_to, tuple(each for _, _, each in held)
 
 
+def _partitions_now(client: Client) -> int:
+    """Return how many partitions the topic has that no other one follows; 0 while nothing was booked."""
+    rows = client.execute("SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)")
+    return int(rows[0][0])
+
+
+def _read_ended(client: Client) -> frozenset[tuple[str, int]]:
+    """Return the partitions of topics that have ended: others go on where they stopped."""
+    rows = client.execute(
+        "SELECT DISTINCT topic_id, partition FROM progress WHERE reached_booking = %(ended)s", {"ended": ENDED}
+    )
+    return frozenset((str(topic_id), int(partition)) for topic_id, partition in rows)
+
+
 def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
     rows = client.execute("SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
     if not rows:
@@ -149,10 +170,14 @@ def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
     return int(rows[0][0]), {(place.topic_id, place.partition): place for place in places}
 
 
-def _read_progress(client: Client, places: Mapping[tuple[str, int], _Place]) -> Sequence[tuple[object, ...]]:
-    sealed = list(places) or [("", 0)]  # an empty list is no SQL
+def _read_progress(
+    client: Client, places: Mapping[tuple[str, int], _Place], ended: Iterable[tuple[str, int]]
+) -> Sequence[tuple[object, ...]]:
+    nothing = ("", 0)  # an empty list is no SQL
+    sealed = list(places) or [nothing]
     lowest = min((place.chunk for place in places.values()), default=0)
-    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, "sealed": sealed})
+    places_not_asked = {"sealed": sealed, "ended": [*ended, nothing]}
+    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, **places_not_asked})
     return rows
 
 

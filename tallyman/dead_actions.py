@@ -16,6 +16,7 @@ from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_h
 from tallyman.errors import BrokerError, EventError, UsageQueryError
 from tallyman.kafka import check_topic, make_producer
 from tallyman.send import SendReport, runs_of
+from tallyman.topics import topics_before
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -85,6 +86,7 @@ def retry(
     if "id" in changes and len(keys) > 1:
         raise UsageQueryError(f"--set id: {len(keys)} letters would become one event; mend them one by one")
     topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    before = topics_before(client, topic.topic_id)
     groups: Counter[tuple[str, str, str]] = Counter()
     types: Counter[str] = Counter()
     refused, examples, done, events, size = 0, list[tuple[str, str]](), 0, 0, 0
@@ -96,7 +98,7 @@ def retry(
             admitted: list[tuple[DeadLetter, Admission]] = []
             for letter in letters:
                 try:
-                    admitted.append((letter, admit(letter, changes, topic)))
+                    admitted.append((letter, admit(letter, changes, topic, before)))
                 except EventError as error:
                     refused += 1
                     if len(examples) < _REFUSALS_KEPT:

@@ -32,12 +32,13 @@ FORMATS: Mapping[str, Format] = {
     "application/x-jsonlines": "lines",
 }
 
-# Headers of our own. The last six are honoured only because the broker's ACLs let nobody but the operator's
+# Headers of our own. The last seven are honoured only because the broker's ACLs let nobody but the operator's
 # principal write them (docs/decisions/0004).
 CONTENT_TYPE = "content-type"
 COLLECTOR, EPOCH, SEQUENCE = "tallyman-collector", "tallyman-epoch", "tallyman-sequence"
 WATERMARK = "tallyman-watermark-us"
 TICK, CLOSE, DEFINITIONS, ADMITTED = "tallyman-tick", "tallyman-close", "tallyman-definitions", "tallyman-admitted"
+END = "tallyman-end"  # a topic ends here: what stands behind it counts in the topic that follows
 CORRECTS = "tallyman-corrects"  # the number of the version that a correction makes
 CORRECTION = "tallyman.usage.corrected.v1"  # the type of its event
 INDEX = "tallyman-index"  # beside a batch's number: one event of it, let in again by itself

@@ -13,6 +13,7 @@ from tallyman.event import (
     CONTENT_TYPE,
     CORRECTS,
     DEFINITIONS,
+    END,
     EPOCH,
     INDEX,
     LAST_US,
@@ -33,6 +34,7 @@ class RecordKind(NamedTuple):
     """What a record's headers say it is.
 
     Attributes:
+        ends: The topic ends behind this record.
         event_index: Of an event of a numbered batch that is let in again; -1 is the batch itself.
         watermark_us: Of a numbered batch, event time up to which its collector has sent everything with it, or 0.
         corrects: Of a correction, the number of the version that it makes, from 1.
@@ -45,6 +47,7 @@ class RecordKind(NamedTuple):
     control: bool = False
     opens: int = 0
     definitions: int = 0
+    ends: bool = False
     collector: str = ""
     epoch: str = ""
     sequence: int = -1
@@ -65,9 +68,9 @@ def kind_of(headers: Headers) -> RecordKind:
     named = {name.lower(): value for name, value in headers}
     content_type = named.get(CONTENT_TYPE, b"")[:_LONGEST_KEPT].decode("utf-8", "replace")
     try:
-        if TICK in named or CLOSE in named:
-            opens = _number(named, CLOSE)
-            return RecordKind(None, content_type, control=True, opens=opens, definitions=_number(named, DEFINITIONS))
+        if TICK in named or CLOSE in named or END in named:
+            opens, definitions = _number(named, CLOSE), _number(named, DEFINITIONS)
+            return RecordKind(None, content_type, control=True, opens=opens, definitions=definitions, ends=END in named)
         kind = RecordKind("single", content_type, ADMITTED in named)
         if is_binary(named, content_type):
             kind = kind._replace(attributes=read_attributes(named, content_type))

@@ -1,0 +1,54 @@
+"""The line of topics as ClickHouse knows it: which one follows which, and which have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+    from tallyman.books import Topic
+
+ENDED = (1 << 32) - 1  # the booking behind a topic's end marker: nothing is booked into it
+
+
+def note_line(client: Client, line: Sequence[Topic]) -> None:
+    """Write down topics of which each follows the one before; again changes nothing."""
+    known = set(client.execute("SELECT topic_id, follows FROM topics FINAL"))
+    before = ["", *(topic.topic_id for topic in line)]
+    rows = [
+        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows)
+        for topic, follows in zip(line, before, strict=False)
+        if (topic.topic_id, follows) not in known
+    ]
+    if rows:
+        client.execute("INSERT INTO topics (topic_id, name, partitions, chunk_size, follows) VALUES", rows)
+
+
+def topics_before(client: Client, topic_id: str) -> tuple[str, ...]:
+    """Return the ids of the topics that a topic follows, the first one first."""
+    follows = dict(client.execute("SELECT topic_id, follows FROM topics FINAL WHERE follows != ''"))
+    before: list[str] = []
+    while topic_id in follows:
+        topic_id = follows[topic_id]
+        before.insert(0, topic_id)
+    return tuple(before)
+
+
+def ends_of(client: Client, topic_id: str) -> dict[int, tuple[int, int, int, int]]:
+    """Return where the partitions of a topic ended that did: offset of the end marker, and before it log clock, booking
+    and definitions.
+    """
+    rows = client.execute(
+        "SELECT partition, argMin(turned_offset, chunk), argMin(turned_clock_ms, chunk), argMin(turned_booking, chunk),"
+        " argMin(turned_definitions, chunk) FROM progress FINAL"
+        " WHERE topic_id = %(topic)s AND generation = 0 AND reached_booking = %(ended)s GROUP BY partition",
+        {"topic": topic_id, "ended": ENDED},
+    )
+    return {int(partition): tuple(map(int, place)) for partition, *place in rows}  # type: ignore[misc]
+
+
+def has_ended(client: Client, topic: Topic) -> bool:
+    """Tell whether every partition of a topic is booked to its end."""
+    return len(ends_of(client, topic.topic_id)) >= topic.partitions
