@@ -3,8 +3,6 @@
 The old topic gets an end marker in each partition; nothing behind it counts there. When every partition is booked to
 its end, the new one is booked: its clocks, booking and definitions begin where those of the old one ended, and what the
 old one accepted is known in it. The model is `tests/model/growth_model.py`.
-
-Not in force yet: no command grows a topic, because the pipeline does not go on in the one that follows.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ def plan_growth(project: Project, partitions: int, name: str | None = None) -> G
     elif (begun.name, begun.partitions) != (plan.name, plan.partitions):
         raise ConfigError(
             f'topic "{old.name}": its growth was begun and is not finished; finish it first: '
-            f"with {begun.partitions} partitions, as {begun.name}"
+            f"tallyman topic grow --partitions {begun.partitions} --name {begun.name} --yes"
         )
     return plan
 

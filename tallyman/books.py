@@ -101,7 +101,7 @@ def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
                 raise ConfigError(
                     f'topic "{topic.name}": made with {known.partitions} partitions and chunks of {known.chunk_size}, '
                     f"got {topic.partitions} and {topic.chunk_size}; these never change, growth is a new topic: "
-                    'docs/operations.md, "A new topic"'
+                    'see docs/operations/topic-growth.md'
                 )
             return known
         connection.execute(sa.insert(_topics).values(

@@ -150,7 +150,7 @@ def _faults(info: TopicInfo, topic_id: str | None, partitions: int | None) -> It
     if partitions is not None and info.partitions != partitions:
         yield (
             f"expected {partitions} partitions, got {info.partitions}; the number never changes, "
-            'since every key would get a new home: growth is a new topic (docs/operations.md, "A new topic")'
+            "since every key would get a new home: growth is a new topic, see docs/operations/topic-growth.md"
         )
 
 

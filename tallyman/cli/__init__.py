@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "close": "tallyman.cli.books:close",
     "seal": "tallyman.cli.seal:seal",
     "repair": "tallyman.cli.repair:repair",
+    "topic": "tallyman.cli.topic:topic",
     "apply": "tallyman.cli.books:apply",
     "audit": "tallyman.cli.audit:audit",
     "agent": "tallyman.cli.services:agent",
