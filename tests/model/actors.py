@@ -82,6 +82,7 @@ class _Config:
     """As much of a `JobConfig` as a `Runtime` asks for."""
 
     topic_id, database = TOPIC, None
+    before = ()  # it follows no topic
 
     def __init__(self, chunk_size: int, archive: bool, flush_s: Callable[[], float]) -> None:
         self.chunk_size, self.archive, self._flush_s = chunk_size, archive, flush_s
