@@ -161,7 +161,7 @@ class _Audit:
         # In this order: bookings above the seal are read hot, and hot rows reach at least as far as progress says.
         sealed_to = read_sealed_to(self._client)
         booked, behind = self._read_books(sealed_to, repairs)
-        chunks = [chunk for chunk in booked if chunk.reached.booking >= self._first_booking]
+        chunks = [chunk for chunk in booked if chunk.last_booking >= self._first_booking]
         within_reach = [chunk for chunk in chunks if self._is_within_reach(chunk)]
         tasks = [_task(chunk, behind) for chunk in within_reach]
         found, totals = recount.run_tasks(
@@ -264,7 +264,7 @@ class _Audit:
 
     def _note_unchecked(self, chunk: BookedChunk, reason: str) -> None:
         span = self._span(chunk)
-        bookings = chunk.start.booking, chunk.reached.booking
+        bookings = chunk.start.booking, chunk.last_booking
         last = self._report.unchecked[-1] if self._report.unchecked else None
         same = last and (last.span.topic, last.span.partition, last.reason) == (span.topic, span.partition, reason)
         if last and same and last.span.last + 1 == span.first:

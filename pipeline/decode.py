@@ -114,8 +114,10 @@ def _meet_again(fetch: Fetch, chunk: OpenChunk, after: Place) -> None:
 
 def _fill(block: Block, log: LogRows, first: int, last: int, decoders: Decoders, archive: bool) -> None:
     """Decode the records of a block: foreign events together, each numbered batch by itself."""
-    if block.after.booking == ENDED:
-        return  # the end marker, and what counts in the topic that follows
+    if block.after.booking == ENDED:  # the end marker, and what counts in the topic that follows
+        if archive and block.before.booking != ENDED:
+            block.raw = [raw_record(log, first, block.before.booking)]
+        return
     _, json_decoder, arrow_decoder = decoders.get(block.after.definitions)
     arrow_decoder.begin()
     booking = block.after.booking

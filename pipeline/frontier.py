@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from pipeline.aggregate import Table
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import U64, Accepted, AcceptedIds
 from tallyman.clickhouse import store_errors
+from tallyman.errors import StoreError
 from tallyman.repairs import NOT_SKIPPED, read_repairs
+from tallyman.topics import ends_of, topic_before
 from tallyman.usage import Repair
 
 PLACES = (
@@ -50,7 +52,7 @@ class Frontier:
 
 
 def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
-    """Read the frontier of a partition, counted from the place that the last seal recorded.
+    """Read the frontier of a partition, counted from the place that the last seal recorded, or from its first one.
 
     Raises:
         StoreError, StoreRefusedError: ClickHouse did not tell.
@@ -99,7 +101,27 @@ def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, P
             return place["chunk"], Place(
                 place["offset"], place["clock_ms"], place["booking"], place["definitions"], place["digest"]
             )
-    return 0, Place()
+    return 0, read_begin(client, topic_id)
+
+
+def read_begin(client: Client, topic_id: str) -> Place:
+    """Return the place where every partition of a topic begins.
+
+    It is the latest clock, booking and definitions at the ends of the topic that it follows, if it follows one.
+
+    Raises:
+        StoreError: That one is not booked to its end yet.
+    """
+    before = topic_before(client, topic_id)
+    if before is None:
+        return Place()
+    ends = ends_of(client, before.topic_id)
+    if len(ends) < before.partitions:
+        raise StoreError(
+            f"topic {topic_id} follows {before.name}, of which {len(ends)} of {before.partitions} partitions are "
+            "booked to their end; it begins when all are"
+        )
+    return Place(0, *(max(values) for values in list(zip(*ends.values(), strict=True))[1:]))
 
 
 def place_of(columns: Any) -> Place:
@@ -116,16 +138,18 @@ class StoredIds:
 
     Args:
         client: With numpy columns.
+        before: The ids of the topics before, the first one first: what they accepted is known in every partition.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, before: Sequence[str] = ()) -> None:
         self._client = client
+        self._before = tuple(before)
 
     def find(
         self, topic_id: str, partition: int, below: int, identities: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Accepted]:
         found: dict[tuple[int, int], Accepted] = {}
-        if not below:
+        if not below and not self._before:
             return found
         for first in range(0, len(identities), 20_000):
             wanted = set(identities[first : first + 20_000])
@@ -133,10 +157,12 @@ class StoredIds:
             columns = self._ask(
                 "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers
                 f" definitions FROM ids WHERE identity_high IN ({numbers})"
-                " AND topic_id = %(topic)s AND partition = %(partition)s"
-                f" AND offset < %(below)s{NOT_SKIPPED} ORDER BY offset, event_index",
-                {"topic": topic_id, "partition": partition, "below": below},
-            )
+                " AND (topic_id = %(topic)s AND partition = %(partition)s AND offset < %(below)s"
+                f" OR topic_id IN %(before)s){NOT_SKIPPED}"
+                " ORDER BY indexOf(%(line)s, topic_id), offset, event_index",
+                {"topic": topic_id, "partition": partition, "below": below, "before": self._before or ("",),
+                 "line": [*self._before, topic_id]},
+            )  # fmt: skip
             for high, low, *rest in zip(*(np.asarray(column).tolist() for column in columns), strict=True):
                 if (high, low) in wanted:
                     found[high, low] = Accepted(*rest)  # the newest comes last

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from clickhouse_driver import Client
 
 from pipeline.close import found_books, open_books
+from pipeline.outlet import write_end
 from tallyman import books
+from tallyman.clickhouse import store_errors
 from tallyman.errors import ConfigError
 from tallyman.kafka import TopicInfo, check_topic, end_offsets, ensure_topics, make_consumer, read_topic
 from tallyman.project import Project
@@ -96,17 +98,32 @@ def line_to_book(project: Project, client: Client) -> tuple[books.Topic, ...]:
 
     Raises:
         ConfigError, LogError, BrokerError: As `found_books`.
+        StoreError, StoreRefusedError: ClickHouse did not tell.
     """
     newest = found_books(project)
     line = books.read_line(open_books(project), newest.name)
-    now = next((number for number, topic in enumerate(line[:-1]) if not has_ended(client, topic)), len(line) - 1)
-    note_line(client, line[: now + 1])
+    with store_errors(client, "reading which topics have ended"):
+        now = next((number for number, topic in enumerate(line[:-1]) if not has_ended(client, topic)), len(line) - 1)
+        note_line(client, line[: now + 1])
     return line[: now + 1]
 
 
 def is_followed(project: Project, topic: books.Topic) -> bool:
     """Tell whether another topic follows this one."""
     return books.read_line(open_books(project), topic.name)[-1] != topic
+
+
+def end_again(project: Project, topic: books.Topic) -> None:
+    """Write the end markers of a topic that is followed once more: a repair may have skipped one. The first counts.
+
+    Raises:
+        BrokerError: Kafka did not acknowledge; run it again.
+    """
+    line = books.read_line(open_books(project), topic.name)
+    if topic in line[:-1]:
+        info = check_topic(project.kafka_brokers, topic.name, topic_id=topic.topic_id,
+                           replication=project.kafka_replication)  # fmt: skip
+        write_end(project.kafka_brokers, topic.name, info.partitions, line[line.index(topic) + 1].name)
 
 
 def _refuse_used(project: Project, plan: GrowthPlan) -> None:

@@ -7,7 +7,7 @@ batch; ids from the base on are kept here until the chunk is closed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -123,7 +123,8 @@ class IdFilter:
         self._layers: list[_Layer] = [_Layer(bits)]
         self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
         self._loaded: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()
+        self._carried: _Layer | None = None  # the first layer, once what earlier topics accepted is in
+        self._lock, self._carrying = threading.Lock(), threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
         with self._lock:
@@ -154,18 +155,34 @@ class IdFilter:
             self._loading[topic_id, partition] = object()
             self._loaded.discard((topic_id, partition))
 
-    def load(self, store: IdStore, topic_id: str, partition: int) -> None:
+    def load(
+        self, store: IdStore, topic_id: str, partition: int, before: Sequence[tuple[str, int]] = ()
+    ) -> None:
         """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
         is missed.
+
+        Args:
+            before: The partitions of the topics before: theirs are read once for all partitions.
         """
         key, this = (topic_id, partition), object()
         with self._lock:
             self._loading[key] = this
+        self._carry(store, before)
         for high, low in store.stream(topic_id, partition):
             self.add(high, low)
         with self._lock:
             if self._loading.get(key) is this:
                 self._loaded.add(key)
+
+    def _carry(self, store: IdStore, before: Sequence[tuple[str, int]]) -> None:
+        with self._carrying:
+            first = self._layers[0]
+            if not before or self._carried is first:
+                return
+            for key in before:
+                for high, low in store.stream(*key):
+                    self.add(high, low)
+            self._carried = first
 
     def unload(self, topic_id: str, partition: int) -> None:
         """Be sure of nothing in a partition that somebody else books from now on, until it is loaded again.

@@ -180,6 +180,7 @@ class Share:
         """Look at the group again; return the partitions to be read from now on. One thread at a time."""
         now, mine = self._clock(), self._group.mine()
         if mine is not None:
+            mine = frozenset(number for number in mine if number < self._config.partitions)  # others were added to it
             self._give_away(self._own - mine, now)
             self._own = mine
             waiting = self._leaving.items()

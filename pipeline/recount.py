@@ -37,6 +37,7 @@ from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, connect
 from tallyman.control import open_control
 from tallyman.repairs import unfence
+from tallyman.topics import topics_before
 from tallyman.usage import EMPTY, Totals, merge
 
 SourceName = Literal["log", "archive"]
@@ -139,11 +140,15 @@ class Process:
         engine = open_control(config.control_url)
         self.client = connect(config.database)
         numbers = connect(config.database, numpy=True)
-        judge = Judge(StoredIds(connect(config.database, numpy=True)), Anything())
+        numpy_client = connect(config.database, numpy=True)
         tables = ReplayTables(self.client, numbers, config.name, config.wanted)
         self._partitions = {topic_id: partitions for topic_id, _, partitions in config.topics}
         self.stages = {
-            topic_id: Stages(Decoders(lambda number: load_definitions(engine, number), partitions), judge, tables)
+            topic_id: Stages(
+                Decoders(lambda number: load_definitions(engine, number), partitions),
+                Judge(StoredIds(numpy_client, topics_before(self.client, topic_id)), Anything()),
+                tables,
+            )
             for topic_id, _, partitions in config.topics
         }
         self._config, self._sources = config, dict[str, Source]()

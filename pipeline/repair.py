@@ -16,8 +16,9 @@ import msgspec
 import sqlalchemy as sa
 from clickhouse_driver import Client
 
-from pipeline.close import close_books, found_books, open_books
+from pipeline.close import close_books, open_books
 from pipeline.frontier import Frontier, read_frontier
+from pipeline.growth import end_again, line_to_book
 from pipeline.outlet import write_ticks
 from pipeline.read import read_range
 from tallyman import books
@@ -90,7 +91,7 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
         LogError: The whole topic was made anew.
         BrokerError, StoreError: Kafka or ClickHouse does not answer.
     """
-    topic = found_books(project)
+    topic = line_to_book(project, client)[-1]
     if not 0 <= partition < topic.partitions:
         raise ConfigError(f"PARTITION: expected one from 0 to {topic.partitions - 1}, got {partition}")
     _tell_decided(project, client, topic, partition)
@@ -134,6 +135,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     if plan.ticks:
         write_ticks(project.kafka_brokers, topic.name, plan.partition, plan.ticks)
         yield "filled"
+    end_again(project, topic)
     booked = read_frontier(client, topic.topic_id, plan.partition, topic.chunk_size)
     first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
     if first > plan.goes_on_at:

@@ -28,7 +28,7 @@ from pipeline.lanes import Lanes, inside, this_lane
 from pipeline.outlet import KafkaOutlet
 from pipeline.source import close_readers, reader_of
 from pipeline.write import Flush, Outlet, Tables, write
-from tallyman.books import load_definitions
+from tallyman.books import Topic, load_definitions
 from tallyman.clickhouse import connect
 from tallyman.control import open_control
 from tallyman.errors import StoreError, StoreRefusedError
@@ -50,7 +50,12 @@ class Database:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobConfig:
-    """Everything that a worker process needs to know to book a topic."""
+    """Everything that a worker process needs to know to book a topic.
+
+    Attributes:
+        before: The topics that it follows, the first one first; they are booked to their ends.
+        followed: Whether another topic follows it.
+    """
 
     brokers: tuple[str, ...]
     topic: str
@@ -65,6 +70,12 @@ class JobConfig:
     archive: bool = False
     expected_delay_us: int = 10_000_000
     tick_s: float = 30
+    before: tuple[Topic, ...] = ()
+    followed: bool = False
+
+    @property
+    def before_ids(self) -> tuple[str, ...]:
+        return tuple(topic.topic_id for topic in self.before)
 
 
 class Runtime:
@@ -97,11 +108,12 @@ class Runtime:
     def _load_ids(self, chunk: OpenChunk, lane: int) -> None:
         """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
         key = chunk.topic_id, chunk.partition
+        before = [(each.topic_id, number) for each in self.config.before for number in range(each.partitions)]
         with inside(lane):
             while OPEN.get(key) is chunk:
                 client = connect(self.config.database, numpy=True)
                 try:
-                    self.judge.filter.load(StoredIds(client), *key)
+                    self.judge.filter.load(StoredIds(client), *key, before)
                     return
                 except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
                     log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
@@ -145,7 +157,7 @@ def runtime(config: JobConfig) -> Runtime:
         _runtimes[key] = Runtime(
             config,
             Tables(connect(config.database), connect(config.database, numpy=True)),
-            Judge(StoredIds(connect(config.database, numpy=True)), IdFilter()),
+            Judge(StoredIds(connect(config.database, numpy=True), config.before_ids), IdFilter()),
             Decoders(lambda number: load_definitions(engine, number), config.partitions),
             KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
         )

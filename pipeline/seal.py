@@ -18,6 +18,7 @@ from clickhouse_driver import Client
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.rollup import roll_up, roll_up_missing
 from tallyman.clickhouse import store_errors
+from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
 KEEP_HOT_BOOKINGS_MS = 86_400_000
@@ -44,12 +45,17 @@ class Sealer:
     """Seals what can be sealed; any number of them may run.
 
     Args:
-        partitions: (topic id, partition, chunk size) of everything that is booked.
+        partitions: (topic id, partition, chunk size) of the topic that is booked.
+
+    Attributes:
+        ended: Whether that topic is booked to its end in every partition, as far as was seen; what it holds that is not
+            sealed yet is sealed with the topic that follows.
     """
 
     def __init__(self, client: Client, partitions: Sequence[tuple[str, int, int]]) -> None:
         self._client = client
         self._partitions = partitions
+        self.ended = False
 
     def seal_all(self) -> list[Seal]:
         """Seal every booking that all partitions have left.
@@ -72,6 +78,9 @@ class Sealer:
         # Progress is read before the rows: what the frontier has left is complete in usage_hot.
         frontiers = [read_frontier(client, topic, partition, size) for topic, partition, size in self._partitions]
         open_from = min((frontier.reached.booking for frontier in frontiers), default=0)
+        if open_from == ENDED:  # the topic that follows goes on in the last booking
+            self.ended = True
+            return
         sealed_to = read_sealed_to(client)
         booking = self._oldest_waiting(sealed_to, open_from)
         yield "frontier"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from clickhouse_driver import Client
 
-from pipeline.close import found_books
 from pipeline.frontier import Frontier, read_frontier
+from pipeline.growth import line_to_book
 from pipeline.seal import Seal, Sealer, read_sealed_to
 from tallyman.books import Topic
 from tallyman.clickhouse import connect
@@ -60,9 +60,14 @@ class SealDesk:
     """Seals a project's books."""
 
     def __init__(self, project: Project) -> None:
+        self._project = project
         self._client: Client = connect(project.clickhouse)
-        self._topic: Topic = found_books(project)
         self._consumer = make_consumer(project.kafka_brokers)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take up the topic that is booked now."""
+        self._topic: Topic = line_to_book(self._project, self._client)[-1]
         topic = self._topic
         self._partitions = [(topic.topic_id, number, topic.chunk_size) for number in range(topic.partitions)]
         self._sealer = Sealer(self._client, self._partitions)
@@ -79,6 +84,9 @@ class SealDesk:
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
         """
         sealed = tuple(self._sealer.seal_all())
+        if self._sealer.ended:
+            self._begin()
+            sealed += tuple(self._sealer.seal_all())
         self._sealer.roll_up_missing()
         self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
         self._sealer.drop_leftovers()

@@ -54,9 +54,13 @@ def read_log(fetch: Fetch, here: Place) -> LogRows:
                 definitions[i] = max(int(definitions[i]), kind.definitions)
         bookings = np.maximum.accumulate(bookings)
         definitions = np.maximum.accumulate(definitions)
-    # Nothing turns behind the end of a topic: its last place is where that booking began.
+    # Nothing moves behind the end of a topic: its last place is where that booking began.
     ended = int(np.searchsorted(bookings, ENDED))
     definitions[ended:] = definitions[ended - 1] if ended else here.definitions
+    if here.booking == ENDED:
+        clocks[:] = here.clock_ms
+    elif ended < len(clocks):
+        clocks[ended:] = clocks[ended]
     return LogRows(kinds, fetch.offsets[first:], appended, clocks, bookings, definitions, fetch.values[first:], headers)
 
 

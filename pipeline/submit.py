@@ -27,8 +27,8 @@ from pipeline.follow import Follower
 from pipeline.job import build
 from pipeline.portable import Portable, check_known, flags_of, job_name
 from pipeline.runtime import JobConfig
-from pipeline.upkeep import Upkeep
-from pipeline.worker import prepare
+from pipeline.upkeep import Over, Upkeep
+from pipeline.worker import prepare, prepare_again
 from tallyman.errors import BrokerError, ConfigError, LogError, StoreRefusedError
 from tallyman.metrics import serve
 from tallyman.project import Project
@@ -49,33 +49,43 @@ _SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_FINAL)}): (.+?)(?: \[whi
 
 
 def main(project: Project, stop: threading.Event, metrics_port: int | None, *, portable: Portable) -> int:
-    """Keep the job running on the cluster until told to stop; return the exit code.
+    """Keep the job running on the cluster until told to stop, topic after topic; return the exit code.
 
     Raises:
         ConfigError: An option is wrong.
     """
-    flags = flags_of(portable, project.config.kafka.topic)
-    config = prepare(project)
+    config: JobConfig | None = prepare(project)
+    while config is not None:
+        fault = book_topic(project, config, stop, metrics_port, portable)
+        if fault is not None:
+            name = "log_differs" if isinstance(fault, LogError) else "store_refused"
+            log.error(name, extra={"error": str(fault)})
+            return 1
+        config = prepare_again(project, stop)
+    return 0
+
+
+def book_topic(
+    project: Project, config: JobConfig, stop: threading.Event, metrics_port: int | None, portable: Portable
+) -> LogError | StoreRefusedError | None:
+    """Keep the job of one topic running until its end, or until told to stop; return why it cannot go on."""
+    flags, over = flags_of(portable, config.topic), Over(stop)
     follower = Follower(config)
     server = serve(metrics_port, follower.ready) if metrics_port is not None else None
     duties = ((follower.look, LOOK_EVERY_S),)
     upkeep = Upkeep(
-        config, stop, project.kafka_replication, lambda: config.assigned, silent_s=follower.silent_s, more=duties
+        config, over, project.kafka_replication, lambda: config.assigned, silent_s=follower.silent_s, more=duties
     )
-    upkeep.start()
     try:
-        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, stop), stop)
+        upkeep.start()
+        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, over), over)
     finally:
-        stop.set()
+        over.set()
         upkeep.close()
         follower.close()
         if server is not None:
             server.close()
-    fault = fault or upkeep.fault
-    if fault is not None:
-        name = "log_differs" if isinstance(fault, LogError) else "store_refused"
-        log.error(name, extra={"error": str(fault)})
-    return int(fault is not None)
+    return fault or upkeep.fault
 
 
 def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | StoreRefusedError | None:

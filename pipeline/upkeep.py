@@ -11,21 +11,40 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from pipeline import metrics as counted
+from pipeline.late import LateRecords
 from pipeline.outlet import KafkaOutlet
 from pipeline.runtime import JobConfig
 from pipeline.seal import Sealer
+from tallyman.books import Topic
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import LogError, StoreRefusedError
 from tallyman.kafka import check_topic
+from tallyman.topics import ends_of
 
 log = logging.getLogger(__name__)
+_FOLLOW_S = 0.05
 SEAL_EVERY_S, CHECK_EVERY_S, REST_S = 1.0, 60.0, 5.0
 
 
+class Over(threading.Event):
+    """Set when a worker has no more to do for a topic; at the latest when the whole service stops."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+        threading.Thread(target=self._follow, name="over", daemon=True).start()
+
+    def _follow(self) -> None:
+        while not self.wait(_FOLLOW_S):
+            if self._stop.is_set():
+                self.set()
+
+
 class Upkeep:
-    """The duties of one worker; `fault` says why it must stop, if it must.
+    """The duties of one worker for one topic; `fault` says why it must stop, if it must.
 
     Args:
+        over: Ends the duties; set by them when the topic is booked to its end, or something is wrong.
         replication: Copies of the topic; 1 for the embedded stack.
         reads: Says which partitions this worker reads just now.
         silent_s: Says for how many seconds nothing came from a partition.
@@ -35,7 +54,7 @@ class Upkeep:
     def __init__(
         self,
         config: JobConfig,
-        stop: threading.Event,
+        over: threading.Event,
         replication: int,
         reads: Callable[[], Collection[int]],
         *,
@@ -44,13 +63,14 @@ class Upkeep:
     ) -> None:
         self._config = config
         self._reads, self._silent_s = reads, silent_s
-        self._stop = stop
+        self._over = over
         self._replication = replication
         self.fault: LogError | StoreRefusedError | None = None
         everything = [(config.topic_id, number, config.chunk_size) for number in range(config.partitions)]
         self._client = connect(config.database)
         self._sealer = Sealer(self._client, everything)
         self._outlet = KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us)
+        self._late: list[LateRecords] = []
         self._threads = [
             threading.Thread(target=self._keep, args=duty, name=duty[0].__name__.strip("_"), daemon=True)
             for duty in (
@@ -62,27 +82,31 @@ class Upkeep:
         ]
 
     def start(self) -> None:
+        for topic in self._config.before:
+            self._send_on(topic)
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """Wait for the duties to end, once `stop` is set."""
+        """Wait for the duties to end, once `over` is set."""
+        for sender in self._late:
+            sender.close()
         for thread in self._threads:
             thread.join(timeout=5)
         self._outlet.close()
 
     def _keep(self, duty: Callable[[], None], every_s: float) -> None:
-        while not self._stop.wait(every_s):
+        while not self._over.wait(every_s):
             try:
                 duty()
             except (LogError, StoreRefusedError) as error:
                 self.fault = error
-                self._stop.set()
+                self._over.set()
             except Exception as error:  # noqa: BLE001 - a duty that dies silently would be missed for days
                 log.warning(
                     "upkeep_retried", extra={"duty": duty.__name__, "error": f"{type(error).__name__}: {error}"[:300]}
                 )
-                self._stop.wait(REST_S)
+                self._over.wait(REST_S)
 
     def _seal(self) -> None:
         """Seal what all partitions have left."""
@@ -92,6 +116,9 @@ class Upkeep:
             self._sealer.roll_up_missing()
             self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
             self._sealer.drop_leftovers()
+        if self._sealer.ended:
+            log.info("topic_ended", extra={"topic": self._config.topic})
+            self._over.set()
 
     def _tick(self) -> None:
         """Write a tick into every partition that was silent too long: its clock, and so its bookings, move on."""
@@ -101,12 +128,23 @@ class Upkeep:
                 self._outlet.tick(partition)
 
     def _check(self) -> None:
-        """Refuse to go on when somebody made the topic anew, resized it or changed a setting that loses usage."""
+        """Refuse to go on when somebody made the topic anew, resized it or changed a setting that loses usage.
+
+        What was added to a topic that is followed by another one is sent on to that one.
+        """
         config = self._config
         check_topic(
             config.brokers,
             config.topic,
             topic_id=config.topic_id,
-            partitions=config.partitions,
+            partitions=None if config.followed else config.partitions,
             replication=self._replication,
         )
+
+    def _send_on(self, topic: Topic) -> None:
+        """Have what still arrives in an ended topic copied to this one."""
+        config = self._config
+        begins = {partition: place[0] for partition, place in ends_of(self._client, topic.topic_id).items()}
+        sender = LateRecords(config.brokers, topic, config.topic, begins, self._over)
+        self._late.append(sender)
+        sender.start()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -18,15 +19,15 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
-from pipeline.close import found_books
 from pipeline.compiled import load_kernel
+from pipeline.growth import is_followed, line_to_book
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
 from pipeline.quarantine import SetAside
 from pipeline.read import STOP
 from pipeline.runtime import Database, JobConfig, forget, release
 from pipeline.source import close_readers
-from pipeline.upkeep import Upkeep
+from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
@@ -36,13 +37,17 @@ from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.05
+_LOOK_EVERY_S, _REST_S = 0.05, 1.0
 LOOK_FOR_REPAIRS_S = 1.0
 
 
-def job_config(project: Project, topic: Topic) -> JobConfig:
-    """Return what the worker processes of a project need to know."""
-    settings, endpoint = project.config.pipeline, project.clickhouse
+def job_config(project: Project, line: Sequence[Topic]) -> JobConfig:
+    """Return what the worker processes of a project need to know.
+
+    Args:
+        line: The topic to be booked, behind those that it follows.
+    """
+    settings, endpoint, topic = project.config.pipeline, project.clickhouse, line[-1]
     return JobConfig(
         brokers=tuple(project.kafka_brokers),
         topic=topic.name,
@@ -63,59 +68,79 @@ def job_config(project: Project, topic: Topic) -> JobConfig:
         archive=settings.archive,
         expected_delay_us=round(project.config.usage.expected_delay.total_seconds() * 1e6),
         tick_s=settings.tick.total_seconds(),
+        before=tuple(line[:-1]),
+        followed=is_followed(project, topic),
     )
 
 
 def main(project: Project, stop: threading.Event, metrics_port: int | None) -> int:
-    """Run the pipeline until told to stop; return the exit code.
+    """Run the pipeline until told to stop, topic after topic; return the exit code.
 
     A retriable failure (ClickHouse or Kafka away) is waited out; a log that is not what was booked, and a database that
     will refuse until somebody mends it, end the process with a sentence.
     """
-    config = prepare(project)
-    settings = project.config.pipeline
+    config: JobConfig | None = prepare(project)
     server = serve(metrics_port, counted.ready) if metrics_port is not None else None
-    aside = SetAside(config)
+    try:
+        while config is not None:
+            fault = book_topic(project, config, stop)
+            if fault is not None:
+                log.error(fault.name, extra={"error": fault.sentence})
+                return 1
+            config = prepare_again(project, stop)
+    finally:
+        if server is not None:
+            server.close()
+    return 0
+
+
+class Fault(NamedTuple):
+    """Why a worker cannot go on."""
+
+    name: str
+    sentence: str
+
+
+def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fault | None:
+    """Book a topic until its end, or until told to stop; return why this worker cannot go on, if it cannot."""
+    settings, over, aside = project.config.pipeline, Over(stop), SetAside(config)
     share = Share(join_group(project, config), config, leave_out=aside.without)
     watch = Watch(connect(project.clickhouse), config.partitions, project.config.usage.expected_delay)
     more = [(aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S)]
-    upkeep = Upkeep(config, stop, project.kafka_replication, share.reads, more=more)
-    upkeep.start()
+    upkeep = Upkeep(config, over, project.kafka_replication, share.reads, more=more)
     wait_s = 0.2
     try:
-        while not stop.is_set():
+        upkeep.start()
+        while not over.is_set():
             began = time.monotonic()
             try:
-                run_once(config, stop, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
+                run_once(config, over, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
                 cause = _set_aside(aside, cause_of(error))
                 if isinstance(cause, LogError | StoreRefusedError):
                     name = "log_differs" if isinstance(cause, LogError) else "store_refused"
-                    log.error(name, extra={"error": str(cause)})
-                    return 1
+                    return Fault(name, str(cause))
                 log.warning("pipeline_restarts", extra={"error": f"{type(cause).__name__}: {cause}"[:500]})
                 counted.note_failure(cause)
                 close_readers()
                 forget()
                 if time.monotonic() - began > 60:
                     wait_s = 0.2
-                stop.wait(wait_s)
+                over.wait(wait_s)
                 wait_s = min(wait_s * 2, 10)
     finally:
-        stop.set()
+        over.set()
         share.close()
         close_readers()
         forget()
         upkeep.close()
         watch.close()
-        if server is not None:
-            server.close()
+        for partition in range(config.partitions):
+            counted.forget(partition)
     if upkeep.fault is not None:
-        name = "topic_refused" if isinstance(upkeep.fault, LogError) else "store_refused"
-        log.error(name, extra={"error": str(upkeep.fault)})
-        return 1
-    return 0
+        return Fault("topic_refused" if isinstance(upkeep.fault, LogError) else "store_refused", str(upkeep.fault))
+    return None
 
 
 def _set_aside(aside: SetAside, cause: BaseException) -> BaseException:
@@ -136,9 +161,23 @@ def prepare(project: Project) -> JobConfig:
     try:
         migrate(client)
         keep_archive_for(client, project.config.pipeline.archive_ttl)
+        line = line_to_book(project, client)
     finally:
         client.disconnect()
-    return job_config(project, found_books(project))
+    return job_config(project, line)
+
+
+def prepare_again(project: Project, stop: threading.Event) -> JobConfig | None:
+    """Prepare for the topic that follows, as soon as the servers let us; None when told to stop."""
+    while not stop.is_set():
+        try:
+            return prepare(project)
+        except TallymanError as error:
+            if not error.retriable:
+                raise
+            log.warning("next_topic_waits", extra={"error": str(error)[:500]})
+            stop.wait(_REST_S)
+    return None
 
 
 def join_group(project: Project, config: JobConfig) -> Group:

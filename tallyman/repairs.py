@@ -17,10 +17,10 @@ _REPAIRS = (
     "SELECT topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, from_booking,"
     " booking, definitions, counts, reason, note, who, decided_at FROM repairs FINAL"
 )
-# A condition on rows of a partition by their offset: ids of records that a repair skipped never counted.
+# A condition on rows by their place: ids of records that a repair skipped never counted.
 NOT_SKIPPED = (
-    " AND NOT arrayExists(gap -> offset >= gap.1 AND offset < gap.2, (SELECT groupArray((from_offset, to_offset))"
-    " FROM repairs FINAL WHERE topic_id = %(topic)s AND partition = %(partition)s))"
+    " AND NOT arrayExists(gap -> topic_id = gap.1 AND partition = gap.2 AND offset >= gap.3 AND offset < gap.4,"
+    " (SELECT groupArray((toString(topic_id), partition, from_offset, to_offset)) FROM repairs FINAL))"
 )
 _CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
 

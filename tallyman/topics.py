@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,25 @@ def note_line(client: Client, line: Sequence[Topic]) -> None:
     ]
     if rows:
         client.execute("INSERT INTO topics (topic_id, name, partitions, chunk_size, follows) VALUES", rows)
+
+
+@dataclass(frozen=True, slots=True)
+class NotedTopic:
+    """A topic as ClickHouse knows it."""
+
+    topic_id: str
+    name: str
+    partitions: int
+
+
+def topic_before(client: Client, topic_id: str) -> NotedTopic | None:
+    """Return the topic that a topic follows, if it follows one."""
+    rows = client.execute(
+        "SELECT topic_id, name, partitions FROM topics FINAL"
+        " WHERE topic_id IN (SELECT follows FROM topics FINAL WHERE topic_id = %(topic)s)",
+        {"topic": topic_id},
+    )
+    return NotedTopic(str(rows[0][0]), str(rows[0][1]), int(rows[0][2])) if rows else None
 
 
 def topics_before(client: Client, topic_id: str) -> tuple[str, ...]:
