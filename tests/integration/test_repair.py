@@ -15,13 +15,14 @@ from kafka.admin import KafkaAdminClient
 
 from pipeline import metrics as counted
 from pipeline.close import found_books
+from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import RepairPlan, plan_repair, repair, steps
 from tallyman.aggregates import Completeness, read_completeness, read_usage
 from tallyman.cli import run
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import FencedError
 from tallyman.event import home_key
-from tallyman.kafka import end_offsets, make_consumer, partition_of
+from tallyman.kafka import end_offsets, make_consumer, make_producer, partition_of
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import UsageQuery
 from tests.integration.booking import OwnProject, wait_for
@@ -39,6 +40,16 @@ class Damaged(OwnProject):
 
     def send_to(self, partition: int, *names: str) -> None:
         self.send(*[(event(partition, name), ()) for name in names], partition=partition)
+
+    def send_at_home(self, *names: str) -> None:
+        """Send events of the first partition's source by their keys."""
+        producer = make_producer((self.kafka,))
+        try:
+            for name in names:
+                key, value = home_key(ZOË, SOURCES[0]), event(0, name)
+                producer.send(str(self.settings["topic"]), key=key, value=value).get(timeout=30)
+        finally:
+            producer.close()
 
     def end(self, partition: int) -> int:
         consumer = make_consumer((self.kafka,))
@@ -158,6 +169,28 @@ def test_a_repair_that_was_killed_is_run_again(own: Damaged, killed_after: str) 
     with own.running():
         own.wait_for_end(0)
     assert own.usage() == {"host.cpu": 11}
+
+
+def test_retention_ate_the_end_of_a_topic_that_grows(own: Damaged) -> None:
+    """The growth waits for the partition that is set aside; after the repair the old topic ends."""
+    stood = own.end(0)
+    own.send_to(0, "lost-0", "lost-1")
+    grown = grow(own.project, plan_growth(own.project, 4))
+    own.send_to(0, "late-0")
+    own.eat(0, own.end(0) - 1)  # the end marker, too
+    del own.pipeline["partitions"]
+    with own.running():
+        own.wait_until_aside()
+        wait_for(lambda: [each.ended for each in read_states(own.project, own.client)] == [1, 0], "the other to end")
+
+        done = repair(own.project, own.client, own.plan(), who="zoë", note="the disk was full")
+        assert (done.from_offset, done.skipped) == (stood, 3)
+        wait_for(
+            lambda: [each.ended for each in read_states(own.project, own.client)] == [2, 0], "the old topic to end", 60
+        )
+        own.settings["topic"], own.settings["partitions"] = grown.name, 4
+        own.send_at_home("lost-0", "lost-1", "late-0", "early-0")
+        wait_for(lambda: own.usage() == {"host.cpu": 5 + 5 + 3}, "what was skipped, sent again, once", 60)
 
 
 def test_of_two_operators_the_first_decides(own: Damaged) -> None:
