@@ -6,9 +6,8 @@ What was issued stays as it is; a run adds what is missing: invoices, then their
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from invoices.account import Account, Entity
 from invoices.build import build_invoice
 from invoices.cutoff import read_cut_off, refuse_unsealed
 from invoices.documents import IssuedInvoice, write_documents
-from invoices.gather import ReadUsage, find_spans, gather_usage, period_of
+from invoices.gather import Doubts, ReadUsage, find_spans, gather_usage, period_of
 from invoices.load import read_accounts, read_entity
 from invoices.model import CutOff, Invoice
 from rules.plan import Plan
@@ -31,6 +30,7 @@ from tallyman.errors import ConfigError, TallymanError
 from tallyman.files import nearest
 from tallyman.period import find_zone
 from tallyman.project import Project
+from tallyman.usage import UsageAnswer, UsageQuery
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -49,6 +49,7 @@ class BatchReport:
         unchanged: Final before; their files were put back where missing.
         empty: Accounts that owe nothing and used nothing.
         failed: (account, what is wrong and what to do); the others are not disturbed.
+        doubts: Why usage that this run read may be too little.
     """
 
     month: str
@@ -56,6 +57,7 @@ class BatchReport:
     unchanged: tuple[IssuedInvoice, ...] = ()
     empty: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
+    doubts: Doubts = field(default_factory=Doubts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,18 @@ class Books:
 
 
 def preview(
-    project: Project, month: str, accounts: Sequence[str] = (), *, client: Client | None = None
+    project: Project,
+    month: str,
+    accounts: Sequence[str] = (),
+    *,
+    client: Client | None = None,
+    doubts: Doubts | None = None,
 ) -> tuple[Invoice, ...]:
     """Return drafts of a month from all usage that has arrived, sealed or not. Nothing is stored.
 
     Args:
         accounts: Their ids; empty for all.
+        doubts: Gets why usage may be too little.
 
     Raises:
         ConfigError, InvoiceError: A file is wrong, or something cannot be priced.
@@ -87,9 +95,10 @@ def preview(
     client = client or connect(project.clickhouse)
     sealed = read_cut_off(client)
     cut_off = CutOff(booking=sealed.booking, sealed=False)
+    read = _reader(client, project, doubts or Doubts())
     drafts = []
     for some in _slices(books.accounts):
-        for _, draft in _build_some(books, some, month, _reader(client, project), cut_off):
+        for _, draft in _build_some(books, some, month, read, cut_off):
             if isinstance(draft, TallymanError):
                 raise draft
             if draft is not None:
@@ -130,8 +139,9 @@ def run(
             refuse_unsealed(
                 month, {books.plan_of(account).plan: books.plan_of(account) for account in waiting}, cut_off
             )
+            read = _reader(client, project, outcomes.doubts)
             for some in _slices(waiting):
-                for account, draft in _build_some(books, some, month, _reader(client, project), cut_off):
+                for account, draft in _build_some(books, some, month, read, cut_off):
                     outcomes.issue(engine, books.entity, account, draft, issued_on)
         return outcomes.report()
     finally:
@@ -168,6 +178,7 @@ class _Outcomes:
         self._unchanged: list[IssuedInvoice] = []
         self._empty: list[str] = []
         self._failed: list[tuple[str, str]] = []
+        self.doubts = Doubts()
 
     def repeat(self, engine: sa.Engine, entity: Entity, account: Account) -> bool:
         """Put the documents of an invoice back that is final already; False when there is none yet."""
@@ -211,6 +222,7 @@ class _Outcomes:
             unchanged=tuple(self._unchanged),
             empty=tuple(self._empty),
             failed=tuple(self._failed),
+            doubts=self.doubts,
         )
 
     def _step(self, account: Account) -> None:
@@ -237,8 +249,11 @@ def _build_some(
         yield account, draft
 
 
-def _reader(client: Client, project: Project) -> ReadUsage:
-    return partial(read_usage, client, meters=project.meters)
+def _reader(client: Client, project: Project, doubts: Doubts) -> ReadUsage:
+    def read(query: UsageQuery, /) -> UsageAnswer:
+        return doubts.note(read_usage(client, query, meters=project.meters))
+
+    return read
 
 
 def _slices(accounts: Sequence[Account]) -> Iterator[Sequence[Account]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
@@ -15,7 +15,7 @@ from invoices.model import SubjectUsage
 from rules.plan import Charge, Plan
 from tallyman.money import plain
 from tallyman.period import Period, month_period, start_of_day
-from tallyman.usage import UsageAnswer, UsageQuery
+from tallyman.usage import Gap, Repair, UsageAnswer, UsageQuery
 
 MAX_SUBJECTS = 5_000  # of one question; a query is text and has a size
 
@@ -26,6 +26,20 @@ class ReadUsage(Protocol):
     """Answers a question about usage: `tallyman.aggregates.read_usage` with its client."""
 
     def __call__(self, query: UsageQuery, /) -> UsageAnswer: ...
+
+
+@dataclass(slots=True)
+class Doubts:
+    """Why usage that was read may be too little: what a seller should know before an invoice is final."""
+
+    repaired: set[Repair] = field(default_factory=set)
+    gaps: set[Gap] = field(default_factory=set)
+
+    def note(self, answer: UsageAnswer) -> UsageAnswer:
+        """Note what an answer says of itself, and return it."""
+        self.repaired.update(answer.repaired)
+        self.gaps.update(answer.gaps)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)

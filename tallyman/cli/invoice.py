@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
+from tallyman.cli.collectors import gap_as_object, gap_text
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
+from tallyman.cli.repair import gap_line, repair_object
 
+_MOST_TOLD = 10
 _COMMANDS = {"preview": "tallyman.cli.invoice:preview", "run": "tallyman.cli.invoice:run_"}
 
 
@@ -56,9 +59,10 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
     Example:
       tallyman invoice preview --month 2026-10
     """
-    project = options.load()
+    project, doubts = options.load(), load_room("invoices.gather:Doubts")()
     with clickhouse(project):  # what ClickHouse refuses is a sentence
-        drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts))
+        drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts), doubts=doubts)
+    print_doubts(doubts)
     if as_json:
         import json
 
@@ -118,11 +122,23 @@ def run_(options: Options, month: str, accounts: Sequence[str], as_json: bool) -
             tuple(accounts),
             on_progress=lambda done, total, account: show(f"{done} of {total}", done=done == total),
         )
+    print_doubts(report.doubts)
     if as_json:
         print_json(_document(report))
     else:
         _print_report(report)
     leave(1 if report.failed else 0)
+
+
+def print_doubts(doubts: Any) -> None:
+    """Say, beside the result, why usage of the month may be too little."""
+    lines = [gap_line(each) for each in sorted(doubts.repaired, key=lambda each: each.decided_at)]
+    lines += [gap_text(each, UTC) for each in sorted(doubts.gaps, key=lambda each: (each.collector, each.first))]
+    for line in lines[:_MOST_TOLD]:
+        say(f"take care, usage may be missing: {line}")
+    if len(lines) > _MOST_TOLD:
+        say(f"and {len(lines) - _MOST_TOLD:,} more; --json has all, and so have: tallyman repair list, "
+            "tallyman collectors list")  # fmt: skip
 
 
 def _print_report(report: Any) -> None:
@@ -154,4 +170,6 @@ def _document(report: Any) -> dict[str, object]:
         "unchanged": [plainly(each) for each in report.unchanged],
         "empty": list(report.empty),
         "failed": [{"account": account, "problem": what} for account, what in report.failed],
+        "repaired": [repair_object(each) for each in report.doubts.repaired],
+        "gaps": [gap_as_object(each) for each in report.doubts.gaps],
     }

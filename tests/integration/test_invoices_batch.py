@@ -16,6 +16,8 @@ from clickhouse_driver import Client
 from invoices import batch
 from invoices.check import check_plans_and_accounts
 from invoices.cutoff import needed_booking
+from invoices.gather import Doubts
+from tallyman.cli.invoice import print_doubts
 from tallyman.config import ClickHouseConfig
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.local.folder import ClickHouseEndpoint
@@ -238,6 +240,37 @@ def test_a_preview_counts_what_has_arrived_and_stores_nothing(project, client):
     assert (draft.state, draft.number, draft.cut_off.sealed) == ("draft", None, False)
     assert str(draft.lines[0].net) == "10.10"
     assert not project.invoices_folder.exists()
+
+
+def test_who_makes_invoices_is_told_of_a_repair_and_of_missing_batches_in_the_month(project, client, capsys):
+    """A partition lost records of October, and a collector's batches 4 and 5 of October never came."""
+    seal(client, NOVEMBER_1, *october())
+    lost_ms = round(FIRST_MINUTE.timestamp() * 1000)
+    client.execute(
+        "INSERT INTO repairs (topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms,"
+        " to_clock_ms, from_booking, booking, definitions, counts, reason, note, who, decided_at) VALUES",
+        [("t", 3, 1, 65536, 100, 140, lost_ms, lost_ms + 60_000, OCTOBER_30, OCTOBER_30 + 1, 1, [0] * 7, "retention",
+          "disk", "zoë", NOW)],
+    )  # fmt: skip
+    columns = ("collector, epoch, topic_id, partition, chunk, booking, definitions, first, last, first_watermark_us,"
+               " last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered")  # fmt: skip
+    runs = [(1, 3, lost_ms - 60_000, lost_ms), (6, 9, lost_ms + 120_000, lost_ms + 180_000)]
+    client.execute(
+        f"INSERT INTO heard ({columns}) VALUES",
+        [("host-7", "a", "t", 3, 0, OCTOBER_30, 1, first, last, begin * 1000, end * 1000, begin, end, ["tenant-zoë"],
+          ["vm.cpu"], 100) for first, last, begin, end in runs],
+    )  # fmt: skip
+    doubts = Doubts()
+    batch.preview(project, "2026-10", client=client, doubts=doubts)
+    report = batch.run(project, "2026-10", now=NOW, client=client)
+    assert doubts == report.doubts
+    assert [each.skipped for each in report.doubts.repaired] == [40]
+    assert [(gap.collector, gap.first, gap.last) for gap in report.doubts.gaps] == [("host-7", 4, 5)]
+    print_doubts(report.doubts)
+    told = capsys.readouterr().err
+    assert "take care, usage may be missing: repaired: partition 3 lacks offsets 100 to 139" in told
+    assert "take care, usage may be missing: missing: batches 4 to 5 of host-7" in told
+    assert not batch.run(project, "2026-10", now=NOW, client=client).doubts.gaps, "nothing was read again"
 
 
 def test_an_account_that_cannot_be_rated_does_not_disturb_the_others(project, client):
