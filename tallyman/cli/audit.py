@@ -11,6 +11,7 @@ import click
 
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
+from tallyman.cli.repair import gap_line, repair_object
 
 if TYPE_CHECKING:
     from tallyman.reconcile import ChunkCounts
@@ -187,7 +188,8 @@ def counts(options: Options, by: str, as_json: bool) -> None:
     """Reconcile what became of every event that was received.
 
     received = aggregated + duplicate + dead + ignored + forwarded, in every chunk of every partition, and every dead
-    letter and conflict that was counted is there. Exit code 1 if something does not reconcile.
+    letter and conflict that was counted is there. Exit code 1 if something does not reconcile. Offsets that a repair
+    skipped were never received; they are named.
 
     \b
     Examples:
@@ -195,12 +197,14 @@ def counts(options: Options, by: str, as_json: bool) -> None:
       tallyman audit counts --by chunk
     """
     from tallyman.reconcile import read_counts
+    from tallyman.repairs import read_repairs
 
     with clickhouse(options.load()) as client:
-        chunks = read_counts(client)
+        chunks, repairs = read_counts(client), read_repairs(client)
     faulty = [chunk for chunk in chunks if chunk.faults]
     if as_json:
-        print_json({"reconciles": not faulty, "chunks": [asdict(each) | {"faults": each.faults} for each in chunks]})
+        print_json({"reconciles": not faulty, "chunks": [asdict(each) | {"faults": each.faults} for each in chunks],
+                    "repaired": [repair_object(each) for each in repairs]})  # fmt: skip
         leave(DIFFERENT if faulty else EQUAL)
     if by == "chunk":
         print_table(["topic", "partition", "chunk", "from", "to", *_OUTCOMES],
@@ -211,6 +215,8 @@ def counts(options: Options, by: str, as_json: bool) -> None:
     for chunk in faulty:
         for fault in chunk.faults:
             result(f"partition {chunk.partition}, offsets {chunk.first} to {chunk.behind - 1}: {fault}")
+    for repair in repairs:
+        say(gap_line(repair))
     if faulty:
         say(f"does not reconcile: {count(len(faulty), 'chunk')}; see which rows differ: tallyman audit usage")
     else:

@@ -290,3 +290,7 @@ def test_the_command_shows_first_and_does_it_when_told_to(own: Damaged, capsys: 
     assert run(["repair", "7", *where]) == 2
     assert run(["usage", ZOË, "--meter", "host.cpu", "--from", "1h", *where]) == 0
     assert f"repaired: partition 0 lacks offsets {stood} to {stood}" in capsys.readouterr().out
+    assert run(["audit", "counts", *where]) == 0, "skipped offsets were never received"
+    assert f"repaired: partition 0 lacks offsets {stood} to {stood}" in capsys.readouterr().err
+    assert run(["audit", "counts", "--json", *where]) == 0
+    assert [each["skipped"] for each in msgspec.json.decode(capsys.readouterr().out)["repaired"]] == [1]
