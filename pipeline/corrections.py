@@ -159,12 +159,12 @@ def digest_of(text: bytes) -> int:
 
 
 def _check(correction: Correction, first: Accepted | None) -> None:
-    if first is None or first.offset >= correction.offset:
+    if first is None or not first.is_before(correction.offset):
         number = correction.version - 1
         what = f"version {number} of it" if number else "no such event"
         raise EventError("unknown_event", f'"{correction.event.id[:100]}": {what} was accepted before')
     if first.digest != digest_of(correction.was):
-        raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {first.offset}")
+        raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {first.where}")
     if not correction.was:
         return
     wanted = {meter.event_type for meter in correction.meters}

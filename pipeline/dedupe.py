@@ -116,7 +116,7 @@ def _count_numbered(
         if first.digest == int(claims.digests[place]):
             counts = counts.plus(Counts(duplicate=events))
             continue
-        detail = f"this number was used at offset {first.offset} with other content"
+        detail = f"this number was used at {first.where} with other content"
         block.dead.append(record_letter(block, offset, EventError("number_reused", detail)))
         counts = counts.plus(Counts(received=1 - events))  # the record is one dead letter
     among = fresh[part.batch]

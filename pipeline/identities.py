@@ -18,8 +18,8 @@ _PROBES = 4
 
 
 class Accepted(NamedTuple):
-    """An accepted identity: where, until when its copies count as copies, the digest of its content, and the
-    definitions under which it was counted.
+    """An accepted identity: where, until when its copies count as copies, the digest of its content, the
+    definitions under which it was counted, and whether that was in an earlier topic of the line.
     """
 
     offset: int
@@ -27,6 +27,15 @@ class Accepted(NamedTuple):
     remembered_us: int
     digest: int
     definitions: int = 1
+    earlier: bool = False
+
+    def is_before(self, offset: int) -> bool:
+        """Whether it was accepted before the record at an offset."""
+        return self.earlier or self.offset < offset
+
+    @property
+    def where(self) -> str:
+        return f"offset {self.offset}" + (" of an earlier topic" if self.earlier else "")
 
 
 class IdColumns(NamedTuple):

@@ -28,7 +28,8 @@ from tallyman.event import (
     split_record,
 )
 from tallyman.headers import Headers, kind_of
-from tallyman.kafka import TopicInfo, check_topic, make_consumer, make_producer, partition_of
+from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
+from tallyman.line import TopicNow, read_topic_now
 from tallyman.mend import mend
 from tallyman.send import SendReport, runs_of
 
@@ -83,10 +84,11 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     """
     digest = identity(subject, source, event_id)
     high, low = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    now = read_topic_now(project)
     rows = client.execute(
         "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"
-        " AND identity_low = %(low)s ORDER BY offset DESC LIMIT 1",
-        {"high": high, "low": low},
+        " AND identity_low = %(low)s ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
+        {"high": high, "low": low, "line": [*now.before_ids, now.info.topic_id]},
     )
     if not rows:
         raise UsageQueryError(
@@ -94,7 +96,7 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
             "a dead letter is mended with: tallyman dead retry"
         )
     topic_id, partition, offset, index = rows[0]
-    headers, body = _read_record(project, client, topic_id, partition, offset)
+    headers, body = _read_record(project, client, now, topic_id, partition, offset)
     first = Version(number=0, text=_cut(headers, body, index), position=f"{partition}:{offset}:{index}")
     corrected = client.execute(
         "SELECT version, now, partition, offset, booking, appended_at, reason FROM corrections FINAL"
@@ -131,7 +133,7 @@ def correct(project: Project, history: History, now: bytes, reason: str) -> Send
     began = time.monotonic()
     if now == history.now.text:
         raise UsageQueryError(f'event: "{history.id}" counts so already; there is nothing to correct')
-    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    topic = read_topic_now(project).info
     version = history.now.number + 1
     moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     body = write_correction(history.now.text, now, event_id=f"{history.id}/{version}", time=moment, reason=reason)
@@ -163,7 +165,7 @@ def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason
 
 
 def _read_record(
-    project: Project, client: Client, topic_id: str, partition: int, offset: int
+    project: Project, client: Client, now: TopicNow, topic_id: str, partition: int, offset: int
 ) -> tuple[Headers, bytes]:
     rows = client.execute(
         "SELECT headers, body FROM events WHERE topic_id = %(topic)s AND partition = %(partition)s"
@@ -174,10 +176,11 @@ def _read_record(
     if rows:
         headers, body = rows[0]
         return tuple((_bytes(name).decode(), _bytes(value)) for name, value in dict(headers).items()), _bytes(body)
-    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
-    if topic.topic_id != topic_id:
+    name = now.name_of(topic_id)
+    found = read_topic(project.kafka_brokers, name) if name else None
+    if found is None or found.topic_id != topic_id:
         raise UsageQueryError(f"event: it was counted from topic {topic_id}, of which neither archive nor log is left")
-    return _read_log(project, topic, partition, offset)
+    return _read_log(project, found, partition, offset)
 
 
 def _read_log(project: Project, topic: TopicInfo, partition: int, offset: int) -> tuple[Headers, bytes]:

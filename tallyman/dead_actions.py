@@ -14,9 +14,9 @@ from kafka.errors import KafkaError
 from tallyman.admission import Admission, admit
 from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_keys, read_slices
 from tallyman.errors import BrokerError, EventError, UsageQueryError
-from tallyman.kafka import check_topic, make_producer
+from tallyman.kafka import make_producer
+from tallyman.line import read_topic_now
 from tallyman.send import SendReport, runs_of
-from tallyman.topics import topics_before
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -85,8 +85,8 @@ def retry(
     keys = read_keys(client, choice)
     if "id" in changes and len(keys) > 1:
         raise UsageQueryError(f"--set id: {len(keys)} letters would become one event; mend them one by one")
-    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
-    before = topics_before(client, topic.topic_id)
+    now = read_topic_now(project)
+    topic, before = now.info, now.before_ids
     groups: Counter[tuple[str, str, str]] = Counter()
     types: Counter[str] = Counter()
     refused, examples, done, events, size = 0, list[tuple[str, str]](), 0, 0, 0

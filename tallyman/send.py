@@ -17,12 +17,14 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from tallyman.errors import BrokerError, StoreError
+from tallyman.errors import BrokerError, ConfigError, StoreError
 from tallyman.event import CONTENT_TYPE, LINES, SINGLE
 from tallyman.event_file import EventFile, open_events
-from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, check_topic, make_producer
+from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, make_producer
+from tallyman.line import read_topic_now
 from tallyman.packing import LINES_PER_RECORD, PackedRecord, Packer
 from tallyman.project import Project
+from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def send_file(
         OSError: The file cannot be read.
     """
     began = time.monotonic()
-    topic = check_topic(project.kafka_brokers, project.config.kafka.topic, replication=project.kafka_replication)
+    topic = read_topic_now(project).info
     file = open_events(path, LONGEST_LINE)
     producer = make_producer(project.kafka_brokers)
     try:
@@ -200,6 +202,7 @@ def wait_for(
 
     Raises:
         StoreError: Nothing was booked for `patience_s`, or ClickHouse did not answer for as long.
+        ConfigError: The topic had ended: what was sent counts in the one that follows, at other places.
     """
     from tallyman.clickhouse import connect
 
@@ -224,11 +227,12 @@ def _wait_until_booked(ask: Ask, report: SendReport, on_progress: Callable[[int]
     while True:
         # A chunk begins when the one before is closed, so the furthest place says that all before it is booked.
         rows = ask(
-            "SELECT partition, max(reached_offset) FROM progress FINAL"
-            " WHERE topic_id = %(topic_id)s AND generation = 0 GROUP BY partition",
-            {"topic_id": report.topic.topic_id},
+            "SELECT partition, max(reached_offset), minIf(turned_offset, reached_booking = %(ended)s)"
+            " FROM progress FINAL WHERE topic_id = %(topic_id)s AND generation = 0 GROUP BY partition",
+            {"topic_id": report.topic.topic_id, "ended": ENDED},
         )
-        reached = dict(rows)
+        _refuse_behind_the_end(report, {partition: end for partition, _, end in rows if end})
+        reached = {partition: offset for partition, offset, _ in rows}
         left = sum(max(0, end - reached.get(partition, 0)) for partition, end in ends.items())
         on_progress(left)
         if left == 0:
@@ -242,6 +246,15 @@ def _wait_until_booked(ask: Ask, report: SendReport, on_progress: Callable[[int]
                 'See "tallyman status"'
             )
         time.sleep(0.2)
+
+
+def _refuse_behind_the_end(report: SendReport, topic_ends: Mapping[int, int]) -> None:
+    """Do not wait for what stands behind the end of a topic."""
+    if any(runs[-1][1] >= topic_ends.get(partition, 1 << 62) for partition, runs in report.offsets.items()):
+        raise ConfigError(
+            f'kafka.topic: "{report.topic.name}" has ended; what was sent is copied to the topic that follows and '
+            'counts there once. Set kafka.topic to that one: "tallyman topic list" names it'
+        )
 
 
 def _count(ask: Ask, table: str, report: SendReport) -> int:

@@ -69,6 +69,16 @@ def send(own: OwnProject, topic: str, numbers: Sequence[int], partitions: int | 
             future.get(timeout=30)
 
 
+def send_values(own: OwnProject, topic: str, *values: bytes) -> None:
+    """Send events to their homes in a topic."""
+    producer = make_producer((own.kafka,))
+    with closing(producer):
+        named = [msgspec.json.decode(value) for value in values]
+        keys = [home_key(event["subject"], event["source"]) for event in named]
+        for future in [producer.send(topic, key=key, value=value) for key, value in zip(keys, values, strict=True)]:
+            future.get(timeout=30)
+
+
 def send_numbered(own: OwnProject, topic: str, sequence: int, numbers: Sequence[int]) -> None:
     """Send a collector's numbered batch."""
     headers: Headers = (*NUMBERED, ("tallyman-sequence", str(sequence).encode()))

@@ -12,12 +12,12 @@ from clickhouse_driver.errors import NetworkError, ServerException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallyman.errors import StoreError
+from tallyman.errors import ConfigError, StoreError
 from tallyman.event import home_key
 from tallyman.event_file import EventFile, open_events
-from tallyman.kafka import partition_of
+from tallyman.kafka import TopicInfo, partition_of
 from tallyman.packing import BYTES_PER_RECORD, LINES_PER_RECORD, Packer
-from tallyman.send import _ask, runs_of
+from tallyman.send import SendReport, _ask, _wait_until_booked, runs_of
 
 LONGEST = 8 * 1024 * 1024
 
@@ -183,3 +183,19 @@ def test_what_clickhouse_refuses_is_not_asked_again() -> None:
     with pytest.raises(StoreError, match="Table ids does not exist; everything sent is safe"):
         _ask(client, 60.0, "SELECT count() FROM ids", {})
     assert client.asked == 1
+
+
+@pytest.mark.parametrize(("last", "booked"), [(6, True), (7, False), (9, False)])
+def test_nobody_waits_for_what_stands_behind_the_end_of_a_topic(last: int, booked: bool) -> None:
+    """Partition 0 has its end marker at offset 7: what stands there or behind it counts in the topic that follows."""
+    report = SendReport(topic=TopicInfo("usage.v1", "t", 1), events=1, records=1, bytes=1, took_s=0,
+                        offsets={0: [(3, last)]}, types={})  # fmt: skip
+
+    def wait() -> None:
+        _wait_until_booked(lambda sql, values: [(0, 20, 7)], report, lambda left: None, 0)
+
+    if booked:
+        wait()
+    else:
+        with pytest.raises(ConfigError, match=r'kafka.topic: "usage.v1" has ended; .*"tallyman topic list" names it'):
+            wait()
