@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import growth
 from tallyman.clickhouse import connect
 from tallyman.errors import StackError
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.flink.parts import JobServer, python_env, tallyman_argv
 from tests.flink.usage import METERS, Usage, differences, ends_of, send
 from tests.integration.booking import OwnProject, wait_for
+from tests.integration.test_growth import assert_books_hold, growth_states, wait_until_all_is_booked
 from tests.stack import not_here
 
 pytestmark = pytest.mark.integration
@@ -122,6 +124,33 @@ def test_a_worker_killed_on_flink_loses_nothing_and_doubles_nothing(
     ends = {partition: min(end, project.reached()[partition]) for partition, end in ends.items()}
     assert differences(client, usage, ends, CHUNK) == []
     client.disconnect()
+
+
+def test_on_flink_a_topic_grows_while_usage_flows_and_every_event_counts_once(
+    project: OwnProject, job_server: JobServer
+) -> None:
+    """The service cancels the job of the topic that has ended, and submits the one of the topic that follows."""
+    usage = Usage(PARTITIONS, seed=3)
+    old, brokers = str(project.settings["topic"]), (project.kafka,)
+    with running(project, job_server) as job:
+        wait_for(lambda: "job_submitted" in job.said, "the job on Flink", PATIENCE_S)
+        before = list(usage.records(100))
+        send(brokers, old, iter(before))
+        plan = growth.plan_growth(project.project, PARTITIONS + 2)
+        new = growth.grow(project.project, plan).name
+        send(brokers, old, usage.records(50))  # behind the end: who was not told yet
+        wait_for(lambda: growth_states(project) == ["ended", "booked"], "the old topic booked to its end", PATIENCE_S)
+        send(brokers, new, (each for each in before if each.value.count(b'"minutes"') == 0))  # copies
+        send(brokers, new, usage.records(100))
+        counted = f"{usage.events} events"
+        sql = "SELECT sum(count), sum(sum) FROM usage_booked"
+        wanted = [tuple(map(sum, zip(*usage.totals.values(), strict=True)))]
+        wait_for(lambda: project.ask(sql) == wanted, counted, PATIENCE_S)
+        wait_until_all_is_booked(project, new, PARTITIONS + 2)
+        assert f"tallyman-{new}" in job.said
+        assert project.ask(sql) == wanted
+        assert job.stop() == 0
+    assert_books_hold(project)
 
 
 def test_a_log_that_is_not_what_was_booked_ends_the_job_with_its_sentence(
