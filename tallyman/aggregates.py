@@ -1,7 +1,8 @@
 """The door through which everyone reads usage: exact figures per window and group, and how complete they are.
 
-Progress is read first, then which bookings are sealed, then the data (sealed bookings from `usage`, later ones from
-`usage_hot`), so that an answer never claims more than it holds and a row is never counted from both.
+The list of rebuilds in force is read first, then progress, then which bookings are sealed, then the data (sealed bookings
+from `usage`, later ones from `usage_hot`, rebuilt rows instead of what they cover), so that an answer never claims more than
+it holds and a row is never counted twice.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tallyman.errors import UsageQueryError
 from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures, reads_alike
 from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
+from tallyman.rebuilds import Switches, read_switches
 from tallyman.stored import SETTINGS, Source
 from tallyman.usage import UsageAnswer, UsageQuery, UsageRow
 
@@ -54,6 +56,7 @@ def read_usage(
     meters: Sequence[Meter] = (),
     expected_delay: timedelta = timedelta(seconds=10),
     partitions: int | None = None,
+    switches: Switches | None = None,
 ) -> UsageAnswer:
     """Answer a question about one meter, exactly.
 
@@ -64,12 +67,14 @@ def read_usage(
     Args:
         meters: The project's, for units and for meters that have no usage yet.
         expected_delay, partitions: See `read_completeness`.
+        switches: Which rebuilds count, for questions that must agree; else those that are in force now.
 
     Raises:
         UsageQueryError: No such meter, dimension, zone or window; an empty or inverted range; a condition that
             excludes everything; a booking that is not sealed yet.
     """
     windows = windows_of(query)
+    switches = read_switches(client) if switches is None else switches
     defined = next((meter for meter in meters if meter.meter == query.meter), None)
     completeness = read_completeness(
         client,
@@ -79,7 +84,7 @@ def read_usage(
         event_type=defined.event_type if defined else None,
     )
     bound = _bound(query, completeness)
-    source = Source(client, query, completeness.sealed_to, bound)
+    source = Source(client, query, completeness.sealed_to, bound, switches)
     asked = Asked(source, windows, Groups(query), completeness.complete_to)
     shape, figures = _read(asked, defined, meters)
     if defined is not None:
@@ -98,6 +103,9 @@ def read_usage(
         ),
         held_by=completeness.held_by,
         gaps=read_gaps(client, completeness.collectors, query.start, query.end),
+        rebuilt=tuple(
+            each.generation for each in switches if each.about(query.meter, (windows.start, windows.end))
+        ),
     )
 
 

@@ -11,6 +11,7 @@ the next step.
     ├── StackError         the embedded stack did not start, or is held by another process
     ├── LogError           the Kafka log is not what was booked; nothing is guessed, an operator decides
     │   └── DamageError    one partition of it is not; the others are booked on
+    ├── RebuildError       past usage cannot be rebuilt like this, or a rebuild not be put in force
     ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
@@ -83,6 +84,10 @@ class DamageError(LogError):
 
     def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
         return type(self), (self.partition, self.reason, str(self))
+
+
+class RebuildError(TallymanError):
+    """Past usage cannot be rebuilt like this, or a rebuild not be put in force; what is in force stays as it was."""
 
 
 class SpoolFullError(TallymanError):

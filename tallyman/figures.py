@@ -20,9 +20,9 @@ from tallyman.aggregations import (
 from tallyman.asked import Groups, Named, Windows, bucket_edges, needs_dimensions
 from tallyman.errors import UsageQueryError
 from tallyman.meter import AGGREGATIONS, Aggregation
+from tallyman.rebuilds import Range
 from tallyman.stored import (
     MomentsRow,
-    Range,
     Source,
     TotalsRow,
     ValuesRow,

@@ -1,4 +1,5 @@
-"""The SQL of reading usage: what `usage` holds of sealed bookings and `usage_hot` of later ones, never both.
+"""The SQL of reading usage: what `usage` holds of sealed bookings and `usage_hot` of later ones, never both, and
+`usage_rebuilt` instead of what a generation in force covers.
 
 Sums are taken in 256 bits: a year of the largest quantities of all tenants does not fit 128. Rows are told apart by the
 version of the definitions that booked them: it decides aggregation, scale and parameters.
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tallyman.meter import Aggregation
+from tallyman.rebuilds import Range, Switches, in_force_sql
 from tallyman.usage import UsageQuery
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 # An hour in each of several years is an edge; the query carries them all.
 SETTINGS = {"do_not_merge_across_partitions_select_final": 1, "max_query_size": 16_777_216}
 _QUARTER_S = 900
-Range = tuple[int, int]  # half-open, in seconds since 1970
 
 _COLUMNS = "subject, dimensions, minute, definitions, aggregation, scale, parameters, count, sum"
 _EXTREMES = "min, max, latest, latest_us, latest_by"  # half of a row's bytes, which most meters do not need
@@ -91,12 +92,17 @@ class MomentsRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a question's rows lie: in `usage` up to the booking `bound`, and hot above `sealed_to`."""
+    """Where a question's rows lie: in `usage` up to the booking `bound`, and hot above `sealed_to`.
+
+    Attributes:
+        switches: The generations in force, the newest last, read before `sealed_to` was.
+    """
 
     client: Client
     query: UsageQuery
     sealed_to: int
     bound: int
+    switches: Switches = ()
 
     def read(self, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[Any]:
         """Read what some statements give, all of it in one reading."""
@@ -113,11 +119,18 @@ class Source:
                 read from `usage_quarter`, whose rows are fewer by far.
         """
         query = self.query
-        wanted = f"generation = 0 AND meter = %(meter)s AND minute >= {_instant(span[0])}"
+        switches = tuple(each for each in self.switches if each.about(query.meter, span))
+        wanted = f"generation = {in_force_sql(switches)} AND meter = %(meter)s AND minute >= {_instant(span[0])}"
         wanted += f" AND minute < {_instant(span[1])}"
         wanted += " AND subject IN %(subjects)s" if query.subjects else ""
         wanted += f" AND {only}" if only else ""
         parts = list(self._sealed(columns, wanted, span, quarters=quarters))
+        if switches:
+            numbers = _listed([each.generation for each in switches])
+            parts.append(
+                f"SELECT {columns} FROM usage_rebuilt FINAL WHERE generation IN ({numbers}) AND {wanted}"  # noqa: S608
+                f" AND booking <= {self.bound}"
+            )
         if not query.sealed_only:
             hot = f"booking > {self.sealed_to}"
             hot += "" if query.up_to_booking is None else f" AND booking <= {query.up_to_booking}"
@@ -306,8 +319,8 @@ def read_moments(source: Source, *statements: str, series: Sequence[tuple[str, s
     return [MomentsRow(*row) for row in source.read(*statements, series=series)]
 
 
-def _listed(bookings: Sequence[int]) -> str:
-    return ", ".join(map(str, bookings))
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _instant(second: int) -> str:

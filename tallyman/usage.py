@@ -225,6 +225,7 @@ class UsageAnswer:
         repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing.
         held_by: The silent collectors that hold `complete_to` back, the furthest behind first.
         gaps: What is missing, or may be, in the range that was asked for.
+        rebuilt: The generations that count in some of the range, beside what was booked; of several the last wins.
     """
 
     query: UsageQuery
@@ -235,3 +236,4 @@ class UsageAnswer:
     repaired: tuple[Repair, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    rebuilt: tuple[int, ...] = ()

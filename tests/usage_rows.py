@@ -16,6 +16,7 @@ from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS
 from tallyman.clickhouse import connect, migrate
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import encode_dimensions
+from tallyman.rebuilds import Switch
 
 TOPIC = "Ecl5Q0nRQo2TbJGAGKdzDA"
 DAY = 20_000_000  # a booking
@@ -114,6 +115,24 @@ def seal(client: Client, booking: int, *rows: Booked) -> None:
         "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES",
         [(booking, 0, len(rows), sum(row.count for row in rows), min(minutes), max(minutes), "[]")],
     )
+
+
+def note_rebuild(client: Client, switch: Switch, *rows: Booked) -> None:
+    """Write a rebuild that is complete; it is not in force yet."""
+    figures = [list(replace(row, definitions=switch.definitions).columns(hot=False)) for row in rows]
+    for row in figures:
+        row[6] = switch.generation
+    if figures:
+        client.execute(f"INSERT INTO usage_rebuilt ({_KEYS}, generation, {_FIGURES}) VALUES", figures)
+    client.execute(
+        "INSERT INTO rebuilds (generation, definitions, meters, first_minute, end_minute, last_booking, rows) VALUES",
+        [(switch.generation, switch.definitions, list(switch.meters), switch.start, switch.end, switch.last, len(rows))],
+    )
+
+
+def list_rebuilds(client: Client, switched: int, *generations: int) -> None:
+    """Say which rebuilds are in force."""
+    client.execute("INSERT INTO switches (switched, generations) VALUES", [(switched, list(generations))])
 
 
 def progress(

@@ -1,0 +1,222 @@
+"""The control store's word on rebuilds: their numbers, and the list of those that are in force.
+
+The list changes by a compare-and-set on the whole of it. ClickHouse has a copy, from which readers take it; the copy is
+written again as long as it is behind, and of several copies the one that was made last counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import sqlalchemy as sa
+
+from tallyman.control import compare_and_set, migrate, read, write
+from tallyman.errors import RebuildError
+from tallyman.rebuilds import Switch
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+_metadata = sa.MetaData()
+_generations = sa.Table(
+    "generations",
+    _metadata,
+    sa.Column("generation", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("definitions", sa.Integer, nullable=False),
+    sa.Column("meters", sa.Text, nullable=False),
+    sa.Column("first_s", sa.BigInteger, nullable=False),
+    sa.Column("end_s", sa.BigInteger, nullable=False),
+    sa.Column("last_booking", sa.BigInteger, nullable=False),
+    sa.Column("began_with", sa.Text, nullable=False),  # the list that its operator saw
+    sa.Column("ready", sa.Boolean, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+    sa.Column("made_at", sa.String, nullable=False),
+)
+_list = sa.Table(
+    "switches",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("switched", sa.BigInteger, nullable=False),  # how often it was changed
+    sa.Column("generations", sa.Text, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A rebuild that was begun.
+
+    Attributes:
+        began_with: The generations that were in force then: it comes into force only after exactly these.
+        ready: All its rows are there, and it was compared with what is in force.
+    """
+
+    switch: Switch
+    began_with: tuple[int, ...]
+    ready: bool
+    who: str
+    made_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The list: the generations in force, the newest last, and how often it was changed."""
+
+    switched: int
+    generations: tuple[int, ...]
+
+
+def prepare(engine: sa.Engine) -> None:
+    """Make the tables of this module, once."""
+    migrate(engine, "rebuilds", [_metadata.create_all])
+
+
+def read_list(engine: sa.Engine) -> Listed:
+    """Return the list as it is now."""
+    with read(engine) as connection:
+        return _listed(connection)
+
+
+def read_attempts(engine: sa.Engine) -> Sequence[Attempt]:
+    """Return all rebuilds that were ever begun, in order of their numbers."""
+    with read(engine) as connection:
+        return [_attempt(row) for row in connection.execute(sa.select(_generations).order_by(_generations.c.generation))]
+
+
+def find_attempt(engine: sa.Engine, generation: int) -> Attempt:
+    """Return a rebuild.
+
+    Raises:
+        RebuildError: There is none of this number.
+    """
+    attempts = {each.switch.generation: each for each in read_attempts(engine)}
+    if generation not in attempts:
+        there = f"there are 1 to {max(attempts)}" if attempts else "nothing was rebuilt yet"
+        raise RebuildError(f"generation {generation}: expected one of tallyman rebuild list, {there}")
+    return attempts[generation]
+
+
+def next_generation(engine: sa.Engine, switch: Switch, who: str) -> Attempt:
+    """Begin a rebuild: give it a number, which stays used when it comes to nothing (`a_number_of_its_own`)."""
+    now = datetime.now(UTC)
+    with write(engine) as connection:
+        newest = connection.execute(sa.select(sa.func.max(_generations.c.generation))).scalar() or 0
+        began_with = _listed(connection).generations
+        connection.execute(sa.insert(_generations).values(
+            generation=newest + 1, definitions=switch.definitions, meters=_encode(switch.meters), first_s=switch.span[0],
+            end_s=switch.span[1], last_booking=switch.last, began_with=_encode(began_with), ready=False, who=who,
+            made_at=now.isoformat(),
+        ))  # fmt: skip
+    numbered = Switch(generation=newest + 1, definitions=switch.definitions, meters=switch.meters, span=switch.span,
+                      last=switch.last)  # fmt: skip
+    return Attempt(switch=numbered, began_with=began_with, ready=False, who=who, made_at=now)
+
+
+def mark_ready(engine: sa.Engine, generation: int) -> None:
+    """Note that all rows of a rebuild were acknowledged (`all_rows_first`)."""
+    with write(engine) as connection:
+        connection.execute(
+            sa.update(_generations).where(_generations.c.generation == generation).values(ready=True)
+        )  # fmt: skip
+
+
+def put_in_force(engine: sa.Engine, generation: int) -> Listed:
+    """Append a generation to the list, if the list is still the one that its rebuild began with (`compare_and_set`).
+
+    Raises:
+        RebuildError: Somebody changed the list since then; or it is in force already, or not complete.
+    """
+    attempt = find_attempt(engine, generation)
+    with write(engine) as connection:
+        listed = _listed(connection)
+        if generation in listed.generations:
+            raise RebuildError(f"generation {generation} is in force already; see: tallyman rebuild list")
+        if not attempt.ready:
+            raise RebuildError(
+                f"generation {generation} is not complete: its rebuild was stopped, or is still at work; build a new one: "
+                f"tallyman rebuild --meter {attempt.switch.meters[0]} --from WHEN --to WHEN"
+            )
+        if listed.generations != attempt.began_with:
+            raise RebuildError(
+                f"generation {generation} was compared with usage where {_named(attempt.began_with)}, but now "
+                f"{_named(listed.generations)}: somebody switched meanwhile. Nothing was changed; look at "
+                "tallyman rebuild list, then rebuild again"
+            )
+        return _change(connection, listed, (*listed.generations, generation))
+
+
+def take_back(engine: sa.Engine, generation: int) -> Listed:
+    """Take the newest generation of the list back: what it replaced counts again.
+
+    Raises:
+        RebuildError: It is not in force, or another one came after it.
+    """
+    with write(engine) as connection:
+        listed = _listed(connection)
+        if generation not in listed.generations:
+            raise RebuildError(f"generation {generation} is not in force: {_named(listed.generations)}")
+        if listed.generations[-1] != generation:
+            newest = listed.generations[-1]
+            raise RebuildError(
+                f"generation {generation}: only the newest in force can be taken back, and that is {newest}; it was "
+                f"compared with usage where {generation} counted. First: tallyman rebuild undo {newest}"
+            )
+        return _change(connection, listed, listed.generations[:-1])
+
+
+def publish(engine: sa.Engine, client: Client) -> Listed:
+    """Write the list to where readers take it from, unless it is there already; again changes nothing."""
+    listed = read_list(engine)
+    if listed.switched > int(client.execute("SELECT max(switched) FROM switches")[0][0]):
+        client.execute(
+            "INSERT INTO switches (switched, generations) VALUES", [(listed.switched, list(listed.generations))]
+        )
+    return listed
+
+
+def _change(connection: sa.Connection, listed: Listed, generations: tuple[int, ...]) -> Listed:
+    changed = Listed(listed.switched + 1, generations)
+    values = {"switched": changed.switched, "generations": _encode(generations)}
+    if listed.switched == 0:
+        connection.execute(sa.insert(_list).values(id=1, **values))
+        return changed
+    expected = {"id": 1, "switched": listed.switched, "generations": _encode(listed.generations)}
+    if not compare_and_set(connection, _list, expected, values):
+        raise RebuildError("the list of rebuilds was changed meanwhile; look at tallyman rebuild list")
+    return changed
+
+
+def _listed(connection: sa.Connection) -> Listed:
+    row = connection.execute(sa.select(_list).where(_list.c.id == 1)).one_or_none()
+    return Listed(0, ()) if row is None else Listed(row.switched, tuple(msgspec.json.decode(row.generations)))
+
+
+def _attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
+    switch = Switch(
+        generation=row.generation,
+        definitions=row.definitions,
+        meters=tuple(msgspec.json.decode(row.meters)),
+        span=(row.first_s, row.end_s),
+        last=row.last_booking,
+    )
+    return Attempt(
+        switch=switch,
+        began_with=tuple(msgspec.json.decode(row.began_with)),
+        ready=row.ready,
+        who=row.who,
+        made_at=datetime.fromisoformat(row.made_at),
+    )
+
+
+def _encode(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _named(generations: Sequence[int]) -> str:
+    if not generations:
+        return "no rebuild was in force"
+    several = "generations" if len(generations) > 1 else "generation"
+    return f"{several} {', '.join(map(str, generations))} {'were' if len(generations) > 1 else 'was'} in force"
