@@ -30,6 +30,7 @@ from tallyman.errors import ConfigError, TallymanError
 from tallyman.files import nearest
 from tallyman.period import find_zone
 from tallyman.project import Project
+from tallyman.rebuilds import read_switches
 from tallyman.usage import UsageAnswer, UsageQuery
 
 if TYPE_CHECKING:
@@ -93,9 +94,9 @@ def preview(
     """
     books = read_books(project, accounts)
     client = client or connect(project.clickhouse)
+    read = _reader(client, project, doubts or Doubts())
     sealed = read_cut_off(client)
     cut_off = CutOff(booking=sealed.booking, sealed=False)
-    read = _reader(client, project, doubts or Doubts())
     drafts = []
     for some in _slices(books.accounts):
         for _, draft in _build_some(books, some, month, read, cut_off):
@@ -135,11 +136,11 @@ def run(
         waiting = [account for account in books.accounts if not outcomes.repeat(engine, books.entity, account)]
         if waiting:
             client = client or connect(project.clickhouse)
+            read = _reader(client, project, outcomes.doubts)
             cut_off = read_cut_off(client)
             refuse_unsealed(
                 month, {books.plan_of(account).plan: books.plan_of(account) for account in waiting}, cut_off
             )
-            read = _reader(client, project, outcomes.doubts)
             for some in _slices(waiting):
                 for account, draft in _build_some(books, some, month, read, cut_off):
                     outcomes.issue(engine, books.entity, account, draft, issued_on)
@@ -250,8 +251,11 @@ def _build_some(
 
 
 def _reader(client: Client, project: Project, doubts: Doubts) -> ReadUsage:
+    # The list of rebuilds is read once, and before the seal: all lines of a run agree, whoever switches meanwhile.
+    switches = read_switches(client)
+
     def read(query: UsageQuery, /) -> UsageAnswer:
-        return doubts.note(read_usage(client, query, meters=project.meters))
+        return doubts.note(read_usage(client, query, meters=project.meters, switches=switches))
 
     return read
 

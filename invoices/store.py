@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -78,6 +78,21 @@ def find_invoice(engine: sa.Engine, entity: str, account: str, month: str, kind:
     """Return the final invoice of an account's month, or None."""
     with read(engine) as connection:
         return _find(connection, entity, account, month, kind)
+
+
+def read_overlapping(engine: sa.Engine, start: datetime, end: datetime) -> Iterator[Invoice]:
+    """Yield the final invoices whose period overlaps `[start, end)`, by month and number."""
+    # A period begins in the month that it is named after, or where its zone is ahead, some hours earlier.
+    earliest, latest = (start - timedelta(days=62)).strftime("%Y-%m"), (end + timedelta(days=1)).strftime("%Y-%m")
+    wanted = sa.select(_invoices.c.number, _invoices.c.body, _invoices.c.digest).where(
+        _invoices.c.month >= earliest, _invoices.c.month <= latest
+    )
+    with read(engine) as connection:
+        for number, body, digest in connection.execute(wanted.order_by(_invoices.c.month, _invoices.c.number)):
+            _check_digest(f"invoice {number}", body, digest)
+            invoice = decode_invoice(body)
+            if invoice.start < end and start < invoice.end:
+                yield invoice
 
 
 def finalise(engine: sa.Engine, draft: Invoice, pattern: str, issued_on: date) -> StoredInvoice:

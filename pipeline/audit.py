@@ -151,7 +151,7 @@ class _Audit:
             name=name,
             wanted=question.wanted,
         )  # fmt: skip
-        self._first_booking = _first_booking(client, engine, self._wanted)
+        self._first_booking = first_booking(client, engine, self._wanted)
 
     def run(self) -> AuditReport:
         # Made first, so that a busy pipeline gets no further than need be between the two readings.
@@ -289,12 +289,7 @@ class _Audit:
 
     def _check_totals(self, totals: dict[recount.TotalsKey, tuple[int, int]]) -> None:
         """Hold what was written to the job's own table against what was folded."""
-        rows = self._client.execute(
-            "SELECT meter, booking, definitions, sum(u.count), sum(toInt256(u.sum))"  # noqa: S608 - our own name
-            f" FROM {self._name} AS u FINAL GROUP BY meter, booking, definitions"
-        )
-        stored = {(meter, booking, number): (int(count), int(total)) for meter, booking, number, count, total in rows}
-        if stored != totals:
+        if recount.stored_totals(self._client, self._name) != totals:
             raise StoreError("audit: what was counted again is not what ClickHouse stored of it; run it again")
 
     def _check_chunks(self, chunks: Sequence[BookedChunk], found: Sequence[Found]) -> None:
@@ -338,7 +333,7 @@ class _Audit:
         return ids
 
 
-def _first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
+def first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
     """Return the first booking that may hold usage of the wanted minutes."""
     if not wanted.first:
         return 0
@@ -348,9 +343,11 @@ def _first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
     by_clock = int((wanted.first * 60 - ahead) * 1000) // DAY_MS * BOOKINGS_PER_DAY
     parameters: dict[str, Any] = {"from": wanted.first * 60, "to": min(wanted.end * 60, 2**32 - 1)}
     condition = "minute >= toDateTime(%(from)s, 'UTC') AND minute < toDateTime(%(to)s, 'UTC')"
-    rows = client.execute(
-        f"SELECT min(booking), count() FROM usage_booked WHERE {condition}", parameters  # noqa: S608 - our own words
-    )  # fmt: skip
+    rows = client.execute(  # as it was booked: what a rebuild covers is looked for, too
+        f"SELECT min(booking), count() FROM (SELECT booking FROM usage WHERE generation = 0 AND {condition}"  # noqa: S608
+        f" UNION ALL SELECT booking FROM usage_hot WHERE generation = 0 AND {condition})",
+        parameters,
+    )
     # An event that was let in again may lie further ahead of the log clock.
     return max(0, min(by_clock, int(rows[0][0])) if rows[0][1] else by_clock)
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 import apache_beam as beam
@@ -24,18 +24,21 @@ from clickhouse_driver import errors as driver_errors
 
 from pipeline.aggregate import wide_enough
 from pipeline.archive import ArchiveSource
+from pipeline.as_booked import AsBooked, Rebuilding, definitions_of
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.catalog import Catalog
 from pipeline.columns import Block
 from pipeline.decode import Decoders
-from pipeline.dedupe import Judge
+from pipeline.dedupe import Judge, count_once
 from pipeline.frontier import StoredIds
-from pipeline.replay import Anything, LogSource, ReplayTables, Source, Stages, Wanted, replay
+from pipeline.replay import Anything, Count, LogSource, ReplayTables, Source, Stages, Wanted, replay
 from pipeline.runtime import Database
 from pipeline.worker import beam_options
 from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, connect
 from tallyman.control import open_control
+from tallyman.errors import RebuildError
+from tallyman.meter import Definitions
 from tallyman.repairs import unfence
 from tallyman.topics import topics_before
 from tallyman.usage import EMPTY, Totals, merge
@@ -43,6 +46,7 @@ from tallyman.usage import EMPTY, Totals, merge
 SourceName = Literal["log", "archive"]
 TotalsKey = tuple[str, int, int]  # (meter, booking, definitions)
 _LOOK_EVERY_S = 0.5
+_REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,7 @@ class RecountConfig:
     Attributes:
         topics: (topic id, name, partitions) of each topic that is read.
         name: Of the tables that this job fills.
+        rebuilding: Count by other definitions what was accepted; None: judge and count everything as it was booked.
     """
 
     brokers: tuple[str, ...]
@@ -61,6 +66,7 @@ class RecountConfig:
     source: SourceName
     name: str
     wanted: Wanted
+    rebuilding: Rebuilding | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +148,17 @@ class Process:
         numbers = connect(config.database, numpy=True)
         numpy_client = connect(config.database, numpy=True)
         tables = ReplayTables(self.client, numbers, config.name, config.wanted)
-        self._partitions = {topic_id: partitions for topic_id, _, partitions in config.topics}
+        load: Callable[[int], Definitions] = partial(load_definitions, engine)
+        count: Count = count_once
+        if config.rebuilding:
+            applied = definitions_of(engine, config.rebuilding)
+            load, count = lambda _: applied, AsBooked(self.client, config.name, config.rebuilding, config.wanted)
         self.stages = {
             topic_id: Stages(
-                Decoders(lambda number: load_definitions(engine, number), partitions),
+                Decoders(load, partitions),
                 Judge(StoredIds(numpy_client, topics_before(self.client, topic_id)), Anything()),
                 tables,
+                count=count,
             )
             for topic_id, _, partitions in config.topics
         }
@@ -193,7 +204,11 @@ class _Recount(beam.DoFn):
         totals = ControlTotals(self._config.wanted)
         stages = process.stages[task.topic_id]
         stages.observe = totals
-        _note(process.client, self._config, recount(task, process.source(task.topic_id), stages))
+        try:
+            _note(process.client, self._config, recount(task, process.source(task.topic_id), stages))
+        except RebuildError as error:  # a sentence for whoever began the job; Beam would make a traceback of it
+            _note_row(process.client, self._config, _REFUSED, str(error))
+            return
         yield from totals.totals.items()
 
 
@@ -221,10 +236,13 @@ class _NoteTotals(beam.DoFn):
     def process(self, element: tuple[TotalsKey, Totals]) -> None:
         key, total = element
         name, body = msgspec.json.encode(key).decode(), msgspec.json.encode([total.count, str(total.sum)]).decode()
-        _process(self._config).client.execute(
-            f"INSERT INTO {self._config.name}_found (topic_id, partition, chunk, name, body) VALUES",
-            [("", 0, 0, name, body)],
-        )
+        _note_row(_process(self._config).client, self._config, name, body)
+
+
+def _note_row(client: Client, config: RecountConfig, name: str, body: str) -> None:
+    client.execute(
+        f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [("", 0, 0, name, body)]
+    )
 
 
 def build(pipeline: beam.Pipeline, config: RecountConfig, tasks: Sequence[Task]) -> None:
@@ -290,10 +308,17 @@ def drop_tables(client: Client, name: str) -> None:
 
 
 def read_found(client: Client, name: str) -> tuple[list[Found], dict[TotalsKey, tuple[int, int]]]:
-    """Return what each chunk came to, and the control totals: events and sum."""
+    """Return what each chunk came to, and the control totals: events and sum.
+
+    Raises:
+        RebuildError: What was accepted cannot be counted by other definitions.
+    """
     rows: list[tuple[str, str]] = client.execute(
         f"SELECT name, body FROM {name}_found FINAL ORDER BY topic_id, partition, chunk"  # noqa: S608 - our own name
     )
+    for label, body in rows:
+        if label == _REFUSED:
+            raise RebuildError(body)
     found = [msgspec.json.decode(body, type=Found) for label, body in rows if not label]
     totals: dict[TotalsKey, tuple[int, int]] = {}
     for label, body in rows:
@@ -301,6 +326,15 @@ def read_found(client: Client, name: str) -> tuple[list[Found], dict[TotalsKey, 
             count, total = msgspec.json.decode(body, type=tuple[int, str])
             totals[msgspec.json.decode(label, type=TotalsKey)] = count, int(total)
     return found, totals
+
+
+def stored_totals(client: Client, name: str) -> dict[TotalsKey, tuple[int, int]]:
+    """Return the control totals once more, from the rows that ClickHouse stored."""
+    rows = client.execute(
+        "SELECT meter, booking, definitions, sum(u.count), sum(toInt256(u.sum))"  # noqa: S608 - our own name
+        f" FROM {name} AS u FINAL GROUP BY meter, booking, definitions"
+    )
+    return {(meter, booking, number): (int(count), int(total)) for meter, booking, number, count, total in rows}
 
 
 def run_tasks(

@@ -34,6 +34,7 @@ _NEVER = float("inf")
 # Odd numbers, so that each bit of an offset and of an index moves the mark; SQL and numpy wrap alike.
 OFFSET_FACTOR, INDEX_FACTOR = 11_400_714_819_323_198_485, 14_029_467_366_897_019_727
 Observer = Callable[[Block, OpenChunk, Catalog], None]
+Count = Callable[[Block, OpenChunk, Catalog, Judge], Block]
 
 
 class Source(Protocol):
@@ -208,12 +209,17 @@ class ReplayTables(Tables):
 
 @dataclass(slots=True)
 class Stages:
-    """What a process needs to count again."""
+    """What a process needs to count again.
+
+    Attributes:
+        count: Judges a block, as `pipeline.dedupe.count_once` does.
+    """
 
     decoders: Decoders
     judge: Judge
     tables: ReplayTables
     observe: Observer = field(default=lambda block, chunk, catalog: None)
+    count: Count = count_once
 
     def chunk_at(self, topic_id: str, partition: int, size: int, number: int, start: Place) -> OpenChunk:
         """Return a chunk of which nothing is counted yet."""
@@ -246,7 +252,7 @@ def _take(block: Block, chunk: OpenChunk, stages: Stages) -> Place:
     if block.idle:
         return chunk.here
     catalog = stages.decoders.catalog(block.after.definitions)
-    count_once(block, chunk, catalog, stages.judge)
+    stages.count(block, chunk, catalog, stages.judge)
     stages.observe(block, chunk, catalog)
     counts = block.before.counts.plus(block.counts)
     for flush in fold(block, chunk, stages.decoders, flush_s=_NEVER):

@@ -1,8 +1,8 @@
 """The door through which everyone reads usage: exact figures per window and group, and how complete they are.
 
-The list of rebuilds in force is read first, then progress, then which bookings are sealed, then the data (sealed bookings
-from `usage`, later ones from `usage_hot`, rebuilt rows instead of what they cover), so that an answer never claims more than
-it holds and a row is never counted twice.
+The list of rebuilds in force is read first, then progress, then which bookings are sealed, then the data (sealed
+bookings from `usage`, later ones from `usage_hot`, rebuilt rows instead of what they cover), so that an answer never
+claims more than it holds and a row is never counted twice.
 """
 
 from __future__ import annotations
@@ -103,9 +103,7 @@ def read_usage(
         ),
         held_by=completeness.held_by,
         gaps=read_gaps(client, completeness.collectors, query.start, query.end),
-        rebuilt=tuple(
-            each.generation for each in switches if each.about(query.meter, (windows.start, windows.end))
-        ),
+        rebuilt=tuple(each.generation for each in switches if each.about(query.meter, (windows.start, windows.end))),
     )
 
 

@@ -83,7 +83,9 @@ def read_list(engine: sa.Engine) -> Listed:
 def read_attempts(engine: sa.Engine) -> Sequence[Attempt]:
     """Return all rebuilds that were ever begun, in order of their numbers."""
     with read(engine) as connection:
-        return [_attempt(row) for row in connection.execute(sa.select(_generations).order_by(_generations.c.generation))]
+        return [
+            _attempt(row) for row in connection.execute(sa.select(_generations).order_by(_generations.c.generation))
+        ]
 
 
 def find_attempt(engine: sa.Engine, generation: int) -> Attempt:
@@ -106,9 +108,9 @@ def next_generation(engine: sa.Engine, switch: Switch, who: str) -> Attempt:
         newest = connection.execute(sa.select(sa.func.max(_generations.c.generation))).scalar() or 0
         began_with = _listed(connection).generations
         connection.execute(sa.insert(_generations).values(
-            generation=newest + 1, definitions=switch.definitions, meters=_encode(switch.meters), first_s=switch.span[0],
-            end_s=switch.span[1], last_booking=switch.last, began_with=_encode(began_with), ready=False, who=who,
-            made_at=now.isoformat(),
+            generation=newest + 1, definitions=switch.definitions, meters=_encode(switch.meters),
+            first_s=switch.span[0], end_s=switch.span[1], last_booking=switch.last, began_with=_encode(began_with),
+            ready=False, who=who, made_at=now.isoformat(),
         ))  # fmt: skip
     numbered = Switch(generation=newest + 1, definitions=switch.definitions, meters=switch.meters, span=switch.span,
                       last=switch.last)  # fmt: skip
@@ -136,14 +138,14 @@ def put_in_force(engine: sa.Engine, generation: int) -> Listed:
             raise RebuildError(f"generation {generation} is in force already; see: tallyman rebuild list")
         if not attempt.ready:
             raise RebuildError(
-                f"generation {generation} is not complete: its rebuild was stopped, or is still at work; build a new one: "
-                f"tallyman rebuild --meter {attempt.switch.meters[0]} --from WHEN --to WHEN"
+                f"generation {generation} is not complete: its rebuild was stopped, or is still at work; make a new "
+                f"one: tallyman rebuild --meter {attempt.switch.meters[0]} --from WHEN --to WHEN"
             )
         if listed.generations != attempt.began_with:
             raise RebuildError(
-                f"generation {generation} was compared with usage where {_named(attempt.began_with)}, but now "
-                f"{_named(listed.generations)}: somebody switched meanwhile. Nothing was changed; look at "
-                "tallyman rebuild list, then rebuild again"
+                f"generation {generation} was compared with what was in force when it was begun "
+                f"({_named(attempt.began_with)}), but now that is {_named(listed.generations)}: somebody switched "
+                "meanwhile. Nothing was changed; look at tallyman rebuild list, then rebuild again"
             )
         return _change(connection, listed, (*listed.generations, generation))
 
@@ -157,7 +159,7 @@ def take_back(engine: sa.Engine, generation: int) -> Listed:
     with write(engine) as connection:
         listed = _listed(connection)
         if generation not in listed.generations:
-            raise RebuildError(f"generation {generation} is not in force: {_named(listed.generations)}")
+            raise RebuildError(f"generation {generation} is not in force, which is {_named(listed.generations)}")
         if listed.generations[-1] != generation:
             newest = listed.generations[-1]
             raise RebuildError(
@@ -217,6 +219,5 @@ def _encode(value: object) -> str:
 
 def _named(generations: Sequence[int]) -> str:
     if not generations:
-        return "no rebuild was in force"
-    several = "generations" if len(generations) > 1 else "generation"
-    return f"{several} {', '.join(map(str, generations))} {'were' if len(generations) > 1 else 'was'} in force"
+        return "nothing but what was booked"
+    return f"generation{'s' if len(generations) > 1 else ''} {', '.join(map(str, generations))}"

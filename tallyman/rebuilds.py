@@ -55,7 +55,7 @@ Switches = tuple[Switch, ...]
 def read_switches(client: Client) -> Switches:
     """Read the list: the generations in force, the newest last. One reading serves a whole answer (`list_read_once`).
 
-    Read it before the seal (`list_not_after_the_seal`): what it covers is sealed, and is never looked for among hot rows.
+    Read it before the seal (`list_not_after_the_seal`): what it covers is sealed then, and no hot row is covered.
 
     Raises:
         StoreError: It names a generation of which nothing is known.
@@ -65,8 +65,8 @@ def read_switches(client: Client) -> Switches:
     missing = [number for number in listed if number not in found]
     if missing:
         raise StoreError(
-            f"switches: generation {missing[0]} is in force, but the table rebuilds does not know it; restore the table, "
-            "or take the generation back: tallyman rebuild undo"
+            f"switches: generation {missing[0]} is in force, but the table rebuilds does not know it; restore the "
+            "table, or take the generation back: tallyman rebuild undo"
         )
     return tuple(found[number] for number in listed)
 
@@ -89,10 +89,10 @@ def read_switches_with(client: Client, generation: int) -> Switches:
 
 
 def in_force_sql(switches: Switches) -> str:
-    """Return the SQL of the generation that counts at a row's place: of those that cover it the last in the list, else 0.
+    """Return the SQL of the generation that counts at a row's place: the last one in the list that covers it, else 0.
 
-    A row counts if it is of this generation, whichever table it lies in. So what is covered goes, also where the rebuild
-    has no row in its place (`whole_range_goes`).
+    A row counts if it is of this generation, whichever table it lies in. So what is covered goes, also where the
+    rebuild has no row in its place (`whole_range_goes`).
 
     Args:
         switches: Those about the row's meter; its minute and booking decide.
@@ -110,8 +110,8 @@ def _covers(switch: Switch) -> str:
 
 def _read(client: Client, generations: list[int]) -> Iterator[Switch]:
     rows = client.execute(
-        "SELECT generation, definitions, meters, toUnixTimestamp(first_minute), toUnixTimestamp(end_minute), last_booking"
-        " FROM rebuilds FINAL WHERE generation IN %(generations)s",
+        "SELECT generation, definitions, meters, toUnixTimestamp(first_minute), toUnixTimestamp(end_minute),"
+        " last_booking FROM rebuilds FINAL WHERE generation IN %(generations)s",
         {"generations": list(generations)},
     )
     for generation, definitions, meters, first, end, last in rows:

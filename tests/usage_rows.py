@@ -126,7 +126,17 @@ def note_rebuild(client: Client, switch: Switch, *rows: Booked) -> None:
         client.execute(f"INSERT INTO usage_rebuilt ({_KEYS}, generation, {_FIGURES}) VALUES", figures)
     client.execute(
         "INSERT INTO rebuilds (generation, definitions, meters, first_minute, end_minute, last_booking, rows) VALUES",
-        [(switch.generation, switch.definitions, list(switch.meters), switch.start, switch.end, switch.last, len(rows))],
+        [
+            (
+                switch.generation,
+                switch.definitions,
+                list(switch.meters),
+                switch.start,
+                switch.end,
+                switch.last,
+                len(rows),
+            )
+        ],
     )
 
 

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "repair": "tallyman.cli.repair:repair",
     "topic": "tallyman.cli.topic:topic",
     "apply": "tallyman.cli.books:apply",
+    "rebuild": "tallyman.cli.rebuild:rebuild",
     "audit": "tallyman.cli.audit:audit",
     "agent": "tallyman.cli.services:agent",
     "pipeline": "tallyman.cli.services:pipeline",

@@ -40,11 +40,13 @@ _SEVERAL = re.compile(r"(?<!&)&(?!&)")
               help="Leave out what fits all of these; repeatable. && stands for one & in a value.")  # fmt: skip
 @click.option("--as-of", type=click.IntRange(min=0), metavar="BOOKING",
               help="Only what was booked up to this booking and in it.")  # fmt: skip
+@click.option("--generation", type=click.IntRange(min=0), metavar="N",
+              help="As if this rebuild were in force; 0: as it was booked.")  # fmt: skip
 @click.option("--sealed", is_flag=True, help="Only what sealed bookings hold, as invoices do.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @project_options
-def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any) -> None:
+def usage(options: Options, as_json: bool, as_csv: bool, zone: str, generation: int | None, **asked: Any) -> None:
     """Show what TENANTs used, exactly; without a name, each tenant.
 
     A level or state that holds over a window without events is carried over it, as far as usage is complete. Of a
@@ -60,6 +62,7 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any
       tallyman usage --meter host.network --exclude "direction=in&interface=lo" --as-of 20751000
     """
     from tallyman.aggregates import read_usage
+    from tallyman.rebuilds import read_switches_with
 
     if as_json and as_csv:
         raise click.UsageError("--json, --csv: expected one of them, got both")
@@ -72,6 +75,7 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, **asked: Any
             meters=project.meters,
             expected_delay=project.config.usage.expected_delay,
             partitions=project.config.kafka.partitions,
+            switches=None if generation is None else read_switches_with(client, generation),
         )
     if as_json:
         print_json(as_document(answer))
@@ -152,6 +156,7 @@ def as_document(answer: UsageAnswer) -> dict[str, object]:
         "sealed_to": answer.sealed_to,
         "as_of": query.up_to_booking,
         "repaired": [repair_object(each) for each in answer.repaired],
+        "generations": answer.rebuilt,
         "rows": [_as_object(row) for row in answer.rows],
     }
 
@@ -207,6 +212,9 @@ def completeness(answer: UsageAnswer) -> list[str]:
     lines += [f"held back by {held_text(each, zone)}" for each in answer.held_by[:_MOST_TOLD]]
     lines += [gap_text(each, zone) for each in answer.gaps[:_MOST_TOLD]]
     lines += [gap_line(each) for each in answer.repaired]
+    if answer.rebuilt:
+        named = ", ".join(map(str, answer.rebuilt))
+        lines.append(f"rebuilt: some of it counts by generation {named}; see: tallyman rebuild list")
     rest = max(len(answer.held_by) - _MOST_TOLD, 0) + max(len(answer.gaps) - _MOST_TOLD, 0)
     return [*lines, f"and {rest:,} more; see: tallyman collectors list"] if rest else lines
 

@@ -1,0 +1,206 @@
+"""`tallyman rebuild`: past usage under the definitions in force now; looked at first, then switched to, or back."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tallyman.cli.context import Options, clickhouse, load_room, project_options
+from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+    from tallyman.project import Project
+
+_WITH_NUMBER = ("use", "undo")
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[list | use N | undo N]")
+@click.option("--meter", "meters", multiple=True, metavar="METER", help="Rebuild this meter; repeatable.")
+@click.option("--from", "from_", metavar="WHEN", help="Usage from here on: 2026-10-01, 2026-10, or an age.")
+@click.option("--to", metavar="WHEN", help="Usage before.")
+@click.option("--source", type=click.Choice(["log", "archive"]), metavar="log|archive",
+              help="Count again from Kafka or the raw archive.  [default: archive if it is on]")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Put it in force; else only show what it would change.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@project_options
+def rebuild(options: Options, words: tuple[str, ...], meters: tuple[str, ...], from_: str | None, to: str | None,
+            source: str | None, yes: bool, as_json: bool) -> None:  # fmt: skip
+    """Count past usage again under the definitions in force now, beside what was booked.
+
+    Shows what would change; with --yes it counts from then on, at once for all readers. What was booked stays, and
+    can be had back (undo). Only sealed usage is rebuilt: after tallyman apply, wait for the seal. Which events count,
+    and which are copies, stays as it was judged when they came. See docs/operations/rebuild.md.
+
+    \b
+    Examples:
+      tallyman rebuild --meter server.hours --from 2026-10-01 --to 2026-11-01
+      tallyman rebuild list
+      tallyman rebuild use 1
+      tallyman usage --meter server.hours --from 2026-10 --to 2026-11 --generation 0
+      tallyman rebuild undo 1
+    """
+    project = options.load()
+    what, number = _command(words, asked=bool(meters or from_ or to))
+    with clickhouse(project) as client:
+        if what == "list":
+            _list(project, client, as_json)
+        elif what == "use":
+            _use(project, client, number, as_json)
+        elif what == "undo":
+            _undo(project, client, number, as_json)
+        else:
+            _build(project, client, _question(project, meters, from_, to, source), yes, as_json)
+
+
+def _command(words: Sequence[str], *, asked: bool) -> tuple[str, int]:
+    """Return which command the words are, and its number."""
+    if not words and asked:
+        return "build", 0
+    what = words[0] if words else ""
+    if what == "list" and len(words) == 1 and not asked:
+        return what, 0
+    if what in _WITH_NUMBER and len(words) == 2 and words[1].isdigit() and not asked:
+        return what, int(words[1])
+    raise click.UsageError(
+        'expected --meter, --from and --to, or one of "list", "use N" and "undo N", got '
+        + (f'"{" ".join(words)}"' if words else "nothing")
+    )
+
+
+def _question(project: Project, meters: tuple[str, ...], from_: str | None, to: str | None, source: str | None) -> Any:
+    from tallyman.cli.times import parse_moment
+
+    if not (meters and from_ and to):
+        raise click.UsageError("expected --meter, --from and --to: what is not said is not rebuilt")
+    now = datetime.now(UTC)
+    return load_room("pipeline.rebuild:RebuildQuestion")(
+        meters=tuple(dict.fromkeys(meters)),
+        start=parse_moment("--from", from_, "UTC", now),
+        end=parse_moment("--to", to, "UTC", now),
+        source=source or ("archive" if project.config.pipeline.archive else "log"),
+    )
+
+
+def _build(project: Project, client: Client, question: Any, yes: bool, as_json: bool) -> None:
+    _refuse_invoiced(project, question.meters, question.start, question.end)
+    line = progress_line("rebuild")
+    show = lambda what, done, of: line(f"{what}, {done:,} of {of:,} chunks")  # noqa: E731
+    attempt = load_room("pipeline.rebuild:rebuild")(project, client, question, who=getpass.getuser(), show=show)
+    line("done", done=True)
+    number = attempt.switch.generation
+    changes = load_room("pipeline.switch:compare")(project, client, number)
+    if yes:
+        load_room("pipeline.switch:put_in_force")(project, client, number)
+    if as_json:
+        print_json(_document(attempt, "in force" if yes else "ready", changes))
+        return
+    _print(attempt, changes)
+    if yes:
+        say(f"generation {number} is in force. To have back what counted before: tallyman rebuild undo {number}")
+    else:
+        say(f"nothing was changed. To let generation {number} count: tallyman rebuild use {number}")
+
+
+def _use(project: Project, client: Client, number: int, as_json: bool) -> None:
+    attempt = load_room("pipeline.switch:find_attempt")(project, number)
+    switch = attempt.switch
+    _refuse_invoiced(project, switch.meters, switch.start, switch.end)
+    listed = load_room("pipeline.switch:put_in_force")(project, client, number)
+    if as_json:
+        print_json({"generation": number, "in_force": listed.generations})
+    else:
+        result(f"generation {number} is in force. To have back what counted before: tallyman rebuild undo {number}")
+
+
+def _undo(project: Project, client: Client, number: int, as_json: bool) -> None:
+    switch = load_room("pipeline.switch:find_attempt")(project, number).switch
+    _refuse_invoiced(project, switch.meters, switch.start, switch.end)
+    listed = load_room("pipeline.switch:undo")(project, client, number)
+    if as_json:
+        print_json({"generation": number, "in_force": listed.generations})
+    else:
+        result(f"generation {number} was taken back; it stays to be looked at: tallyman usage --generation {number}")
+
+
+def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, end: datetime) -> None:
+    """Refuse to change usage that an invoice says already.
+
+    Raises:
+        RebuildError: Names the invoice.
+    """
+    from tallyman.control import open_control
+    from tallyman.errors import RebuildError
+
+    engine = open_control(project.control_url)
+    try:
+        found = load_room("invoices.closed:find_invoiced")(engine, meters, start, end)
+    finally:
+        engine.dispose()
+    if found is not None:
+        raise RebuildError(
+            f"{found.meter}: invoice {found.number} of account {found.account} says what was used from "
+            f"{show_time(found.start, UTC)} to {show_time(found.end, UTC)}, and what is invoiced stays as it is; "
+            "choose a range outside"
+        )
+
+
+def _list(project: Project, client: Client, as_json: bool) -> None:
+    attempts = load_room("pipeline.switch:read_attempts")(project, client)
+    if as_json:
+        print_json([_document(each.attempt, each.state, ()) for each in attempts])
+        return
+    if not attempts:
+        result("nothing was rebuilt yet: all usage counts as it was booked")
+        return
+    print_table(
+        ["generation", "state", "meters", "from", "to", "up to booking", "definitions", "who", "begun"],
+        [_row(each.attempt, each.state) for each in attempts],
+    )
+
+
+def _row(attempt: Any, state: str) -> list[object]:
+    switch, begun = attempt.switch, attempt.made_at.replace(microsecond=0)
+    return [switch.generation, state, ", ".join(switch.meters), show_time(switch.start, UTC),
+            show_time(switch.end, UTC), switch.last, switch.definitions, attempt.who,
+            show_time(begun, UTC)]  # fmt: skip
+
+
+def _print(attempt: Any, changes: Sequence[Any]) -> None:
+    switch = attempt.switch
+    say(f"generation {switch.generation}: definitions {switch.definitions}, {show_time(switch.start, UTC)} to "
+        f"{show_time(switch.end, UTC)}, bookings up to {switch.last}")  # fmt: skip
+    print_table(
+        ["meter", "unit", "series", "minutes", "events", "old total", "new total", "difference"],
+        [[each.meter, each.unit, _both(each.before.series, each.after.series),
+          _both(each.before.minutes, each.after.minutes), _both(each.before.events, each.after.events),
+          each.before.total, each.after.total, each.difference] for each in changes],
+    )  # fmt: skip
+    if not any(each.before != each.after for each in changes):
+        say(f"nothing would change in {count(len(changes), 'meter')}")
+
+
+def _both(before: int, after: int) -> str:
+    return f"{after:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def _document(attempt: Any, state: str, changes: Sequence[Any]) -> dict[str, object]:
+    """Return a rebuild as `--json` prints it; its fields are a contract."""
+    switch = attempt.switch
+    return {
+        "generation": switch.generation, "state": state, "definitions": switch.definitions, "meters": switch.meters,
+        "from": switch.start, "to": switch.end, "up_to_booking": switch.last, "who": attempt.who,
+        "begun": attempt.made_at,
+    } | ({"changes": [_change(each) for each in changes]} if changes else {})  # fmt: skip
+
+
+def _change(each: Any) -> dict[str, object]:
+    sides = {name: {"series": side.series, "minutes": side.minutes, "events": side.events, "total": side.total}
+             for name, side in (("before", each.before), ("after", each.after))}  # fmt: skip
+    return {"meter": each.meter, "unit": each.unit, **sides, "difference": each.difference}
