@@ -1,0 +1,129 @@
+"""Rebuilds have numbers of their own, and the list of those in force changes as a whole, by a compare-and-set."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tallyman import generations
+from tallyman.control import open_control
+from tallyman.errors import RebuildError
+from tallyman.generations import Listed
+from tallyman.rebuilds import Switch
+
+SPAN = 1_790_812_800, 1_793_491_200
+OCTOBER = Switch(generation=0, definitions=2, meters=("compute.hours",), span=SPAN, last=20_760_000)
+
+
+@pytest.fixture
+def engine(control_url: str) -> Iterator[sa.Engine]:
+    engine = open_control(control_url)
+    generations.prepare(engine)
+    yield engine
+    engine.dispose()
+
+
+def ready(engine: sa.Engine) -> int:
+    number = generations.next_generation(engine, OCTOBER, "zoë").switch.generation
+    generations.mark_ready(engine, number)
+    return number
+
+
+def test_each_attempt_has_a_number_of_its_own_also_when_it_comes_to_nothing(engine: sa.Engine) -> None:
+    first, second = (generations.next_generation(engine, OCTOBER, "zoë") for _ in range(2))
+    assert (first.switch.generation, second.switch.generation) == (1, 2)
+    assert [each.switch.generation for each in generations.read_attempts(engine)] == [1, 2]
+    assert generations.find_attempt(engine, 2).switch == second.switch
+    assert (second.switch.span, second.switch.last, second.began_with) == (OCTOBER.span, OCTOBER.last, ())
+
+
+def test_a_rebuild_comes_into_force_and_is_taken_back_and_may_come_again(engine: sa.Engine) -> None:
+    number = ready(engine)
+    assert generations.put_in_force(engine, number) == Listed(1, (1,))
+    assert generations.take_back(engine, number) == Listed(2, ())
+    assert generations.put_in_force(engine, number) == Listed(3, (1,))
+    assert generations.read_list(engine) == Listed(3, (1,))
+
+
+def test_a_switch_is_refused_when_the_list_is_not_what_the_rebuild_began_with(engine: sa.Engine) -> None:
+    first, second = ready(engine), ready(engine)
+    generations.put_in_force(engine, second)
+    third = ready(engine)
+    with pytest.raises(RebuildError, match=r"\(nothing but what was booked\), but now that is generation 2: somebody"):
+        generations.put_in_force(engine, first)
+    assert generations.put_in_force(engine, third) == Listed(2, (2, 3))
+    with pytest.raises(RebuildError, match="generation 2 is in force already"):
+        generations.put_in_force(engine, second)
+
+
+def test_only_the_newest_in_force_is_taken_back(engine: sa.Engine) -> None:
+    with pytest.raises(RebuildError, match="generation 1 is not in force, which is nothing but what was booked"):
+        generations.take_back(engine, 1)
+    for _ in range(2):
+        generations.put_in_force(engine, ready(engine))
+    with pytest.raises(RebuildError, match=r"only the newest .* that is 2; .* First: tallyman rebuild undo 2"):
+        generations.take_back(engine, 1)
+    assert generations.take_back(engine, 2) == Listed(3, (1,))
+
+
+def test_what_is_not_complete_does_not_come_into_force(engine: sa.Engine) -> None:
+    generations.next_generation(engine, OCTOBER, "zoë")
+    with pytest.raises(RebuildError, match="generation 1 is not complete: its rebuild was stopped, or is"):
+        generations.put_in_force(engine, 1)
+    with pytest.raises(RebuildError, match="generation 7: expected one of tallyman rebuild list, there are 1 to 1"):
+        generations.put_in_force(engine, 7)
+
+
+def _switch(url: str, barrier: Barrier, file: Path, number: int) -> None:
+    engine = open_control(url)
+    barrier.wait(60)
+    try:
+        generations.put_in_force(engine, number)
+        file.write_text("in force")
+    except RebuildError as error:
+        file.write_text(str(error))
+
+
+def test_of_two_processes_that_switch_at_once_one_is_refused(
+    engine: sa.Engine, control_url: str, tmp_path: Path
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    barrier, numbers = spawn.Barrier(2), [ready(engine), ready(engine)]
+    files = [tmp_path / str(number) for number in numbers]
+    both = [spawn.Process(target=_switch, args=(control_url, barrier, file, number))
+            for file, number in zip(files, numbers, strict=True)]  # fmt: skip
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    told = sorted(file.read_text() for file in files)
+    assert told[1] == "in force" and "somebody switched meanwhile" in told[0]
+    assert len(generations.read_list(engine).generations) == 1
+
+
+class Server:
+    """ClickHouse, as far as the list is concerned."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, list[int]]] = []
+
+    def execute(self, sql: str, rows: Any = None) -> list[tuple[int]]:
+        if rows:
+            self.rows += rows
+        return [(max((number for number, _ in self.rows), default=0),)]
+
+
+def test_readers_get_the_list_as_soon_as_somebody_writes_what_a_crash_left_out(engine: sa.Engine) -> None:
+    server, number = Server(), ready(engine)
+    generations.publish(engine, server)  # type: ignore[arg-type]
+    assert server.rows == []
+    generations.put_in_force(engine, number)
+    for _ in range(2):
+        assert generations.publish(engine, server) == Listed(1, (1,))  # type: ignore[arg-type]
+    assert server.rows == [(1, [1])]
