@@ -56,6 +56,7 @@ class Parts:
         )
         self._client: Any = None
         self._consumer: Any = None
+        self._topic_id, self._partitions = "", PARTITIONS  # of the topic that is looked at; "": there is only one
 
     def _disk(self, kind: Kind, name: str, size: int, users: Sequence[str]) -> Disk:
         if kind == "mount":
@@ -63,12 +64,18 @@ class Parts:
         return FileLimit(lambda: [pid for user in users if (pid := self.pid(user))])
 
     def make_project(self, folder: Path, pipeline: str = "", more: str = "") -> None:
-        """Write a project that books the run's topic; `pipeline`, `more`: settings of its own."""
-        settings = ", ".join(filter(None, ("tick: 5s", "rebuild_after: 20s", pipeline)))
+        """Make a project that books the run's topic; `pipeline`, `more`: settings of its own."""
         (folder / "meters").mkdir(parents=True)
         (folder / "meters" / "chaos.yaml").write_text(METERS)
+        self.configure(folder, pipeline, more)
+
+    def configure(
+        self, folder: Path, pipeline: str = "", more: str = "", *, kafka: str = f"partitions: {PARTITIONS}"
+    ) -> None:
+        """Write a project's settings, for whoever is started from now on."""
+        settings = ", ".join(filter(None, ("tick: 5s", "rebuild_after: 20s", pipeline)))
         (folder / "tallyman.yaml").write_text(
-            f"operator: Chaos\nkafka: {{partitions: {PARTITIONS}, chunk_size: {CHUNK_SIZE}}}\n"
+            f"operator: Chaos\nkafka: {{{kafka}, chunk_size: {CHUNK_SIZE}}}\n"
             f"usage: {{ignore: [{IGNORED}]}}\npipeline: {{{settings}}}\n{more}"
         )
 
@@ -134,8 +141,13 @@ class Parts:
 
     def booked(self) -> dict[int, int] | None:
         """Return the offset up to which each partition is booked; None while ClickHouse is away."""
-        rows = self.ask("SELECT partition, max(reached_offset) FROM progress GROUP BY partition")
+        of_topic = f"WHERE topic_id = '{self._topic_id}'" if self._topic_id else ""
+        rows = self.ask(f"SELECT partition, max(reached_offset) FROM progress {of_topic} GROUP BY partition")
         return None if rows is None else dict(rows)
+
+    def follow(self, topic_id: str, partitions: int) -> None:
+        """Look at another topic from now on: the one that follows, and is configured."""
+        self._topic_id, self._partitions = topic_id, partitions
 
     def sealed_to(self) -> int | None:
         rows = self.ask("SELECT max(booking) FROM seals")
@@ -146,7 +158,7 @@ class Parts:
         try:
             if self._consumer is None:
                 self._consumer = make_consumer(self.project.kafka_brokers)
-            return end_offsets(self._consumer, self.project.config.kafka.topic, range(PARTITIONS))
+            return end_offsets(self._consumer, self.project.config.kafka.topic, range(self._partitions))
         except BrokerError:
             return None
 
@@ -167,16 +179,20 @@ class Parts:
 
 
 class Helper:
-    """A command that runs beside the parts for a while; it cannot outlive this process."""
+    """A command that runs beside the parts for a while; it cannot outlive this process.
 
-    def __init__(self, argv: Sequence[str], log: Path) -> None:
+    Args:
+        log: Where it writes what it prints, and what it says of itself, unless that goes to `talk`.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, *, talk: Path | None = None) -> None:
         wrapper = [sys.executable, "-I", "-S", exec_child.__file__, str(os.getpid())]
-        with log.open("ab") as out:
+        with log.open("ab") as out, (talk or log).open("ab") as err:
             self._process = subprocess.Popen(
                 [*wrapper, *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=out,
+                stderr=err,
                 process_group=0,
                 env={**os.environ, **importable()},
             )

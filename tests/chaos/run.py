@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +17,13 @@ import msgspec
 from clickhouse_driver import errors as driver_errors
 
 from tallyman.clickhouse import connect
-from tallyman.kafka import ask as ask_kafka
 from tallyman.kafka import read_topic
+from tallyman.reconcile import read_counts
 from tests.chaos import evidence, sameness
 from tests.chaos.disks import Kind
 from tests.chaos.faults import Chaos
-from tests.chaos.parts import PARTITIONS, Helper, Parts
+from tests.chaos.growth import Growth, lots_until_quiet
+from tests.chaos.parts import Helper, Parts
 from tests.chaos.recount import recount
 from tests.chaos.usage_made import EVENTS_IN_LOT, READINGS_IN_BATCH, Made, events_in
 from tests.chaos.watch import Watch
@@ -78,7 +79,7 @@ class Run:
             self._make_chaos()
             self._calm_down()
             self._compare(seals)
-            self._add_partitions()
+            self._grow(seals)
             return self.outcome
         finally:
             self._watch.doing("stopping everything")
@@ -99,8 +100,9 @@ class Run:
             self.chaos.allow(max(1, batches), max(1, lots))
             self.chaos.between()
             self.chaos.strike(fault)
+        self.chaos.allow(0, lots_until_quiet(self.parts.board["client.allowed"]))
 
-    def _calm_down(self) -> None:
+    def _calm_down(self, before_booking: Callable[[], None] = lambda: None) -> None:
         """Wait until everything that was accepted is booked, and close and seal it."""
         parts, board, chaos = self.parts, self.parts.board, self.chaos
         self._watch.doing("letting the senders finish")
@@ -109,6 +111,7 @@ class Run:
         board["finish"] = 1
         for sender in ("agent", "client", "host"):
             self._watch.until(f"{sender} has finished", lambda: board[f"{sender}.finished"])  # noqa: B023
+        before_booking()
         self._book_all("booking all of it")
         self._watch.doing("closing and sealing")
         closed = chaos.close()
@@ -194,29 +197,32 @@ class Run:
             name = f"replay from zero: {compared.what} (sha256 {compared.sha256[:12]})"
             self.outcome.note(name, compared.rows, [compared.difference] if compared.difference else [])
 
-    def _add_partitions(self) -> None:
-        """Add partitions behind the pipeline's back: each worker must stop with a sentence and book nothing more."""
-        self._watch.doing("adding partitions")
-        parts, topic = self.parts, self.parts.project.config.kafka.topic
-        for name in parts.workers:
-            self._watch.until(f"{name} works", lambda: parts.flushes(name))  # noqa: B023
-        ended = {name: parts.ended[name] for name in parts.workers}
-        client = connect(parts.project.clickhouse)
-        before = evidence.fingerprint(sameness.usage_by_key(client))
-        ask_kafka(parts.project.kafka_brokers, "add partitions",
-                  lambda admin: admin.create_partitions({topic: PARTITIONS + 1}))  # fmt: skip
-        for name in parts.workers:
-            self._watch.until(f"{name} stops", lambda: parts.ended[name] > ended[name])  # noqa: B023
-            self._watch.until(f"{name} says why", lambda: _REFUSES in parts.log_of(name))  # noqa: B023
-        self.chaos.struck["partitions added"] += 1
-        same = before == evidence.fingerprint(sameness.usage_by_key(client))
-        changed = [] if same else ["usage changed when partitions were added"]
+    def _grow(self, seals: evidence.SealWatch) -> None:
+        """Add partitions behind the pipeline's back, and bring it through by the runbook for a new topic."""
+        growth, parts, outcome = Growth(self.parts, self._watch), self.parts, self.outcome
         what = "workers that stopped with a sentence when partitions were added"
-        self.outcome.note(what, len(parts.workers), changed)
+        outcome.note(what, len(parts.workers), growth.add_partitions())
+        self.chaos.struck["partitions added"] += 1
+        growth.bring_through()
+        self._calm_down(growth.wait_for_late_records)
+        batches, lots = parts.board["agent.done"], parts.board["client.done"]
+        before, outcome.events = outcome.events, events_in(batches, lots)
+        with self._workers_rest():
+            client = connect(parts.project.clickhouse)
+            self._watch.doing("comparing totals of both topics")
+            totals = evidence.compare_totals(client, self._made, batches, lots, parts.board["host.accepted"])
+            outcome.note("events of both topics stored = acknowledged", outcome.events - before, totals)
+            chunks = read_counts(client)
+            outcome.note("chunks of both topics whose counts add up", len(chunks),
+                         [f"{chunk}: {fault}" for chunk in chunks for fault in chunk.faults])  # fmt: skip
+            dead = evidence.compare_dead_letters(client, self._made, lots)
+            dead += evidence.compare_conflicts(client, lots)
+            outcome.note("dead letters and conflicts of both topics", lots, dead)
+            changed = seals.finish()
+            outcome.note("sealed bookings of both topics, unchanged", len(seals.seen), changed)
 
 
 _SHARES = ((0.75, READINGS_IN_BATCH), (0.25, EVENTS_IN_LOT))
-_REFUSES = f"expected {PARTITIONS} partitions, got {PARTITIONS + 1}; the number never changes"
 
 
 def _reached(client: Any) -> int:

@@ -39,6 +39,8 @@ def main() -> None:
                     board["sealer.dies_at"] = 0
                     os.kill(os.getpid(), signal.SIGKILL)
             board["sealer.looks"] += 1
+            if sealer.ended:
+                return  # started again, it seals the topic that follows
         except (*NETWORK_ERRORS, driver_errors.Error):
             client.disconnect()  # killed, stopped or full just now
         time.sleep(EVERY_S)

@@ -6,8 +6,8 @@ Real processes: an agent's spool and sender, the agent of a host, a client with 
 partitions, or again with other content), Kafka, pipelines that share the partitions and one that reads all of them,
 ClickHouse, a sealer. All of them are killed with -9, disks fill up, clocks are set and stand still, bookings are closed
 while late events come. Then: stored = acknowledged, counts of every chunk add up, sealed bookings are what they were,
-and a replay of the log from zero gives the same rows. At last partitions are added, and the pipeline must stop with a
-sentence.
+and a replay of the log from zero gives the same rows. At last partitions are added: the pipeline must stop with a
+sentence, and the runbook for a new topic brings it through, with usage on both sides.
 
 Exit codes: 0 all is right, 1 something differs, 3 the time limit was reached.
 """
