@@ -12,7 +12,7 @@ import msgspec
 from kafka.errors import KafkaError
 
 from tallyman.admission import Admission, admit
-from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_keys, read_slices
+from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_certain_keys, read_slices
 from tallyman.errors import BrokerError, EventError, UsageQueryError
 from tallyman.kafka import make_producer
 from tallyman.line import read_topic_now
@@ -53,9 +53,9 @@ def discard(client: Client, choice: LetterChoice, *, preview: bool) -> ActionRep
     """Set dead letters aside: they stay where they are, and are no longer shown unless asked for.
 
     Raises:
-        UsageQueryError: There is no such reason, or a position is none.
+        UsageQueryError: There is no such reason, or a position is none or ambiguous.
     """
-    keys = read_keys(client, choice)
+    keys = read_certain_keys(client, choice)
     groups = count_groups(client, choice)
     if not preview:
         for first in range(0, len(keys), _MARKS_AT_ONCE):
@@ -82,7 +82,7 @@ def retry(
         BrokerError: Kafka did not acknowledge all; run it again.
     """
     began = time.monotonic()
-    keys = read_keys(client, choice)
+    keys = read_certain_keys(client, choice)
     if "id" in changes and len(keys) > 1:
         raise UsageQueryError(f"--set id: {len(keys)} letters would become one event; mend them one by one")
     now = read_topic_now(project)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clickhouse_driver import Client
 
 MOST_AT_ONCE = 1_000_000
-_POSITION = re.compile(r"([0-9]{1,9}):([0-9]{1,19}):([0-9]{1,9})")
+_POSITION = re.compile(r"([0-9]{1,9}):([0-9]{1,19}):([0-9]{1,9})(?:@([\w-]{1,64}))?", re.ASCII)
 _KEY = "topic_id, partition, offset, event_index"
 _COLUMNS = f"{_KEY}, appended_at, booking, reason, detail, content_type, type, source, subject, length(body)"
 _NEWEST = f"ORDER BY appended_at DESC, {_KEY}"
@@ -30,7 +30,7 @@ class LetterChoice:
     """Which dead letters: all that fit every given wish.
 
     Attributes:
-        positions: "partition:offset:index"; none means anywhere.
+        positions: "partition:offset:index", of any topic, or, with "@topic id", of that one; none means anywhere.
         since, until: When they arrived: from, and before.
         handled: Also those that were retried or discarded.
     """
@@ -148,6 +148,24 @@ def read_keys(client: Client, choice: LetterChoice) -> list[LetterKey]:
     return [LetterKey(*row) for row in rows]
 
 
+def read_certain_keys(client: Client, choice: LetterChoice) -> list[LetterKey]:
+    """Return where the chosen letters lie, when each position means one letter: something will be done about it.
+
+    Raises:
+        UsageQueryError: As `read_dead_letters`; or a position is that of letters of several topics.
+    """
+    keys = read_keys(client, choice)
+    bare = {_place(position)[1:]: position for position in choice.positions if "@" not in position}
+    for place, position in bare.items():
+        letters = [f"{position}@{key.topic_id}" for key in keys if key[1:4] == place]
+        if len(letters) > 1:
+            raise UsageQueryError(
+                f"position: expected one dead letter at {position}, got one in each of {len(letters)} topics; name the "
+                f"one you mean, with its topic: {' or '.join(letters)} (tallyman dead show {position})"
+            )
+    return keys
+
+
 def read_slices(client: Client, keys: Sequence[LetterKey]) -> Iterator[tuple[DeadLetter, ...]]:
     """Yield the letters at these places with their bytes, so many at once as memory holds easily."""
     first, size = 0, 0
@@ -223,18 +241,20 @@ def _conditions(choice: LetterChoice) -> tuple[str, dict[str, Any]]:
             conditions.append(f"appended_at {sign} fromUnixTimestamp64Milli(toInt64(%({name}_ms)s), 'UTC')")
             parameters[f"{name}_ms"] = int(moment.timestamp() * 1000)
     if choice.positions:
-        conditions.append("(partition, offset, event_index) IN %(positions)s")
-        parameters["positions"] = [_place(position) for position in choice.positions]
+        places = [_place(position) for position in choice.positions]
+        conditions.append(f"(({_KEY}) IN %(places)s OR (partition, offset, event_index) IN %(anywhere)s)")
+        parameters["places"] = [place for place in places if place[0]] or [("", 0, 0, 0)]
+        parameters["anywhere"] = [place[1:] for place in places if not place[0]] or [(-1, 0, 0)]
     if not choice.handled:
         conditions.append(f"({_KEY}) NOT IN (SELECT {_KEY} FROM dead_letters_handled)")  # noqa: S608
     return " AND ".join(conditions), parameters
 
 
-def _place(position: str) -> tuple[int, int, int]:
+def _place(position: str) -> tuple[str, int, int, int]:
     parts = _POSITION.fullmatch(position)
     if parts is None:
         raise UsageQueryError(f'position: expected partition:offset:index such as 3:18211:0, got "{position}"')
-    return int(parts[1]), int(parts[2]), int(parts[3])
+    return parts[4] or "", int(parts[1]), int(parts[2]), int(parts[3])
 
 
 def _letter(row: Any, body: bytes = b"", headers: Mapping[str, bytes] | None = None) -> DeadLetter:

@@ -122,6 +122,24 @@ def test_dead_letters_of_both_topics_are_let_in_through_the_new_one_once(desk: D
     desk.assert_books_hold("log", "archive")
 
 
+def test_a_position_that_both_topics_have_is_refused_until_the_topic_is_named(desk: Desk) -> None:
+    """Nobody mends or discards a letter that he has not meant."""
+    desk.own.send((b"{", ()), partition=0)
+    desk.own.wait_until_booked()
+    desk.own.settings |= {"topic": desk.grow(), "partitions": 3}
+    desk.own.send((b"[", ()), partition=0)
+    desk.wait_until_booked()
+    first, second = [each.topic_id for each in line(desk.own)]
+    (position,) = {letter["position"] for letter in desk.ask("dead", "list")["dead_letters"]}
+    assert len(desk.ask("dead", "show", position)) == 2
+    for action in (("retry", position, "--set", "type=server"), ("discard", position)):
+        assert run(["dead", *action, "--yes"]) == 2
+        said = desk.capsys.readouterr().err
+        assert all(f"{position}@{topic}" in said for topic in (first, second))
+    assert desk.ask("dead", "discard", f"{position}@{second}", "--yes")["discarded"] == 1
+    assert [letter["topic_id"] for letter in desk.ask("dead", "list")["dead_letters"]] == [first]
+
+
 def test_an_event_of_the_old_topic_is_amended_and_voided_after_the_growth(desk: Desk) -> None:
     """Its offset is larger than the correction's: they are of different topics, and the old one came first."""
     old = str(desk.own.settings["topic"])
