@@ -177,7 +177,9 @@ class _KnownSeries:
 
     def _refuse(self, place: int, error: EventError) -> int:
         self.fates[place] = _DEAD
-        self.errors[place] = error
+        # Not the error that was raised: its traceback holds all that was being read then, and would for as long as
+        # the series is known.
+        self.errors[place] = EventError(error.reason, error.detail)
         return 0
 
 

@@ -51,6 +51,14 @@ class Decoders:
     def catalog(self, number: int) -> Catalog:
         return self.get(number)[0]
 
+    def let_go(self, below: int) -> None:
+        """Forget versions below one, with all series met under them: no chunk that is open counts by them any more.
+
+        Should one be asked for again, it is loaded again, and its series get new numbers.
+        """
+        for number in [number for number in self._known if number < below]:
+            del self._known[number]
+
 
 def blocks(fetch: Fetch, chunk: OpenChunk, decoders: Decoders, *, archive: bool = False) -> Iterator[Block]:
     """Cut a fetch into blocks; the caller folds each into the chunk before it asks for the next.

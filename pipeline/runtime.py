@@ -139,6 +139,8 @@ class Runtime:
         chunk = OPEN[block.topic_id, block.partition]
         yield from fold(block, chunk, self.decoders, flush_s=self.config.flush_s)
         yield from due_elsewhere(block, self.decoders, self.config.flush_s)
+        if block.closes:
+            self.decoders.let_go(min(each.here.definitions for each in OPEN.values()))
 
     def write(self, flush: Flush) -> None:
         began = time.perf_counter()

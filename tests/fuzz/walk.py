@@ -126,6 +126,7 @@ class Walk:
         self.fates.update(counts._asdict())
         self.reference.counts.pop(chunk.number, None)
         oldest = (chunk.number + 1 - KEPT_CHUNKS) * chunk.size
+        self.decoders.let_go(chunk.here.definitions)
         kept = ((key, [row for row in rows if row.offset >= oldest]) for key, rows in self.store.rows.items())
         self.store.rows = {key: rows for key, rows in kept if rows}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -96,6 +98,19 @@ def test_a_series_that_no_collector_writes_is_refused(series: Series) -> None:
     with pytest.raises(EventError) as refused:
         ArrowDecoder(Catalog(DEFINITIONS)).decode(encode_readings([Reading(series, NOON_US, NOON_US, 1)]))
     assert refused.value.reason == "bad_schema"
+
+
+def test_what_a_process_remembers_of_refused_series_holds_nothing_of_the_fetch_they_came_with() -> None:
+    """Such a series stays known for hours; what was being read when it was met must not stay with it."""
+    walk = Walk(DEFINITIONS)
+    for number in range(1, 6):
+        refused = Series(type="cpu", subject="Zoë Åström", data={"mode": f"{number}" * 2000})
+        walk.send(encode_readings([Reading(refused, NOON_US, NOON_US, 1)]), headers=numbered(number, content=ARROW))
+    assert [letter.reason for letter in walk.chunk.dead] == ["out_of_range"] * 5
+    fetches = [weakref.ref(block.records.offsets) for block in walk.blocks if block.records is not None]
+    walk.blocks.clear()
+    gc.collect()
+    assert len(fetches) == 5 and not any(fetch() is not None for fetch in fetches)
 
 
 @settings(max_examples=300, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline import runtime, worker
-from pipeline.book import OPEN
+from pipeline.book import OPEN, Place
 from pipeline.decode import blocks
 from pipeline.dedupe import Judge, count_once
 from pipeline.identities import IdFilter
@@ -23,7 +24,7 @@ from pipeline.job import CountOnce, DecodeUsage, SumUsage, WriteUsage
 from pipeline.runtime import Database, JobConfig, Runtime
 from pipeline.write import Flush
 from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
-from tests.unit.pipeline.events import StoredHere, body, new_chunk, new_decoders
+from tests.unit.pipeline.events import PLAIN, StoredHere, body, new_chunk, new_decoders
 from tests.unit.pipeline.test_write import Store, Wire
 
 CONFIG = JobConfig(
@@ -38,7 +39,8 @@ def stages() -> Iterator[Runtime]:
     judge = Judge(StoredHere(), IdFilter(1 << 16))
     judge.filter.load(judge.ids, TOPIC_ID, 0)
     OPEN[TOPIC_ID, 0] = new_chunk()
-    made = runtime._runtimes[0, CONFIG] = Runtime(CONFIG, Store(), judge, new_decoders(), Wire())
+    decoders = new_decoders(PLAIN, replace(PLAIN, number=2))
+    made = runtime._runtimes[0, CONFIG] = Runtime(CONFIG, Store(), judge, decoders, Wire())
     yield made
     OPEN.clear()
     del runtime._runtimes[0, CONFIG]
@@ -82,6 +84,18 @@ def test_sum_usage_folds_a_block_and_flushes_when_it_is_time(stages: Runtime) ->
     with pipeline() as p:
         flushes = p | beam.Create([judged]) | SumUsage(CONFIG)
         assert_that(flushes | beam.Map(lambda flush: flush.chunk.covered), equal_to([3]))
+
+
+def test_definitions_by_which_no_open_chunk_counts_any_more_are_let_go_when_a_chunk_closes(stages: Runtime) -> None:
+    """With them go all series that were met under them; the other chunks' stay, whatever this one has come to."""
+    old, behind, new = (stages.decoders.catalog(number) for number in (0, 1, 2))
+    for partition, number in ((0, 2), (1, 1)):
+        OPEN[TOPIC_ID, partition] = new_chunk(Place(definitions=number), size=3, partition=partition)
+    for each in blocks(fetch(), OPEN[TOPIC_ID, 0], stages.decoders):
+        for flush in stages.sum(stages.count(each)):
+            stages.write(flush)
+    assert (OPEN[TOPIC_ID, 0].number, stages.decoders.catalog(1), stages.decoders.catalog(2)) == (1, behind, new)
+    assert stages.decoders.catalog(0) is not old
 
 
 def test_write_usage_writes_a_flush_in_order(stages: Runtime) -> None:
