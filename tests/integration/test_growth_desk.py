@@ -28,7 +28,7 @@ from tallyman.event import ARROW, Series
 from tallyman.kafka import partition_of, read_topic
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import OwnProject, wait_for
-from tests.integration.test_dead_retry import HOUR, METERS, MORE, body, numbered
+from tests.integration.test_dead_retry import HOUR, METERS, MORE, NOW, body, numbered
 from tests.integration.test_growth import growth_states, line, next_topic, send_values, wait_until_all_is_booked
 
 pytestmark = pytest.mark.integration
@@ -283,4 +283,26 @@ def test_an_invoice_bills_usage_of_both_topics_once(desk: Desk) -> None:
     assert [document_line["net"] for document_line in document["lines"]] == ["100.00"]
     places = {place["topic_id"] for place in document["cut_off"]["places"]}
     assert line(desk.own)[-1].topic_id in places
+    desk.assert_books_hold("log", "archive")
+
+
+def test_usage_of_both_topics_is_rebuilt_under_new_definitions(desk: Desk) -> None:
+    """From now on only Nürnberg counts; half of the events, each once, whichever topic it came in."""
+    def events(first: int, behind: int) -> list[bytes]:
+        regions = ("Nürnberg", "Malmö")
+        return [body(f"e-{n}", data={"hours": "1", "region": regions[n % 2]}) for n in range(first, behind)]
+
+    desk.send(str(desk.own.settings["topic"]), *events(0, 20))
+    desk.wait_for_hours(20)
+    desk.send(desk.grow(), *events(10, 50))
+    desk.wait_for_hours(50)
+    desk.own.define(METERS.replace("scale: 9,", "scale: 9, where: {region: [Nürnberg]},"))
+    applied = apply_definitions(desk.own.project)
+    assert applied is not None
+    wait_until_sealed(desk.own.project, close_books(desk.own.project).booking - 1, timeout_s=60)
+    day = datetime.fromisoformat(NOW).replace(hour=0, minute=0, second=0, microsecond=0)
+    range_ = ("--from", day.isoformat(), "--to", (day + timedelta(days=1)).isoformat())
+    told = desk.ask("rebuild", "--meter", "compute.hours", *range_, "--yes")
+    assert [(each["before"]["events"], each["after"]["events"]) for each in told["changes"]] == [(50, 25)]
+    assert desk.hours() == 25
     desk.assert_books_hold("log", "archive")
