@@ -99,7 +99,7 @@ WITH
         SELECT
             n.collector AS collector,
             argMax(n.epoch, n.clock_ms) AS epoch,
-            count() AS epochs,
+            uniqExact(n.epoch) AS epochs,
             max(n.clock_ms) AS heard_ms,
             argMax(n.watermark_us, n.clock_ms) AS watermark_us,
             argMax(n.last, n.clock_ms) AS sequence,

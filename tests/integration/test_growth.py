@@ -146,6 +146,8 @@ def test_events_count_once_before_during_and_after_the_growth(own: OwnProject) -
         wait_until_all_is_booked(own, new, 3)
     assert milli_hours(own) == 116 * 1500
     assert own.ask("SELECT count() FROM dead_letters") == [(0,)]
+    assert own.ask("SELECT epochs, sequence FROM collectors") == [(1, 3)]
+    assert own.ask("SELECT count() FROM collector_gaps") == [(0,)]
     assert_books_hold(own)
 
 
