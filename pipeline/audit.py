@@ -31,6 +31,7 @@ from tallyman.control import open_control
 from tallyman.errors import StoreError
 from tallyman.kafka import read_topic
 from tallyman.project import Project
+from tallyman.rebuilds import read_switches
 from tallyman.repairs import newest_repairs, read_repairs, unfence
 from tallyman.usage import Repair
 
@@ -94,6 +95,7 @@ class AuditReport:
     Attributes:
         first: Where the first difference comes from.
         reach: The first offset of each partition that could be counted again.
+        rebuilt: Generations that count in this range instead of what was booked; they are proven by themselves.
     """
 
     source: SourceName
@@ -103,6 +105,7 @@ class AuditReport:
     chunks: list[ChunkDifference] = field(default_factory=list)
     unchecked: list[Unchecked] = field(default_factory=list)
     reach: dict[tuple[str, int], int] = field(default_factory=dict)
+    rebuilt: tuple[int, ...] = ()
     checked_chunks: int = 0
     checked_events: int = 0
 
@@ -158,6 +161,9 @@ class _Audit:
         self._client.execute(f"CREATE TABLE {self._name}_hot AS usage_hot")
         unfence(self._client, f"{self._name}_hot")
         repairs = newest_repairs(read_repairs(self._client))
+        self._report.rebuilt = tuple(
+            each.generation for each in read_switches(self._client) if self._wanted.overlaps(each)
+        )
         # In this order: bookings above the seal are read hot, and hot rows reach at least as far as progress says.
         sealed_to = read_sealed_to(self._client)
         booked, behind = self._read_books(sealed_to, repairs)

@@ -118,6 +118,23 @@ def sides(name: str, sealed_to: int, wanted: Wanted, skip: Sequence[tuple[int, i
     return Sides(booked, recounted, condition, parameters)
 
 
+def rebuilt_sides(name: str, generation: int, definitions: int, last: int) -> Sides:
+    """Return what proves a rebuild.
+
+    Args:
+        name: The table of a job that counted it again.
+        definitions, last: By which definitions it counts, and up to which booking.
+    """
+    columns = f"{KEYS}, {_VALUES}"
+    recounted = columns.replace("definitions", f"toUInt32({int(definitions)}) AS definitions")
+    return Sides(
+        booked=f"SELECT {columns} FROM usage_rebuilt FINAL WHERE generation = {int(generation)}",  # noqa: S608
+        recounted=f"SELECT {recounted} FROM {name} FINAL WHERE booking <= {int(last)}",  # noqa: S608
+        condition="",
+        parameters={},
+    )
+
+
 def compare(client: Client, both: Sides, limit: int) -> tuple[tuple[MeterCompared, ...], tuple[Difference, ...]]:
     """Return each meter's rows and how many differ, and the first differences by (booking, minute)."""
     pairs = _pairs(both)

@@ -21,6 +21,7 @@ from pipeline.audit import first_booking
 from pipeline.book import Place
 from pipeline.booked import BookedChunk, read_chunks
 from pipeline.close import definitions_of, open_books
+from pipeline.compare import Difference, MeterCompared, compare, rebuilt_sides
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.recount import RecountConfig, SourceName, Task
 from pipeline.replay import Wanted
@@ -36,6 +37,7 @@ from tallyman.rebuilds import QUARTER_S, Switch
 from tallyman.repairs import read_repairs
 from tallyman.topics import ENDED
 
+LIMIT = 20
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 _KEYS = "meter, subject, dimensions, minute, booking, definitions, generation, item"
 _FIGURES = "aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by"
@@ -78,6 +80,31 @@ def rebuild(
         engine.dispose()
 
 
+def check(
+    project: Project,
+    client: Client,
+    generation: int,
+    source: SourceName,
+    show: Show = lambda what, done, of: None,
+) -> tuple[tuple[MeterCompared, ...], tuple[Difference, ...]]:
+    """Prove that the rows of a rebuild are what the log says under its definitions: count it again, and compare.
+
+    Returns:
+        Each meter's rows, and the first differences.
+
+    Raises:
+        RebuildError: It is not complete, or not all of its log can be read any more.
+    """
+    engine = open_books(project)
+    generations.prepare(engine)
+    try:
+        switch = generations.find_ready(engine, generation).switch
+        question = RebuildQuestion(meters=switch.meters, start=switch.start, end=switch.end, source=source)
+        return _Rebuild(project, client, engine, question, show).check(switch)
+    finally:
+        engine.dispose()
+
+
 class _Rebuild:
     """One rebuild, step by step."""
 
@@ -105,11 +132,23 @@ class _Rebuild:
             recount.drop_tables(client, name)
         return generations.find_attempt(self._engine, attempt.switch.generation)
 
+    def check(self, switch: Switch) -> tuple[tuple[MeterCompared, ...], tuple[Difference, ...]]:
+        name = recount.make_tables(self._client)
+        try:
+            self._count(switch, name, self._readable_chunks(switch, name))
+            self._show("comparing", 1, 1)
+            return compare(self._client, rebuilt_sides(name, switch.generation, switch.definitions, switch.last), LIMIT)
+        finally:
+            recount.drop_tables(self._client, name)
+
     def _may_rebuild(self, switch: Switch, name: str) -> Sequence[BookedChunk]:
         """Return the chunks to count, if all of them can be read, and the definitions hold for all that lies behind."""
         if not switch.last:
             raise RebuildError("nothing is sealed yet, and only sealed usage can be rebuilt; first: tallyman close")
         self._refuse_older_behind(switch)
+        return self._readable_chunks(switch, name)
+
+    def _readable_chunks(self, switch: Switch, name: str) -> Sequence[BookedChunk]:
         first = first_booking(self._client, self._engine, self._question.wanted)
         self._refuse_repaired(first, switch.last)
         chunks = [
@@ -221,6 +260,14 @@ class _Rebuild:
 
     def _book_aside(self, switch: Switch, name: str, chunks: Sequence[BookedChunk]) -> None:
         """Count chunks again, and write their rows under a generation, beside what was sealed (`booked_aside`)."""
+        totals = self._count(switch, name, chunks)
+        self._show("writing", len(chunks), len(chunks))
+        self._write(switch, name, totals)
+
+    def _count(
+        self, switch: Switch, name: str, chunks: Sequence[BookedChunk]
+    ) -> dict[recount.TotalsKey, tuple[int, int]]:
+        """Count chunks again into the job's own table; return its control totals."""
         note_accepted(self._client, name, chunks)
         config = self._config(switch, name)
         tasks = [_task(chunk) for chunk in chunks]
@@ -230,8 +277,7 @@ class _Rebuild:
         _check_places(chunks, found, config.source)
         if recount.stored_totals(self._client, name) != totals:
             raise StoreError("rebuild: what was counted is not what ClickHouse stored of it; run it again")
-        self._show("writing", len(tasks), len(tasks))
-        self._write(switch, name, totals)
+        return totals
 
     def _write(self, switch: Switch, name: str, totals: dict[recount.TotalsKey, tuple[int, int]]) -> None:
         """Write all rows, then that they are there (`all_rows_first`)."""

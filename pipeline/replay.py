@@ -29,6 +29,7 @@ from pipeline.poll import Poller
 from pipeline.write import Cut, Flush, Progress, Tables, write
 from tallyman.errors import LogError
 from tallyman.kafka import end_offsets, log_starts, make_consumer
+from tallyman.rebuilds import Switch
 
 _NEVER = float("inf")
 # Odd numbers, so that each bit of an offset and of an index moves the mark; SQL and numpy wrap alike.
@@ -141,6 +142,11 @@ class Wanted:
     meters: frozenset[str] | None = None
     first: int = 0
     end: int = 1 << 32
+
+    def overlaps(self, switch: Switch) -> bool:
+        """Whether a rebuild covers some of it."""
+        span = self.first * 60, self.end * 60
+        return any(switch.about(meter, span) for meter in (switch.meters if self.meters is None else self.meters))
 
     def rows(self, keys: npt.NDArray[np.int64], catalog: Catalog) -> npt.NDArray[np.bool_]:
         """Tell which rows are wanted; keys are series code << 32 | minute."""

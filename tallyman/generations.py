@@ -101,6 +101,21 @@ def find_attempt(engine: sa.Engine, generation: int) -> Attempt:
     return attempts[generation]
 
 
+def find_ready(engine: sa.Engine, generation: int) -> Attempt:
+    """Return a rebuild of which everything is there.
+
+    Raises:
+        RebuildError: There is none of this number, or it is not complete.
+    """
+    attempt = find_attempt(engine, generation)
+    if not attempt.ready:
+        raise RebuildError(
+            f"generation {generation} is not complete: its rebuild was stopped, or is still at work; make a new "
+            f"one: tallyman rebuild --meter {attempt.switch.meters[0]} --from WHEN --to WHEN"
+        )
+    return attempt
+
+
 def next_generation(engine: sa.Engine, switch: Switch, who: str) -> Attempt:
     """Begin a rebuild: give it a number, which stays used when it comes to nothing (`a_number_of_its_own`)."""
     now = datetime.now(UTC)
@@ -131,16 +146,11 @@ def put_in_force(engine: sa.Engine, generation: int) -> Listed:
     Raises:
         RebuildError: Somebody changed the list since then; or it is in force already, or not complete.
     """
-    attempt = find_attempt(engine, generation)
+    attempt = find_ready(engine, generation)
     with write(engine) as connection:
         listed = _listed(connection)
         if generation in listed.generations:
             raise RebuildError(f"generation {generation} is in force already; see: tallyman rebuild list")
-        if not attempt.ready:
-            raise RebuildError(
-                f"generation {generation} is not complete: its rebuild was stopped, or is still at work; make a new "
-                f"one: tallyman rebuild --meter {attempt.switch.meters[0]} --from WHEN --to WHEN"
-            )
         if listed.generations != attempt.began_with:
             raise RebuildError(
                 f"generation {generation} was compared with what was in force when it was begun "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tallyman.cli.context import Options, clickhouse, load_room, project_options
+from tallyman.cli.audit import difference_row
+from tallyman.cli.context import Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     from tallyman.project import Project
 
-_WITH_NUMBER = ("use", "undo")
+_WITH_NUMBER = ("use", "undo", "check")
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[list | use N | undo N]")
+@click.argument("words", nargs=-1, metavar="[list | use N | undo N | check N]")
 @click.option("--meter", "meters", multiple=True, metavar="METER", help="Rebuild this meter; repeatable.")
 @click.option("--from", "from_", metavar="WHEN", help="Usage from here on: 2026-10-01, 2026-10, or an age.")
 @click.option("--to", metavar="WHEN", help="Usage before.")
@@ -45,6 +46,7 @@ def rebuild(options: Options, words: tuple[str, ...], meters: tuple[str, ...], f
       tallyman rebuild use 1
       tallyman usage --meter server.hours --from 2026-10 --to 2026-11 --generation 0
       tallyman rebuild undo 1
+      tallyman rebuild check 1
     """
     project = options.load()
     what, number = _command(words, asked=bool(meters or from_ or to))
@@ -55,6 +57,8 @@ def rebuild(options: Options, words: tuple[str, ...], meters: tuple[str, ...], f
             _use(project, client, number, as_json)
         elif what == "undo":
             _undo(project, client, number, as_json)
+        elif what == "check":
+            _check(project, client, number, _source(project, source), as_json)
         else:
             _build(project, client, _question(project, meters, from_, to, source), yes, as_json)
 
@@ -69,7 +73,7 @@ def _command(words: Sequence[str], *, asked: bool) -> tuple[str, int]:
     if what in _WITH_NUMBER and len(words) == 2 and words[1].isdigit() and not asked:
         return what, int(words[1])
     raise click.UsageError(
-        'expected --meter, --from and --to, or one of "list", "use N" and "undo N", got '
+        'expected --meter, --from and --to, or one of "list", "use N", "undo N" and "check N", got '
         + (f'"{" ".join(words)}"' if words else "nothing")
     )
 
@@ -84,8 +88,12 @@ def _question(project: Project, meters: tuple[str, ...], from_: str | None, to: 
         meters=tuple(dict.fromkeys(meters)),
         start=parse_moment("--from", from_, "UTC", now),
         end=parse_moment("--to", to, "UTC", now),
-        source=source or ("archive" if project.config.pipeline.archive else "log"),
+        source=_source(project, source),
     )
+
+
+def _source(project: Project, source: str | None) -> str:
+    return source or ("archive" if project.config.pipeline.archive else "log")
 
 
 def _build(project: Project, client: Client, question: Any, yes: bool, as_json: bool) -> None:
@@ -127,6 +135,32 @@ def _undo(project: Project, client: Client, number: int, as_json: bool) -> None:
         print_json({"generation": number, "in_force": listed.generations})
     else:
         result(f"generation {number} was taken back; it stays to be looked at: tallyman usage --generation {number}")
+
+
+def _check(project: Project, client: Client, number: int, source: str, as_json: bool) -> None:
+    """Prove the rows of a rebuild; exit code 1 if they are others than the log says."""
+    line = progress_line("check")
+    show = lambda what, done, of: line(f"{what}, {done:,} of {of:,} chunks")  # noqa: E731
+    meters, differences = load_room("pipeline.rebuild:check")(project, client, number, source, show)
+    line("done", done=True)
+    different = sum(each.different for each in meters)
+    if as_json:
+        print_json({
+            "generation": number, "source": source, "equal": not different,
+            "meters": [{"meter": each.meter, "rows": each.rows, "events": each.booked_events,
+                        "recounted_events": each.recounted_events, "different": each.different} for each in meters],
+        })  # fmt: skip
+    else:
+        print_table(
+            ["meter", "rows", "events", "events counted again", "different rows"],
+            [[each.meter, each.rows, each.booked_events, each.recounted_events, each.different] for each in meters],
+        )
+        if differences:
+            print_table(["meter", "subject", "dimensions", "minute", "booking", "rebuilt", "counted again"],
+                        [difference_row(each) for each in differences])  # fmt: skip
+        differ = f"different, {count(different, 'row')}" if different else "equal"
+        say(f"generation {number} against the {source}: {differ}")
+    leave(1 if different else 0)
 
 
 def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, end: datetime) -> None:

@@ -60,6 +60,7 @@ class RebuildRules(Rules):
     whole_range_goes: bool = True  # what is covered goes, also where the rebuild has no row in its place
     list_read_once: bool = True  # what is left out and what is put in its place come from one reading of the list
     list_not_after_the_seal: bool = True  # the list is read before the seal, so that no hot row is covered
+    newest_copy_counts: bool = True  # of the copies of the list that readers have, the one that was made last
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class RebuildWorld(CheckedWorld):
     def __init__(self, seed: int, rules: RebuildRules) -> None:
         super().__init__(seed, rules)
         self.switches: Switches = ()  # control store: the generations in force, the newest last
+        self.copied: tuple[int, Switches] = 0, ()  # ClickHouse: the copy of the list that readers have, and its number
         self.switched = 0  # control store: how often the list was changed
         self.generations = 0  # control store: the newest number that was given out
         self.promised: Switches = ()  # what operators were told, in this order
@@ -119,9 +121,14 @@ class RebuildWorld(CheckedWorld):
             raise Broken("I10 one command undid another")
 
     def put_in_force(self, known: int, switches: Switches, promised: Switches) -> None:
-        """Change the list, unless somebody else changed it since it was read."""
+        """Change the list, unless somebody else changed it since it was read; then whoever did copies it for readers."""
         if self.switched == known or not self.rules.compare_and_set:
             self.switches, self.promised, self.switched = switches, promised, self.switched + 1
+
+    def publish(self, number: int, switches: Switches) -> None:
+        """Write a copy of the list for readers; it may come late, and twice."""
+        if number > self.copied[0] or not self.rules.newest_copy_counts:
+            self.copied = number, switches
 
     def sealed_rows(self, sealed_to: int) -> Rows:
         """Return generation 0 of what is sealed, by (booking, definitions, series, minute)."""
