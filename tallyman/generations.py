@@ -180,7 +180,10 @@ def take_back(engine: sa.Engine, generation: int) -> Listed:
 
 
 def publish(engine: sa.Engine, client: Client) -> Listed:
-    """Write the list to where readers take it from, unless it is there already; again changes nothing."""
+    """Write the list to where readers take it from, unless it is there already; again changes nothing.
+
+    A copy that comes late is an older one, and does not count (`newest_copy_counts`).
+    """
     listed = read_list(engine)
     if listed.switched > int(client.execute("SELECT max(switched) FROM switches")[0][0]):
         client.execute(

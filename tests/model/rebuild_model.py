@@ -95,6 +95,7 @@ class RebuildWorld(CheckedWorld):
         self.switched = 0  # control store: how often the list was changed
         self.generations = 0  # control store: the newest number that was given out
         self.promised: Switches = ()  # what operators were told, in this order
+        self.announced = 0  # the newest list of which an operator was told that readers have it
 
     def makers(self) -> Sequence[Callable[[], Iterator[None]]]:
         return [
@@ -119,11 +120,18 @@ class RebuildWorld(CheckedWorld):
         super().check()
         if self.switches != self.promised:
             raise Broken("I10 one command undid another")
+        if self.copied[0] < self.announced:
+            raise Broken("I10 readers have an older list than an operator was told")
 
-    def put_in_force(self, known: int, switches: Switches, promised: Switches) -> None:
-        """Change the list, unless somebody else changed it since it was read; then whoever did copies it for readers."""
+    def put_in_force(self, known: int, switches: Switches, promised: Switches) -> Iterator[None]:
+        """Change the list, unless somebody else changed it since it was read; then copy it to where readers take it."""
         if self.switched == known or not self.rules.compare_and_set:
             self.switches, self.promised, self.switched = switches, promised, self.switched + 1
+            changed = self.switched, switches
+            for _ in range(self.rng.choice((1, 20))):
+                yield
+            self.publish(*changed)
+            self.announced = max(self.announced, changed[0])
 
     def publish(self, number: int, switches: Switches) -> None:
         """Write a copy of the list for readers; it may come late, and twice."""
@@ -218,6 +226,7 @@ def operate(world: RebuildWorld) -> Iterator[None]:
     while True:
         yield
         what = world.rng.random()
+        world.publish(world.switched, world.switches)  # what somebody who was killed has left out
         if what < 0.7:
             yield from rebuild(world)
         elif what < 0.75:
@@ -244,7 +253,7 @@ def rebuild(world: RebuildWorld) -> Iterator[None]:
     for _ in range(rng.choice((1, 10))):
         yield  # the operator looks at the preview
     listed = as_listed(world, switch)
-    world.put_in_force(known, (*switches, listed), (*world.promised, listed))
+    yield from world.put_in_force(known, (*switches, listed), (*world.promised, listed))
 
 
 def next_generation(world: RebuildWorld) -> int:
@@ -318,7 +327,8 @@ def undo(world: RebuildWorld) -> Iterator[None]:
     """Take the last rebuild back: what it replaced counts again."""
     known, switches = world.switched, world.switches
     yield
-    world.put_in_force(known, switches[:-1], tuple(each for each in world.promised if each not in switches[-1:]))
+    promised = tuple(each for each in world.promised if each not in switches[-1:])
+    yield from world.put_in_force(known, switches[:-1], promised)
 
 
 def ask(world: RebuildWorld) -> Iterator[None]:
@@ -326,15 +336,15 @@ def ask(world: RebuildWorld) -> Iterator[None]:
     rules = world.rules
     while True:
         yield
-        switches = world.switches
+        switches = world.copied[1]
         if rules.list_not_after_the_seal:
             yield
         sealed, hot = world.sealed_rows(world.sealed_to), world.hot_rows()
         if not rules.list_not_after_the_seal:
             for _ in range(world.rng.choice((1, 20))):
                 yield
-            switches = world.switches
-        again = switches if rules.list_read_once else world.switches
+            switches = world.copied[1]
+        again = switches if rules.list_read_once else world.copied[1]
         world.check_answer(world.answer(switches, again, sealed, hot), sealed, hot)
 
 

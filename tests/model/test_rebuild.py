@@ -17,4 +17,4 @@ def test_rebuilds_lose_and_double_nothing_through_60_schedules() -> None:
 
 @pytest.mark.parametrize("rule", ADDED)
 def test_a_rebuild_goes_wrong_without(rule: str) -> None:
-    assert survey(run_schedule, replace(RebuildRules(), **{rule: False}), 10)["first_seed"] is not None
+    assert survey(run_schedule, replace(RebuildRules(), **{rule: False}), 20)["first_seed"] is not None
