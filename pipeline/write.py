@@ -162,6 +162,7 @@ class Flush:
         cuts = [
             Cut(chunk, catalog, chunk.accepted.unwritten(), *chunk.table.take_changes()) for chunk, catalog in chunks
         ]
+        # Not beside usage: what usage holds a repair calls booked, also ahead of progress (docs/decisions/0028).
         if any(cut.ids for cut in cuts):
             tables.insert_ids([((*cut.key, cut.chunk.repairs), cut.ids) for cut in cuts if cut.ids])
             yield "ids"

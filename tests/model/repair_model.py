@@ -52,6 +52,7 @@ class RepairRules(Rules):
     fence_first: bool = True  # the store refuses rows of whoever does not know of the repair, before it is decided
     wait_for_inserts: bool = True  # what was under way when the fence went up is there before it is decided
     first_is_what_rows_hold: bool = True  # rows may be ahead of progress; what they hold is booked
+    ids_before_rows: bool = True  # and its ids are there: a flush that wrote both side by side would not know
     skipped_ids_forgotten: bool = True  # ids of records that were skipped never counted: a copy of them may
     booking_of_its_own: bool = True  # what comes behind is booked under a number that no record of the log opens
     decided_once: bool = True  # the first decision stays, whoever else decides
@@ -89,6 +90,7 @@ class View:
 
     def __init__(self, world: RepairedWorld) -> None:
         self.world, self.known = world, dict[int, int]()
+        self._late: Rows = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.world, name)
@@ -98,6 +100,12 @@ class View:
         return self
 
     def insert(self, table: str, rows: Rows, failing: float) -> None:
+        if table == "ids" and not self.world.rules.ids_before_rows:
+            self._late = rows  # they come behind the rows, and before progress all the same
+            return
+        if table == "progress" and self._late:
+            self.world.store.insert_as(self.known, "ids", self._late, failing)
+            self._late = []
         self.world.store.insert_as(self.known, table, rows, failing)
 
 
