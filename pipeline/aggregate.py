@@ -8,7 +8,6 @@ algebra for Beam's `CombinePerKey`. A test holds them equal. Everything here is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ IntArray = npt.NDArray[np.int64]
 ANY_INTS = npt.NDArray[Any]  # int64, or object (Python integers) where 64 bits might not do
 _FITS = 1 << 62
 _MOST = (1 << 63) - 1
+_LARGE = 1 << 17  # slots from which on a table grows by quarters
 
 
 @dataclass(slots=True)
@@ -152,6 +152,7 @@ class Table:
     """The totals of one booking in one chunk: a slot for each series-minute; remembers which slots changed.
 
     Readings are kept as they come and reduced when somebody asks (`take_changes`), so that a fetch costs an append.
+    All is in columns, about 90 bytes for a slot: a million live series have to fit a worker.
     """
 
     def __init__(self, *, ordered: bool = False) -> None:
@@ -164,10 +165,10 @@ class Table:
         """Forget everything: a new booking or a new chunk begins."""
         self.pending.clear()
         self.pending_rows = 0
-        self._slots: dict[int, int] = {}
+        self._keys, self._slots = np.zeros(0, np.int64), np.zeros(0, np.int32)  # keys in order, and where each lies
         self._size = 0
         self._columns = Reduced(*_empty_columns(1024))
-        self.dirty: set[int] = set()
+        self._dirty = np.zeros(1024, bool)
 
     def add(self, readings: Readings) -> None:
         """Take readings in."""
@@ -179,7 +180,12 @@ class Table:
 
     @property
     def changed(self) -> bool:
-        return bool(self.pending or self.dirty)
+        return bool(self.pending) or self.changed_rows > 0
+
+    @property
+    def changed_rows(self) -> int:
+        """How many slots changed since they were acknowledged; what is pending does not count yet."""
+        return int(np.count_nonzero(self._dirty))
 
     def fold(self) -> None:
         """Merge what is pending into the slots."""
@@ -188,32 +194,37 @@ class Table:
         reduced = reduce_readings(_concatenate(self.pending), ordered=self.ordered)
         self.pending.clear()
         self.pending_rows = 0
-        slots = self._slots
-        where = np.empty(len(reduced.keys), np.int64)
-        fresh = np.zeros(len(reduced.keys), bool)
-        for i, key in enumerate(reduced.keys.tolist()):
-            slot = slots.get(key)
-            if slot is None:
-                slot = slots[key] = self._size
-                self._size += 1
-                fresh[i] = True
-            where[i] = slot
+        where, fresh = self._find(reduced.keys)
         self._reserve(self._size)
         self._widen(reduced)
         self._merge(where, fresh, reduced)
-        self.dirty.update(where.tolist())
+        self._dirty[where] = True
+
+    def _find(self, keys: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+        """Return the slots of keys, which are in order and each there once, and which of them are new."""
+        at = np.searchsorted(self._keys, keys)
+        fresh = np.ones(len(keys), bool)
+        inside = np.flatnonzero(at < self._size)
+        fresh[inside] = self._keys[at[inside]] != keys[inside]
+        where = np.empty(len(keys), np.int64)
+        where[~fresh] = self._slots[at[~fresh]]
+        new = int(np.count_nonzero(fresh))
+        if new:
+            where[fresh] = np.arange(self._size, self._size + new)
+            self._keys = np.insert(self._keys, at[fresh], keys[fresh])
+            self._slots = np.insert(self._slots, at[fresh], where[fresh])
+            self._size += new
+        return where, fresh
 
     def _reserve(self, size: int) -> None:
-        columns = self._columns
-        if size <= len(columns.keys):
+        columns, there = self._columns, len(self._columns.keys)
+        if size <= there:
             return
-        room = _empty_columns(max(size, 2 * len(columns.keys)))
-        for name, grown in zip(Reduced.__slots__, room, strict=True):
+        room = max(size, there * 2 if there < _LARGE else there + there // 4)
+        self._dirty = np.concatenate((self._dirty, np.zeros(room - there, bool)))
+        for name in Reduced.__slots__:  # one by one, so that only one of them is there twice
             old = getattr(columns, name)
-            if old.dtype == object:
-                grown = grown.astype(object)
-            grown[: len(old)] = old
-            setattr(columns, name, grown)
+            setattr(columns, name, np.concatenate((old, np.zeros(room - there, old.dtype))))
 
     def _widen(self, reduced: Reduced) -> None:
         """Go over to Python integers before a 64-bit sum could wrap."""
@@ -243,16 +254,15 @@ class Table:
         for name in ("latest", "latest_us", "by_high", "by_low"):
             getattr(columns, name)[again[newer]] = getattr(more, name)[newer]
 
-    def take_changes(self) -> tuple[Reduced, list[int]]:
+    def take_changes(self) -> tuple[Reduced, IntArray]:
         """Return the rows whose newest value is not acknowledged, and their slots for `acknowledge`."""
         self.fold()
-        slots = sorted(self.dirty)
-        chosen = np.array(slots, np.int64)
-        return Reduced(*(getattr(self._columns, name)[chosen] for name in Reduced.__slots__)), slots
+        slots = np.flatnonzero(self._dirty)
+        return Reduced(*(getattr(self._columns, name)[slots] for name in Reduced.__slots__)), slots
 
-    def acknowledge(self, slots: Iterable[int]) -> None:
+    def acknowledge(self, slots: IntArray) -> None:
         """Mark rows as written. Nothing may have been folded in between."""
-        self.dirty.difference_update(slots)
+        self._dirty[slots] = False
 
     def series(self) -> set[int]:
         """Return the codes of all series that have a slot."""

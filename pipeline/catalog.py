@@ -6,6 +6,7 @@ A series is (meter, subject, dimensions, item); inside a process it has a number
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from sys import intern
 from typing import Any, NamedTuple
 
 from tallyman.meter import (
@@ -69,7 +70,8 @@ class Catalog:
             if dimension_text(path, find(data, path)) not in wanted:
                 return -1
         named = {name: dimension_text(path, find(data, path)) for name, path in definition.dimensions.items()}
-        return self.number(SeriesKey(meter, subject, encode_dimensions(named)))
+        # A tenant has many series, and many tenants have the same dimensions: one copy of each text does for all.
+        return self.number(SeriesKey(meter, intern(subject), intern(encode_dimensions(named))))
 
     def with_item(self, series: int, data: Mapping[str, Any], time_us: int, value: int) -> int:
         """Return the number of what a reading of a series is counted under: the series itself, where it adds up.

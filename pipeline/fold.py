@@ -12,7 +12,9 @@ from pipeline.columns import Block
 from pipeline.decode import Decoders
 from pipeline.write import Flush
 
-MAX_CHANGED_KEYS = 900_000  # ClickHouse cuts blocks at 1,048,449 rows; a cut block is no longer one cut of the log
+# ClickHouse cuts blocks at 1,048,449 rows, and a cut block is no longer one cut of the log. Far below it, since a flush
+# holds its rows as Python objects, 250 bytes each, and one fetch more may come on top.
+MAX_CHANGED_KEYS = 200_000
 _FLUSH_SHARE, _LONGEST_PAUSE_S = 3, 0.6
 
 
@@ -76,4 +78,8 @@ def _forget_items(catalog: Catalog) -> None:
 
 
 def _changed_keys(chunk: OpenChunk) -> int:
-    return chunk.table.pending_rows + len(chunk.table.dirty)
+    """Return how many rows a flush of the chunk would write."""
+    table = chunk.table
+    if table.pending_rows > MAX_CHANGED_KEYS // 2:
+        table.fold()  # readings of one key are many, rows of it one
+    return table.pending_rows + table.changed_rows

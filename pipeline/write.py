@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from clickhouse_driver import Client
 
-from pipeline.aggregate import Reduced
+from pipeline.aggregate import IntArray, Reduced
 from pipeline.archive import MapOfPairs
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
@@ -112,7 +112,7 @@ class Cut:
     catalog: Catalog
     ids: list[IdColumns]
     changes: Reduced
-    slots: list[int]
+    slots: IntArray
 
     @property
     def key(self) -> tuple[str, int]:
@@ -133,7 +133,7 @@ class Cut:
         chunk.flushed_at, chunk.flush_cost_s = now, cost_s
 
     def progress(self) -> Progress:
-        chunk, touched = self.chunk, _touched(self.changes, self.catalog) if self.slots else []
+        chunk, touched = self.chunk, _touched(self.changes, self.catalog) if len(self.slots) else []
         return Progress(*self.key, chunk.number, chunk.covered, chunk.here, touched)
 
 
@@ -172,8 +172,8 @@ class Flush:
                 tables.insert_rows(table, key, mine)
             if rows:
                 yield table
-        for booking in sorted({cut.chunk.here.booking for cut in cuts if cut.slots}):
-            tables.insert_usage([cut for cut in cuts if cut.slots and cut.chunk.here.booking == booking])
+        for booking in sorted({cut.chunk.here.booking for cut in cuts if len(cut.slots)}):
+            tables.insert_usage([cut for cut in cuts if len(cut.slots) and cut.chunk.here.booking == booking])
             yield "usage_hot"
         # Behind usage, so that whoever reads a watermark finds what it speaks of; before progress, so that whoever
         # reads a log clock knows every collector that spoke below it.

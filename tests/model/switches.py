@@ -160,7 +160,7 @@ def _reads_on_behind_a_lost_head(cut: Any, fetch: Any, chunk: Any, *rest: Any, *
 @_instead(Table, "take_changes")
 def _clean_when_sent(take: Any, self: Table) -> Any:
     changes = take(self)
-    self.dirty.clear()
+    self.acknowledge(changes[1])
     return changes
 
 

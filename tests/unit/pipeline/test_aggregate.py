@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from functools import reduce
 from itertools import pairwise
 from typing import Any
@@ -184,3 +185,35 @@ def test_usage_is_combined_per_key_on_a_bounded_pipeline() -> None:
         found = pipeline | beam.Create(readings) | beam.MapTuple(read) | beam.CombinePerKey(UsageCombineFn())
         assert_that(found | beam.MapTuple(lambda key, t: (key, f"{(t.count, t.sum, t.latest)}")),
                     equal_to([(key, f"{row}") for key, row in expected]))  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=200))
+def test_a_change_is_handed_out_until_it_is_acknowledged_whatever_came_before(steps: list[tuple[int, bool]]) -> None:
+    """A row is found again among many that came in any order, and carries its whole total."""
+    table, sums, waiting = Table(), dict[int, int](), set[int]()
+    for number, (key, flush) in enumerate(steps, start=1):
+        table.add(columns([(key << 32, number, number, number.to_bytes(16, "big"))]))
+        sums[key << 32] = sums.get(key << 32, 0) + number
+        waiting.add(key << 32)
+        if flush:
+            rows, slots = table.take_changes()
+            found = dict(zip(rows.keys.tolist(), rows.sum.tolist(), strict=True))
+            assert found == {each: sums[each] for each in waiting}
+            table.acknowledge(slots)
+            waiting.clear()
+    table.fold()
+    assert (table.changed_rows, len(table)) == (len(waiting), len(sums))
+
+
+def test_a_million_series_take_about_ninety_bytes_each() -> None:
+    """Columns, and nothing of Python's for each of them."""
+    table, size = Table(), 1_000_000
+    nothing = np.zeros(size, np.uint64)
+    keys = np.arange(size) << 32
+    tracemalloc.start()
+    table.add(Readings(keys, keys, keys, nothing, nothing))
+    table.fold()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == size and held < 130 * size

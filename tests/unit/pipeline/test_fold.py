@@ -56,8 +56,15 @@ def test_a_chunk_of_which_everything_is_acknowledged_is_not_flushed() -> None:
 def test_a_chunk_is_flushed_before_clickhouse_would_cut_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that ClickHouse splits is no longer one cut of the log."""
     monkeypatch.setattr(folding, "MAX_CHANGED_KEYS", 5)
-    walk = Walk().send(*(body(i) for i in range(6)))
+    walk = Walk().send(*(body(i, subject=f"Zoë {i}") for i in range(6)))
     assert walk.totals
+
+
+def test_many_readings_of_few_series_are_no_reason_to_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is how many rows a flush would write."""
+    monkeypatch.setattr(folding, "MAX_CHANGED_KEYS", 5)
+    walk = Walk().send(*(body(i) for i in range(60)))
+    assert not walk.totals and walk.chunk.table.changed_rows == 1
 
 
 def test_any_block_flushes_what_is_due_in_the_other_open_chunks() -> None:

@@ -94,9 +94,9 @@ def test_a_key_stays_dirty_until_its_progress_is_acknowledged() -> None:
     with pytest.raises(StoreError):
         list(flush.steps(Store("progress"), Wire()))
     chunk = flush.chunk
-    assert chunk.table.dirty and chunk.accepted.unwritten() and chunk.dead and chunk.conflicts and chunk.raw
+    assert chunk.table.changed and chunk.accepted.unwritten() and chunk.dead and chunk.conflicts and chunk.raw
     write(flush, Store(), Wire(), pause=wait_never)
-    assert not (chunk.table.dirty or chunk.accepted.unwritten() or chunk.dead or chunk.conflicts or chunk.raw)
+    assert not (chunk.table.changed or chunk.accepted.unwritten() or chunk.dead or chunk.conflicts or chunk.raw)
 
 
 def test_a_store_that_stays_away_ends_the_writing_with_its_error() -> None:
