@@ -56,9 +56,14 @@ def fill(project: Project, records: Iterable[Record], *, partition: int = 0) -> 
 
 def server_pid(project: Project) -> int:
     """Return the process that serves ClickHouse on the stack's port."""
+    return process_on(project.clickhouse.port)
+
+
+def process_on(port: int) -> int:
+    """Return the process that serves ClickHouse on a port."""
     for process in psutil.process_iter(["pid", "cmdline"]):
         line = process.info["cmdline"] or []
-        if "tallyman.local.clickhouse" in line and str(project.clickhouse.port) in line:
+        if "tallyman.local.clickhouse" in line and str(port) in line:
             return int(process.info["pid"])
     raise LookupError("no ClickHouse process")
 
