@@ -18,6 +18,8 @@ Failures = list[tuple[int, EventError]]
 _PLAIN_TIME = r"^20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z$"
 _LEAST_TIME = b"2000-00-00T00:00:00.000000"
 _JSON_NUMBER = r"^-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?$"
+# What is longer cannot be held; of texts of some hundred digits Arrow makes another number without an error.
+_LONGEST_PLAIN = 64
 
 
 def scale_values(values: Sequence[Any], scale: int) -> tuple[npt.NDArray[Any], Failures]:
@@ -157,6 +159,8 @@ def scale_column(texts: pa.Array, scale: int) -> tuple[npt.NDArray[Any], npt.NDA
 def _cast_plain(texts: pa.Array, scale: int) -> pa.Array | None:
     """Return decimals, if Arrow takes each text for one: of digits, points and minus it makes what Python does."""
     if ((_letters(texts) - np.uint8(ord("-"))) > ord("9") - ord("-")).any():  # else at most a "/", which Arrow refuses
+        return None
+    if lengths_of(texts).max(initial=0) > _LONGEST_PLAIN:
         return None
     try:
         return texts.cast(pa.decimal128(38, scale))

@@ -128,3 +128,13 @@ def test_other_digits_are_no_time(text: str, reason: str) -> None:
 
 def test_narrow_keeps_what_does_not_fit_64_bits() -> None:
     assert narrow([2**63]).tolist() == [2**63] and narrow([1]).dtype == np.int64
+
+
+@pytest.mark.parametrize("digits", [38, 39, 64, 65, 127, 128, 255, 256, 300, 1000, 5000])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_text_of_many_digits_is_out_of_range_and_never_another_number(digits: int, sign: str) -> None:
+    """Arrow takes a text of three hundred digits for a small number; alone or beside others, it must not count."""
+    text = sign + "3" + "9" * digits + ".12"
+    values, failures = scale_values(["1.5", text], 6)
+    assert (values[0], [row for row, _ in failures]) == (1_500_000, [1])
+    assert [row for row, _ in scale_values([text], 6)[1]] == [0]
