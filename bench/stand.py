@@ -31,11 +31,12 @@ class Spent:
 
 
 @contextmanager
-def stand(folder: Path, *, partitions: int = 1, settings: str = "") -> Iterator[Project]:
+def stand(folder: Path, *, partitions: int = 1, settings: str = "", chunk_size: int | None = None) -> Iterator[Project]:
     """Bring up a project with one meter on a stack of its own."""
+    kafka = f"partitions: {partitions}" + (f", chunk_size: {chunk_size}" if chunk_size else "")
     (folder / "meters").mkdir(parents=True, exist_ok=True)
     (folder / "meters" / "compute.yaml").write_text(METERS)
-    (folder / "tallyman.yaml").write_text(f"operator: Bench\nkafka: {{partitions: {partitions}}}\n{settings}")
+    (folder / "tallyman.yaml").write_text(f"operator: Bench\nkafka: {{{kafka}}}\n{settings}")
     with running_stack(folder / "data"):
         yield load_project(folder, folder / "data")
 
