@@ -19,8 +19,10 @@ from tests.model.server import Endpoint
 _TABLES = (
     "usage_hot", "usage_quarter", "usage", "progress", "ids", "seals", "rollups", "dead_letters", "conflicts",
     "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
+    "usage_rebuilt", "rebuilds", "switches",
 )  # fmt: skip
-_VIEWS = {"usage_booked": ("usage", "usage_hot", "seals"), "usage_minute": ("usage", "usage_hot", "seals")}
+_SHOWN = ("usage", "usage_hot", "usage_rebuilt", "rebuilds", "switches", "seals")
+_VIEWS = {"usage_booked": _SHOWN, "usage_minute": _SHOWN}
 _NAMES = re.compile(rf"\b({'|'.join((*_TABLES, *_VIEWS))})\b")
 _WRITES = re.compile(r"\s*(?:INSERT INTO|ALTER TABLE|TRUNCATE TABLE|(?:CREATE|DROP) TABLE(?: IF EXISTS)?)\s+(\w+)")
 
