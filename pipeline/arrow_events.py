@@ -109,7 +109,7 @@ class _KnownSeries:
         self.levels: list[_Level] = []
         self.fates = np.zeros(1024, np.uint8)
         self.errors: dict[int, EventError] = {}
-        self.data: list[Mapping[str, Any]] = []
+        self.data: dict[int, Mapping[str, Any]] = {}  # of those that a meter understands row by row
 
     @property
     def full(self) -> bool:
@@ -141,7 +141,6 @@ class _KnownSeries:
             self.fates = np.append(self.fates, np.zeros(self._size, np.uint8))
         for level in self.levels:
             level.reserve(self._size)
-        self.data += [each.data for each in table]
         levels = 0
         for place, series in enumerate(table, base):
             levels = max(levels, self._understand(place, series))
@@ -167,12 +166,15 @@ class _KnownSeries:
             level, definition = self.levels[depth], catalog.meters[meter]
             level.reserve(self._size)
             level.numbers[place], level.shifts[place] = number, definition.scale - series.scale
+            # The column stands for `data.value`; a meter may look elsewhere, as it would in a JSON event.
+            alone = meter in catalog.by_item or definition.value_paths not in ((), ("value",))
             level.flags[place] = (
                 _COUNTS * (definition.aggregation == "count")
                 + _NO_NEGATIVE * (not definition.allow_negative)
-                # The column stands for `data.value`; a meter may look elsewhere, as it would in a JSON event.
-                + _ROW_BY_ROW * (meter in catalog.by_item or definition.value_paths not in ((), ("value",)))
+                + _ROW_BY_ROW * alone
             )
+            if alone:
+                self.data[place] = series.data
         return len(kept)
 
     def _refuse(self, place: int, error: EventError) -> int:
