@@ -274,10 +274,14 @@ def _count(ask: Ask, table: str, report: SendReport) -> int:
 
 
 def _ask(client: Any, patience_s: float, sql: str, values: Mapping[str, Any]) -> Any:
-    """Ask ClickHouse; wait for one that is away, as it is while it is started again."""
-    from clickhouse_driver.errors import Error
+    """Ask ClickHouse; wait for one that is away, as it is while it is started again, and for tables that the pipeline
+    has still to make when it is started for the first time.
+    """
+    from clickhouse_driver.errors import Error, ErrorCodes
 
     from tallyman.clickhouse import NETWORK_ERRORS
+
+    not_yet = (ErrorCodes.UNKNOWN_DATABASE, ErrorCodes.UNKNOWN_TABLE)
 
     deadline = time.monotonic() + patience_s
     while True:
@@ -285,7 +289,8 @@ def _ask(client: Any, patience_s: float, sql: str, values: Mapping[str, Any]) ->
             return client.execute(sql, values)
         except (Error, *NETWORK_ERRORS) as error:
             client.disconnect()
-            if not isinstance(error, NETWORK_ERRORS) or time.monotonic() > deadline:
+            may_pass = isinstance(error, NETWORK_ERRORS) or getattr(error, "code", None) in not_yet
+            if not may_pass or time.monotonic() > deadline:
                 said = (getattr(error, "message", "") or str(error) or type(error).__name__).splitlines()[0]
                 raise StoreError(
                     f"ClickHouse: expected how far usage is booked, got {said}; everything sent is safe in Kafka. "

@@ -171,16 +171,33 @@ class Returning:
         pass
 
 
-def test_waiting_outlasts_a_clickhouse_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        NetworkError("Connection refused"),
+        ServerException("Database tallyman does not exist", 81),
+        ServerException("Table progress does not exist", 60),
+    ],
+    ids=["started again", "no database yet", "no table yet"],
+)
+def test_waiting_outlasts_a_clickhouse_that_is_started_again_and_a_pipeline_that_has_yet_to_make_its_tables(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     monkeypatch.setattr("tallyman.send._ASK_AGAIN_S", 0.0)
-    client = Returning(NetworkError("Connection refused"))
+    client = Returning(error)
     assert _ask(client, 60.0, "SELECT 7", {}) == [(7,)]
     assert client.asked == 3
 
 
-def test_what_clickhouse_refuses_is_not_asked_again() -> None:
+def test_a_table_that_never_comes_ends_the_waiting_with_a_sentence() -> None:
     client = Returning(ServerException("Table ids does not exist", 60))
     with pytest.raises(StoreError, match="Table ids does not exist; everything sent is safe"):
+        _ask(client, -1.0, "SELECT count() FROM ids", {})
+
+
+def test_what_clickhouse_refuses_is_not_asked_again() -> None:
+    client = Returning(ServerException("Authentication failed", 516))
+    with pytest.raises(StoreError, match="Authentication failed; everything sent is safe"):
         _ask(client, 60.0, "SELECT count() FROM ids", {})
     assert client.asked == 1
 
