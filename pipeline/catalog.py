@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from sys import intern
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from tallyman.meter import (
     BY_ITEM,
@@ -25,9 +27,11 @@ EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
 ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
 
 
-class SeriesKey(NamedTuple):
+class SeriesKey(msgspec.Struct, frozen=True, gc=False):
     """A series: its meter's place in the definitions, the tenant, the dimensions as canonical JSON, and for some
     aggregations what a value is counted under (`tallyman.meter.item_of`).
+
+    A million of them live in a worker: as structs they are a third smaller than tuples, and sooner made and found.
     """
 
     meter: int

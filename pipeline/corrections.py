@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from crc32c import crc32c
+from msgspec import structs
 
 from pipeline.aggregate import Readings
 from pipeline.book import Conflict, CorrectionRow, Counts, Forward, OpenChunk
@@ -224,7 +225,8 @@ def _signed(events: Events, sign: int, version: int, catalog: Catalog) -> Readin
             series = catalog.series[key >> 32]
             if catalog.meters[series.meter].aggregation in BY_MOMENT:
                 item = f'{series.item[:-1]},"{version}"]'
-                readings.keys[row] = catalog.number(series._replace(item=item)) << 32 | (key & 0xFFFFFFFF)
+                number = catalog.number(structs.replace(series, item=item))
+                readings.keys[row] = number << 32 | (key & 0xFFFFFFFF)
     return readings
 
 
