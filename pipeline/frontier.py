@@ -168,14 +168,15 @@ class StoredIds:
                     found[high, low] = Accepted(*rest)  # the newest comes last
         return found
 
-    def stream(self, topic_id: str, partition: int) -> Iterator[tuple[U64, U64]]:
-        """Yield the accepted identities of a partition, a sixteenth of the hash space at a time."""
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[U64, U64]]:
+        """Yield the accepted identities of a partition below an offset, a sixteenth of the hash space at a time."""
         for part in range(16):
             columns = self._ask(
                 "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition = %(partition)s"
-                " AND identity_high >= %(from)s AND identity_high <= %(to)s",
-                {"topic": topic_id, "partition": partition, "from": part << 60, "to": ((part + 1) << 60) - 1},
-            )
+                " AND offset < %(below)s AND identity_high >= %(from)s AND identity_high <= %(to)s",
+                {"topic": topic_id, "partition": partition, "below": below,
+                 "from": part << 60, "to": ((part + 1) << 60) - 1},
+            )  # fmt: skip
             if len(columns):
                 yield np.asarray(columns[0], np.uint64), np.asarray(columns[1], np.uint64)
 

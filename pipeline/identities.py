@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
 _PROBES = 4
+EVERYTHING = (1 << 63) - 1  # an offset behind all others
 
 
 class Accepted(NamedTuple):
@@ -66,8 +67,8 @@ class IdStore(Protocol):
         """Return the newest acceptance below an offset of each identity that has one."""
         ...
 
-    def stream(self, topic_id: str, partition: int) -> Iterator[tuple[U64, U64]]:
-        """Yield all accepted identities of a partition as columns."""
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[U64, U64]]:
+        """Yield the accepted identities of a partition below an offset as columns."""
         ...
 
 
@@ -165,19 +166,21 @@ class IdFilter:
             self._loaded.discard((topic_id, partition))
 
     def load(
-        self, store: IdStore, topic_id: str, partition: int, before: Sequence[tuple[str, int]] = ()
+        self, store: IdStore, topic_id: str, partition: int, below: int, before: Sequence[tuple[str, int]] = ()
     ) -> None:
         """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
         is missed.
 
         Args:
+            below: Where this process began to read: what it accepts from there on it adds itself. Were those in that
+                stand there already, everything that is read again after a restart would be asked of ClickHouse.
             before: The partitions of the topics before: theirs are read once for all partitions.
         """
         key, this = (topic_id, partition), object()
         with self._lock:
             self._loading[key] = this
         self._carry(store, before)
-        for high, low in store.stream(topic_id, partition):
+        for high, low in store.stream(topic_id, partition, below):
             self.add(high, low)
         with self._lock:
             if self._loading.get(key) is this:
@@ -189,7 +192,7 @@ class IdFilter:
             if not before or self._carried is first:
                 return
             for key in before:
-                for high, low in store.stream(*key):
+                for high, low in store.stream(*key, EVERYTHING):
                     self.add(high, low)
             self._carried = first
 

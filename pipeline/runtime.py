@@ -101,11 +101,11 @@ class Runtime:
             self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
-            task = (chunk, this_lane())
+            task = (chunk, chunk.base, this_lane())
             threading.Thread(target=self._load_ids, args=task, name=f"ids-{partition}", daemon=True).start()
         return OPEN[key]
 
-    def _load_ids(self, chunk: OpenChunk, lane: int) -> None:
+    def _load_ids(self, chunk: OpenChunk, below: int, lane: int) -> None:
         """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
         key = chunk.topic_id, chunk.partition
         before = [(each.topic_id, number) for each in self.config.before for number in range(each.partitions)]
@@ -113,7 +113,7 @@ class Runtime:
             while OPEN.get(key) is chunk:
                 client = connect(self.config.database, numpy=True)
                 try:
-                    self.judge.filter.load(StoredIds(client), *key, before)
+                    self.judge.filter.load(StoredIds(client), *key, below, before)
                     return
                 except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
                     log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})

@@ -14,8 +14,11 @@ import pytest
 from kafka import KafkaAdminClient
 
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.frontier import StoredIds
+from pipeline.identities import EVERYTHING
 from pipeline.runtime import forget
 from tallyman.books import BOOKINGS_PER_DAY
+from tallyman.clickhouse import connect
 from tallyman.errors import ConfigError, LogError
 from tallyman.kafka import ensure_topics
 from tallyman.local.clickhouse_child import ClickHouse
@@ -182,3 +185,18 @@ def test_a_tick_moves_a_silent_partition(make: Make) -> None:
         before = own.reached()
         wait_for(lambda: all(own.reached()[n] > before[n] for n in (0, 1)), "ticks in both partitions")
     assert own.ask("SELECT sum(reached_counts[1]) FROM progress FINAL") == [(0,)]
+
+
+def test_the_filter_of_a_restart_holds_the_ids_below_it_and_no_others(make: Make) -> None:
+    own = make()
+    topic = found_books(own.project)  # its first close is offset 0
+    own.send(*map(body, range(6)))
+    with own.running():
+        own.wait_until_booked()
+    client = connect(own.endpoint, numpy=True)
+    try:
+        stored = StoredIds(client)
+        found = [sum(len(high) for high, _ in stored.stream(topic.topic_id, 0, below)) for below in (0, 4, EVERYTHING)]
+    finally:
+        client.disconnect()
+    assert found == [0, 3, 6]

@@ -76,9 +76,10 @@ class StoredHere:
                     found[key] = row
         return found
 
-    def stream(self, topic_id: str, partition: int) -> Iterator[tuple[Any, Any]]:
-        if self.rows:
-            yield np.array([k[0] for k in self.rows], np.uint64), np.array([k[1] for k in self.rows], np.uint64)
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[Any, Any]]:
+        keys = [key for key, rows in self.rows.items() if any(row.offset < below for row in rows)]
+        if keys:
+            yield np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64)
 
 
 def new_chunk(here: Place | None = None, *, size: int = SIZE, partition: int = 0) -> OpenChunk:
@@ -109,7 +110,7 @@ class Walk:
         self.store = store or StoredHere()
         self.judge = Judge(self.store, IdFilter(1 << 16))
         if loaded:
-            self.judge.filter.load(self.store, TOPIC_ID, self.chunk.partition)
+            self.judge.filter.load(self.store, TOPIC_ID, self.chunk.partition, self.chunk.base)
         self.blocks: list[Block] = []
         self.dead: list[Any] = []
         self.conflicts: list[Any] = []

@@ -108,6 +108,18 @@ def test_a_loaded_filter_spares_the_store_the_question_about_new_ids() -> None:
     assert walk.counts["aggregated"] == 20 and walk.store.asked == 0
 
 
+def test_after_a_kill_nothing_that_is_read_again_is_asked_of_the_store() -> None:
+    """Its ids stand there, at the very places that are read again; a full look-up of each would take minutes."""
+    store = StoredHere()
+    store.rows = {foreign_identity(n): [Accepted(10 + n, 0, NOON_MS * 1000, 1)] for n in range(20)}
+    store.rows[foreign_identity(30)] = [Accepted(3, 0, NOON_MS * 1000, 1)]
+    walk = Walk(chunk=new_chunk(Place(10, NOON_MS, definitions=1)), store=store)
+    walk.send(*(body(n) for n in range(20)))
+    assert walk.counts["aggregated"] == 20 and walk.store.asked == 0
+    walk.send(body(30), body(5))
+    assert (walk.counts["aggregated"], walk.counts["duplicate"]) == (20, 2), "copies are still told apart"
+
+
 @pytest.mark.parametrize("time_ms, reason", [
     (NOON_MS - HOUR_MS - 1000, "too_old"), (NOON_MS - HOUR_MS, None),
     (NOON_MS + 300_000, None), (NOON_MS + 301_000, "too_far_ahead"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.identities import Accepted, AcceptedIds, IdColumns, IdFilter
+from pipeline.identities import EVERYTHING, Accepted, AcceptedIds, IdColumns, IdFilter
 from tests.unit.pipeline.events import StoredHere
 
 TOPIC = "Zx3mQ0aQTq6uT6mZo0n2eA"
@@ -22,7 +22,7 @@ def some_ids(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def loaded(bits: int) -> IdFilter:
     known = IdFilter(bits)
-    known.load(StoredHere(), TOPIC, 0)
+    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
     return known
 
 
@@ -55,13 +55,13 @@ def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
 
 def test_after_a_partition_was_somebody_elses_a_filter_is_sure_of_nothing_until_it_is_loaded_again() -> None:
     known = loaded(1 << 16)
-    known.load(StoredHere(), TOPIC, 1)
+    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
     known.add(*some_ids(10, 1))
     known.unload(TOPIC, 0)
     assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
     assert not known.perhaps(TOPIC, 1, *some_ids(10, 2)).any()
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
-    known.load(StoredHere(), TOPIC, 0)
+    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
     assert not known.perhaps(TOPIC, 0, *some_ids(10, 2)).any()
 
 
@@ -70,11 +70,11 @@ def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
     known = IdFilter(1 << 16)
 
     class LeavesMeanwhile(StoredHere):
-        def stream(self, topic_id: str, partition: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             known.unload(topic_id, partition)
             yield some_ids(10, 1)
 
-    known.load(LeavesMeanwhile(), TOPIC, 0)
+    known.load(LeavesMeanwhile(), TOPIC, 0, EVERYTHING)
     assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
 
 
@@ -85,7 +85,7 @@ def test_what_was_accepted_before_a_load_began_is_still_known_when_another_parti
     known.add(*some_ids(10, 1))
     known.expect(TOPIC, 0)
     known.unload(TOPIC, 0)
-    known.load(StoredHere(), TOPIC, 1)
+    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
 
 
