@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
-_PROBES, _BITS_EACH = 4, 20
+_PROBES, _BITS_EACH = 8, 20
 EVERYTHING = (1 << 63) - 1  # an offset behind all others
 
 
@@ -208,7 +208,7 @@ class IdFilter:
 
 
 class _Layer:
-    """One fixed Bloom filter: four probes; full at one id for each twenty bits (0.1 % false "perhaps").
+    """One fixed Bloom filter: eight probes; full at one id for each twenty bits (0.014 % false "perhaps").
 
     A false one costs a look-up in ClickHouse, which with ten million ids there takes 0.1 s for a hundred of them.
     """
@@ -243,7 +243,18 @@ class _Layer:
                 byte, bit = byte[missing], bit[missing]
 
     def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
-        result = np.ones(len(high), bool)
-        for byte, bit in self._positions(high, low):
-            result &= (self._bytes[byte] & bit) != 0
+        """Tell which may be in; each probe looks only at those that all probes before have let through."""
+        result = np.zeros(len(high), bool)
+        left = np.arange(len(high))
+        mask, step = np.uint64(self.bits - 1), low | np.uint64(1)
+        at = high
+        for _ in range(_PROBES):
+            bit = at & mask
+            there = (self._bytes[(bit >> np.uint64(3)).astype(np.int64)] >> (bit & np.uint64(7)).astype(np.uint8)) & 1
+            hit = there.astype(bool)
+            left, at, step = left[hit], at[hit], step[hit]
+            if not len(left):
+                return result
+            at = at + step
+        result[left] = True
         return result
