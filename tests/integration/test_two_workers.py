@@ -25,7 +25,7 @@ from tests.integration.booking import OwnProject, wait_for
 
 pytestmark = pytest.mark.integration
 HOURS = "meters:\n- {meter: compute.hours, event_type: server, aggregation: sum, value: hours, scale: 3}\n"
-PARTITIONS = 4
+PARTITIONS, CHUNK = 4, 65_536
 NOW = datetime.now(UTC).isoformat()
 
 
@@ -33,7 +33,7 @@ NOW = datetime.now(UTC).isoformat()
 def own(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path) -> Iterator[OwnProject]:
     # Large chunks: who takes over has to read everything again, with its ids.
     own = OwnProject(
-        tmp_path / "own", kafka_broker, clickhouse_endpoint, HOURS, partitions=PARTITIONS, chunk_size=65_536
+        tmp_path / "own", kafka_broker, clickhouse_endpoint, HOURS, partitions=PARTITIONS, chunk_size=CHUNK
     )
     found_books(own.project)
     yield own
@@ -117,6 +117,12 @@ def test_what_another_worker_accepted_meanwhile_is_known_when_a_partition_comes_
     own.ask(
         "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset)"
         f" SELECT 17, 4, '{config.topic_id}', 1, 0"
+    )
+    own.ask(  # and has closed the chunk: what is in one that is open is read again, and accepted again
+        "INSERT INTO progress (topic_id, partition, chunk, covered, reached_offset, turned_offset,"
+        " reached_counts, turned_counts)"
+        f" SELECT '{config.topic_id}', 1, 0, {CHUNK}, {CHUNK}, {CHUNK}, c, c"
+        " FROM (SELECT [1, 1, 0, 0, 0, 0, 0]::Array(UInt64) AS c)"
     )
     runtime(config).open_chunk(1)
     assert known.perhaps(*key, high, low).all()
