@@ -316,7 +316,7 @@ class _Rebuild:
 
 def as_listed(switch: Switch, rows: int) -> tuple[object, ...]:
     """Return what the list says of a rebuild: what it covers (`cut_off_in_the_list`, `range_and_meters_only`)."""
-    return (switch.generation, switch.definitions, list(switch.meters), switch.start, switch.end, switch.last, rows)
+    return (*switch.entry, rows)
 
 
 def current_definitions(project: Project, engine: sa.Engine, question: RebuildQuestion) -> Definitions:

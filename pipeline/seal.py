@@ -22,6 +22,7 @@ from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
 KEEP_HOT_BOOKINGS_MS = 86_400_000
+KEEP_SEALED_HOT_S = 600
 _KEYS = "meter, subject, dimensions, minute, booking, definitions, generation, item"
 _COLUMNS = f"{_KEYS}, aggregation, scale, parameters, count, sum, min, max, latest, latest_us, latest_by"
 _TOTALS = (
@@ -141,13 +142,18 @@ class Sealer:
         for (name,) in rows:
             self._client.execute(f"DROP TABLE IF EXISTS {name}")
 
-    def drop_old_hot(self, now_ms: int) -> list[int]:
-        """Drop hot partitions of sealed bookings that are older than a day; readers do not look at them any more."""
+    def drop_old_hot(self, now_ms: int, sealed_for_s: int = KEEP_SEALED_HOT_S) -> list[int]:
+        """Drop hot partitions of bookings older than a day that have been sealed for so long by ClickHouse's clock.
+
+        Nobody looks there any more; who has read a minute ago that they are not sealed yet still finds them.
+        """
         newest = (now_ms - KEEP_HOT_BOOKINGS_MS) // 86_400_000 * 1000
         rows = self._client.execute(
             "SELECT DISTINCT booking FROM usage_hot"
-            " WHERE booking <= %(sealed)s AND booking < %(newest)s ORDER BY booking",
-            {"sealed": read_sealed_to(self._client), "newest": newest},
+            " WHERE booking <= (SELECT max(booking) FROM seals"
+            " WHERE sealed_at <= now64(3) - INTERVAL %(rest)s SECOND)"
+            " AND booking < %(newest)s ORDER BY booking",
+            {"newest": newest, "rest": sealed_for_s},
         )
         dropped = [int(row[0]) for row in rows]
         for booking in dropped:

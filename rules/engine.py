@@ -22,14 +22,14 @@ from rules.progress import News, ProgressReader
 from rules.rounds import Rounds
 from rules.sender import Sender, show_waiting
 from rules.state import AlarmEvent, read_history
-from tallyman.aggregates import read_completeness, read_usage
+from tallyman.aggregates import Known, read_known, read_rows
 from tallyman.clickhouse import NETWORK_ERRORS, Endpoint, connect, next_step
 from tallyman.control import open_control
 from tallyman.errors import StoreError, TallymanError
 from tallyman.meter import Meter
 from tallyman.metrics import counter, histogram, serve
 from tallyman.project import Project
-from tallyman.usage import UsageAnswer, UsageQuery
+from tallyman.usage import UsageQuery, UsageRow
 
 __all__ = ["AlarmEvent", "main", "read_history"]
 
@@ -48,33 +48,29 @@ class ClickHouseUsage:
         self._expected_delay = expected_delay
         self._partitions = partitions
         self._client: Client | None = None
+        self._known: Known | None = None
 
     def complete_to(self) -> datetime | None:
         """Return up to which event time nothing is missing that was sent in time."""
         try:
-            found = read_completeness(
-                self._connected(), expected_delay=self._expected_delay, partitions=self._partitions
-            )
+            return self._look().completeness.complete_to
         except (driver_errors.Error, *NETWORK_ERRORS) as error:
             raise self._failed(error) from error
-        return found.complete_to
 
-    def read(self, query: UsageQuery) -> UsageAnswer:
-        """Answer a question about one meter.
+    def read(self, query: UsageQuery) -> Sequence[UsageRow]:
+        """Answer a question about one meter, from what was known when `complete_to` was asked last.
 
         Raises:
             StoreError: ClickHouse does not answer, or not with usage.
         """
         try:
-            return read_usage(
-                self._connected(),
-                query,
-                meters=self._meters,
-                expected_delay=self._expected_delay,
-                partitions=self._partitions,
-            )
+            return read_rows(self._connected(), query, self._known or self._look(), meters=self._meters)
         except (driver_errors.Error, *NETWORK_ERRORS) as error:
             raise self._failed(error) from error
+
+    def _look(self) -> Known:
+        self._known = read_known(self._connected(), expected_delay=self._expected_delay, partitions=self._partitions)
+        return self._known
 
     def close(self) -> None:
         """Close the connection."""

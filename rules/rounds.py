@@ -22,7 +22,7 @@ from rules.state import Change, RuleState, commit, load_states
 from rules.webhook import compose, message_id_of
 from tallyman.errors import UsageQueryError
 from tallyman.metrics import counter, gauge
-from tallyman.usage import UsageAnswer, UsageQuery
+from tallyman.usage import UsageQuery, UsageRow
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _CATCH_UP = 60  # complete minutes that are looked at one after the other, after
 _COMPLETE_AGAIN = timedelta(seconds=1)  # how often it is asked how complete usage is
 _TRY_AGAIN = timedelta(seconds=1)
 _MOST_SUBJECTS = 200
-_Answers: TypeAlias = dict[Hashable, UsageAnswer]
+_Answers: TypeAlias = dict[Hashable, Sequence[UsageRow]]
 
 
 class UsageReader(Protocol):
@@ -40,8 +40,8 @@ class UsageReader(Protocol):
         """Return up to which event time nothing is missing that was sent in time."""
         ...
 
-    def read(self, query: UsageQuery) -> UsageAnswer:
-        """Answer a question about one meter.
+    def read(self, query: UsageQuery) -> Sequence[UsageRow]:
+        """Answer a question about one meter; `complete_to` was asked a second before, at most.
 
         Raises:
             StoreError: Usage cannot be read now.
@@ -180,9 +180,7 @@ class Rounds:
         deadline = next_deadline(rule, state.states)
         return deadline is not None and deadline <= now
 
-    def _evaluate(
-        self, rule: AlarmRule, look: Look, now: datetime, answers: _Answers
-    ) -> Change | None:
+    def _evaluate(self, rule: AlarmRule, look: Look, now: datetime, answers: _Answers) -> Change | None:
         before = self._remembered.get(rule.key, RuleState(rule=rule.key))
         states, transitions = before.states, list[Transition]()
         try:
@@ -229,7 +227,7 @@ class Rounds:
             )  # fmt: skip
         readings = tuple(
             Reading(row.groups, row.value if usage.aggregate == "value" else Decimal(row.events))
-            for row in answers[key].rows
+            for row in answers[key]
             if row.events or not usage.by  # the 0 of an empty range is no series
         )
         return Snapshot(start, end, complete, readings)

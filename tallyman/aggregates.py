@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completeness",
+    "Known",
     "MeterSeen",
     "PartitionProgress",
     "read_completeness",
+    "read_known",
     "read_meters",
+    "read_rows",
     "read_usage",
 ]
 
@@ -47,6 +50,34 @@ class MeterSeen:
     meter: str
     aggregation: Aggregation
     events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What answers may be taken from: the rebuilds in force, and then how far usage is booked and sealed.
+
+    It may serve several questions for a minute: what was sealed since then is still read as hot.
+    """
+
+    switches: Switches
+    completeness: Completeness
+
+
+def read_known(
+    client: Client,
+    *,
+    expected_delay: timedelta = timedelta(seconds=10),
+    partitions: int | None = None,
+    switches: Switches | None = None,
+) -> Known:
+    """Read what answers may be taken from.
+
+    Args:
+        expected_delay, partitions: See `read_completeness`.
+        switches: Which rebuilds count, for questions that must agree; else those that are in force now.
+    """
+    in_force = read_switches(client) if switches is None else switches
+    return Known(in_force, read_completeness(client, expected_delay=expected_delay, partitions=partitions))
 
 
 def read_usage(
@@ -66,36 +97,21 @@ def read_usage(
 
     Args:
         meters: The project's, for units and for meters that have no usage yet.
-        expected_delay, partitions: See `read_completeness`.
-        switches: Which rebuilds count, for questions that must agree; else those that are in force now.
+        expected_delay, partitions, switches: See `read_known`.
 
     Raises:
         UsageQueryError: No such meter, dimension, zone or window; an empty or inverted range; a condition that
             excludes everything; a booking that is not sealed yet.
     """
     windows = windows_of(query)
-    switches = read_switches(client) if switches is None else switches
-    defined = next((meter for meter in meters if meter.meter == query.meter), None)
-    completeness = read_completeness(
-        client,
-        expected_delay=expected_delay,
-        partitions=partitions,
-        subjects=query.subjects,
-        event_type=defined.event_type if defined else None,
-    )
+    known = read_known(client, expected_delay=expected_delay, partitions=partitions, switches=switches)
+    defined = _defined(query, meters)
+    completeness = _about(known, query, defined)
     bound = _bound(query, completeness)
-    source = Source(client, query, completeness.sealed_to, bound, switches)
-    asked = Asked(source, windows, Groups(query), completeness.complete_to)
-    shape, figures = _read(asked, defined, meters)
-    if defined is not None:
-        asked.groups.check_names(defined.dimensions)
-    rows = tuple(_rows(figures, windows, query))
-    if not rows and AGGREGATES[shape.aggregation].zero_if_empty:
-        rows = (_zero(query),)
     return UsageAnswer(
         query=query,
         unit=defined.unit if defined else "",
-        rows=rows,
+        rows=read_rows(client, query, known, meters=meters),
         complete_to=completeness.complete_to,
         sealed_to=bound,
         repaired=tuple(
@@ -103,8 +119,35 @@ def read_usage(
         ),
         held_by=completeness.held_by,
         gaps=read_gaps(client, completeness.collectors, query.start, query.end),
-        rebuilt=tuple(each.generation for each in switches if each.about(query.meter, (windows.start, windows.end))),
+        rebuilt=tuple(
+            each.generation for each in known.switches if each.about(query.meter, (windows.start, windows.end))
+        ),
     )
+
+
+def read_rows(client: Client, query: UsageQuery, known: Known, *, meters: Sequence[Meter] = ()) -> tuple[UsageRow, ...]:
+    """Return the rows of an answer alone, for who has read already what it may be taken from.
+
+    Raises:
+        UsageQueryError: See `read_usage`.
+    """
+    windows, defined = windows_of(query), _defined(query, meters)
+    completeness = _about(known, query, defined)
+    source = Source(client, query, completeness.sealed_to, _bound(query, completeness), known.switches)
+    asked = Asked(source, windows, Groups(query), completeness.complete_to)
+    shape, figures = _read(asked, defined, meters)
+    if defined is not None:
+        asked.groups.check_names(defined.dimensions)
+    rows = tuple(_rows(figures, windows, query))
+    return (_zero(query),) if not rows and AGGREGATES[shape.aggregation].zero_if_empty else rows
+
+
+def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:
+    return next((meter for meter in meters if meter.meter == query.meter), None)
+
+
+def _about(known: Known, query: UsageQuery, defined: Meter | None) -> Completeness:
+    return known.completeness.about(query.subjects, defined.event_type if defined else None)
 
 
 def _last_booking(query: UsageQuery, bound: int) -> int | None:

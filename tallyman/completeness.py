@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -54,6 +54,7 @@ class Completeness:
         collectors: Those whose readings may matter, by name; of those that live or are silent, none has said less than
             `complete_to`.
         held_by: The silent ones that hold `complete_to` back, the furthest behind first.
+        booked_to: Event time up to which the log tells everything, whatever collectors have yet to send.
     """
 
     complete_to: datetime | None
@@ -63,6 +64,15 @@ class Completeness:
     repairs: tuple[Repair, ...] = ()
     collectors: tuple[CollectorSeen, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
+    booked_to: datetime | None = None
+
+    def about(self, subjects: Collection[str] = (), event_type: str | None = None) -> Completeness:
+        """Return how complete usage of some subjects (none: of all) and a type (None: of any) is: collectors that
+        never measured any do not matter.
+        """
+        collectors = tuple(each for each in self.collectors if each.may_feed(subjects, event_type))
+        complete_to, held_by = _held_back(self.booked_to, collectors)
+        return replace(self, complete_to=complete_to, collectors=collectors, held_by=held_by)
 
 
 class _Place(msgspec.Struct):
@@ -75,12 +85,7 @@ class _Place(msgspec.Struct):
 
 
 def read_completeness(
-    client: Client,
-    *,
-    expected_delay: timedelta = timedelta(seconds=10),
-    partitions: int | None = None,
-    subjects: Collection[str] = (),
-    event_type: str | None = None,
+    client: Client, *, expected_delay: timedelta = timedelta(seconds=10), partitions: int | None = None
 ) -> Completeness:
     """Read how complete usage is. Call it before reading usage: what it says is in the tables then.
 
@@ -88,7 +93,6 @@ def read_completeness(
         expected_delay: How long events take to arrive; the least log clock less this is complete.
         partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
             known to be complete. Those of a topic that has ended say nothing any more.
-        subjects, event_type: Whose usage is asked for, and of what; collectors that never measured any do not matter.
     """
     sealed_to, places = _read_seal(client)
     repairs = read_repairs(client)
@@ -102,19 +106,17 @@ def read_completeness(
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
     # Behind progress: who spoke below these clocks is known now.
     by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
-    everyone = read_collectors(client, Clocks(by_partition))
-    collectors = tuple(each for each in everyone if each.may_feed(subjects, event_type))
     booked_to = min(clocks) - expected_delay if known else None
-    complete_to, held_by = _held_back(booked_to, collectors)
-    return Completeness(
-        complete_to=complete_to,
+    everything = Completeness(
+        complete_to=booked_to,
         sealed_to=sealed_to,
         partitions=tuple(reached),
         quarantines=read_quarantines(client, offsets, repairs),
         repairs=repairs,
-        collectors=collectors,
-        held_by=held_by,
+        collectors=read_collectors(client, Clocks(by_partition)),
+        booked_to=booked_to,
     )
+    return everything.about()
 
 
 def _with_repairs(

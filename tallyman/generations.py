@@ -186,8 +186,11 @@ def publish(engine: sa.Engine, client: Client) -> Listed:
     """
     listed = read_list(engine)
     if listed.switched > int(client.execute("SELECT max(switched) FROM switches")[0][0]):
+        attempts = {each.switch.generation: each.switch for each in read_attempts(engine)}
+        entries = [attempts[number].entry for number in listed.generations]
         client.execute(
-            "INSERT INTO switches (switched, generations) VALUES", [(listed.switched, list(listed.generations))]
+            "INSERT INTO switches (switched, generations, entries) VALUES",
+            [(listed.switched, list(listed.generations), entries)],
         )
     return listed
 

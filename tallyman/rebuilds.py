@@ -6,12 +6,12 @@ those of `tests/model/rebuild_model.py`, and so are the rules that are named in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tallyman.errors import StoreError, UsageQueryError
+from tallyman.errors import UsageQueryError
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -48,6 +48,11 @@ class Switch:
     def end(self) -> datetime:
         return datetime.fromtimestamp(self.span[1], UTC)
 
+    @property
+    def entry(self) -> tuple[object, ...]:
+        """What the list says of it, as ClickHouse holds it."""
+        return self.generation, self.definitions, list(self.meters), self.start, self.end, self.last
+
 
 Switches = tuple[Switch, ...]
 
@@ -56,19 +61,9 @@ def read_switches(client: Client) -> Switches:
     """Read the list: the generations in force, the newest last. One reading serves a whole answer (`list_read_once`).
 
     Read it before the seal (`list_not_after_the_seal`): what it covers is sealed then, and no hot row is covered.
-
-    Raises:
-        StoreError: It names a generation of which nothing is known.
     """
-    listed = client.execute("SELECT argMax(generations, switched) FROM switches")[0][0]
-    found = {each.generation: each for each in _read(client, listed)} if listed else {}
-    missing = [number for number in listed if number not in found]
-    if missing:
-        raise StoreError(
-            f"switches: generation {missing[0]} is in force, but the table rebuilds does not know it; restore the "
-            "table, or take the generation back: tallyman rebuild undo"
-        )
-    return tuple(found[number] for number in listed)
+    entries = client.execute("SELECT argMax(entries, (switched, switched_at)) FROM switches")[0][0]
+    return tuple(map(_switch, entries))
 
 
 def read_switches_with(client: Client, generation: int) -> Switches:
@@ -110,9 +105,14 @@ def _covers(switch: Switch) -> str:
 
 def _read(client: Client, generations: list[int]) -> Iterator[Switch]:
     rows = client.execute(
-        "SELECT generation, definitions, meters, toUnixTimestamp(first_minute), toUnixTimestamp(end_minute),"
-        " last_booking FROM rebuilds FINAL WHERE generation IN %(generations)s",
+        "SELECT generation, definitions, meters, first_minute, end_minute, last_booking FROM rebuilds FINAL"
+        " WHERE generation IN %(generations)s",
         {"generations": list(generations)},
     )
-    for generation, definitions, meters, first, end, last in rows:
-        yield Switch(generation=generation, definitions=definitions, meters=tuple(meters), span=(first, end), last=last)
+    return map(_switch, rows)
+
+
+def _switch(entry: Sequence[Any]) -> Switch:
+    generation, definitions, meters, first, end, last = entry
+    span = int(first.timestamp()), int(end.timestamp())
+    return Switch(generation=generation, definitions=definitions, meters=tuple(meters), span=span, last=last)

@@ -142,7 +142,12 @@ def note_rebuild(client: Client, switch: Switch, *rows: Booked) -> None:
 
 def list_rebuilds(client: Client, switched: int, *generations: int) -> None:
     """Say which rebuilds are in force."""
-    client.execute("INSERT INTO switches (switched, generations) VALUES", [(switched, list(generations))])
+    columns = "generation, definitions, meters, first_minute, end_minute, last_booking"
+    rows = client.execute(f"SELECT {columns} FROM rebuilds FINAL")
+    entries = [next(row for row in rows if row[0] == number) for number in generations]
+    client.execute(
+        "INSERT INTO switches (switched, generations, entries) VALUES", [(switched, list(generations), entries)]
+    )
 
 
 def progress(

@@ -103,7 +103,7 @@ def test_a_living_collector_is_believed_and_not_called_silent(client: Client) ->
 def test_a_collector_of_which_no_reading_is_known_holds_everybody_back(client: Client) -> None:
     progress(client, 0, 0, 5, NOON + 20 * MINUTE)
     hear(client, 1, 5, subjects=())
-    assert read_completeness(client, subjects=("tenant-b",), event_type="vm").complete_to == NOON + 5 * MINUTE
+    assert read_completeness(client).about(("tenant-b",), "vm").complete_to == NOON + 5 * MINUTE
 
 
 def test_who_carries_no_watermark_promised_none(client: Client) -> None:

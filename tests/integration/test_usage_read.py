@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from clickhouse_driver import Client
 
-from tallyman.aggregates import read_completeness, read_meters, read_usage
+from pipeline.seal import Sealer
+from tallyman.aggregates import read_completeness, read_known, read_meters, read_rows, read_usage
 from tallyman.dead_letters import LetterChoice, count_dead_letters, read_dead_letter, read_dead_letters
 from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
@@ -380,3 +381,17 @@ def test_dead_letters_are_listed_counted_and_shown_with_their_bytes(client: Clie
 def test_a_reason_that_does_not_exist_is_refused(client: Client) -> None:
     with pytest.raises(UsageQueryError, match='got "malformd"; did you mean "malformed"'):
         read_dead_letters(client, LetterChoice(reason="malformd"))
+
+
+def test_who_asked_a_minute_ago_what_is_sealed_still_finds_the_rest_where_it_was(client: Client) -> None:
+    """A booking of long ago that is sealed only now: its hot rows stay until nobody looks at them any more."""
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + timedelta(hours=1))
+    book(client, Booked(minute=NOON, value=7))
+    known = read_known(client)
+    seal(client, DAY, Booked(minute=NOON, value=7))
+    sealer, now_ms = Sealer(client, []), (DAY // 1000 + 3) * 86_400_000
+    assert sealer.drop_old_hot(now_ms) == []
+    assert [row.value for row in read_rows(client, query, known)] == [7]
+    assert [row.value for row in read_usage(client, query).rows] == [7]
+    assert sealer.drop_old_hot(now_ms, sealed_for_s=0) == [DAY]
+    assert [row.value for row in read_usage(client, query).rows] == [7]

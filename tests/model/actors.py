@@ -150,7 +150,7 @@ def seal(world: RealWorld) -> None:
     while True:
         try:
             sealer.seal_all()
-            if world.rng.random() < 0.3 and sealer.drop_old_hot(world.now_ms()):
+            if world.rng.random() < 0.3 and sealer.drop_old_hot(world.now_ms(), 0):
                 world.dropped += 1
             if world.rng.random() < 0.2:
                 sealer.roll_up_missing()

@@ -208,7 +208,7 @@ class SealerHand(Hand):
     def drop(self) -> None:
         """Drop the hot rows of what was sealed, a day and more later."""
         self.world.now += 2 * DAY
-        self.go(lambda: self.sealer.drop_old_hot(self.world.now_ms()))
+        self.go(lambda: self.sealer.drop_old_hot(self.world.now_ms(), 0))
 
 
 class ReaderHand(Hand):

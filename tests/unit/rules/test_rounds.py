@@ -19,7 +19,7 @@ from rules.state import load_states, read_history
 from rules.tables import prepare
 from tallyman.control import open_control
 from tallyman.errors import StoreError
-from tallyman.usage import UsageAnswer, UsageQuery, UsageRow
+from tallyman.usage import UsageQuery, UsageRow
 from tests.unit.rules.alarms import BJORN, ZOE, at, make_rule
 
 MINUTE = timedelta(minutes=1)
@@ -42,7 +42,7 @@ class FakeUsage:
     def complete_to(self) -> datetime | None:
         return self.complete
 
-    def read(self, query: UsageQuery) -> UsageAnswer:
+    def read(self, query: UsageQuery) -> tuple[UsageRow, ...]:
         if self.away:
             raise StoreError("ClickHouse: away")
         self.asked.append(query)
@@ -50,11 +50,10 @@ class FakeUsage:
         for (subject, minute), value in self.minutes.items():
             if query.start <= at(minute * 60) < query.end and subject in (query.subjects or [subject]):
                 sums[subject] = sums.get(subject, 0) + value
-        rows = tuple(
+        return tuple(
             UsageRow(start=query.start, end=query.end, groups={"subject": subject}, value=Decimal(value), events=1)
             for subject, value in sums.items()
         )
-        return UsageAnswer(query=query, unit="s", rows=rows, complete_to=self.complete, sealed_to=0)
 
 
 @pytest.fixture
