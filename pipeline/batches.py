@@ -44,6 +44,7 @@ class Fetch:
         digests: (base offset, leader epoch, CRC) of each Kafka batch in order, also of those without usable
             records. The first may begin below `first`. Empty although `next > first`: they could not be had
             (`pipeline.poll` without the walk).
+        at_end: Of an idle poll: the broker has said that the log ends here, and not only sent nothing yet.
     """
 
     topic_id: str
@@ -56,6 +57,7 @@ class Fetch:
     keys: list[bytes | None]
     headers: list[Headers] | None
     digests: tuple[Digest, ...]
+    at_end: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -81,9 +83,9 @@ class Fetch:
         )
 
 
-def empty_fetch(topic_id: str, partition: int, position: int) -> Fetch:
+def empty_fetch(topic_id: str, partition: int, position: int, *, at_end: bool = False) -> Fetch:
     """Return what an idle poll brings."""
-    return Fetch(topic_id, partition, position, position, _NOTHING, _NOTHING, [], [], None, ())
+    return Fetch(topic_id, partition, position, position, _NOTHING, _NOTHING, [], [], None, (), at_end)
 
 
 def join(fetches: Sequence[Fetch]) -> Fetch:

@@ -165,6 +165,7 @@ class OpenChunk:
     acknowledged: Place | None = None
     flushed_at: float = field(default_factory=time.monotonic)
     flush_cost_s: float = 0.0  # what the last flush took
+    caught_up: bool = False  # since then, there was a moment when the log had no more
     spent_s: float = 0.0  # what it took to come here from the place where a restart begins
     repairs: int = 0  # of how many repairs of the partition this process knows
     dead: list[DeadLetter] = field(default_factory=list)

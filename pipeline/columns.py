@@ -91,6 +91,7 @@ class Block:
         begins: The place of its first record, if a booking begins here.
         turn: A booking begins here: what is dirty is written before.
         closes: The chunk ends behind it: everything is written before the next begins.
+        idle: It is none, nothing has come; `at_end`: and for a moment the log had no more.
     """
 
     topic_id: str
@@ -101,6 +102,7 @@ class Block:
     turn: bool = False
     closes: bool = False
     idle: bool = False
+    at_end: bool = False
     parts: list[Events] = field(default_factory=list)
     readings: list[Readings] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)

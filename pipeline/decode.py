@@ -72,7 +72,7 @@ def blocks(fetch: Fetch, chunk: OpenChunk, decoders: Decoders, *, archive: bool 
             f"got a fetch that begins at {fetch.first}"
         )
     if fetch.next <= chunk.here.offset:
-        yield Block(fetch.topic_id, fetch.partition, chunk.here, chunk.here, idle=True)
+        yield Block(fetch.topic_id, fetch.partition, chunk.here, chunk.here, idle=True, at_end=fetch.at_end)
         return
     log = read_log(fetch, chunk.here)
     row = 0

@@ -15,12 +15,14 @@ from pipeline.write import Flush
 # ClickHouse cuts blocks at 1,048,449 rows, and a cut block is no longer one cut of the log. Far below it, since a flush
 # holds its rows as Python objects, 250 bytes each, and one fetch more may come on top.
 MAX_CHANGED_KEYS = 200_000
-_FLUSH_SHARE, _LONGEST_PAUSE_S = 3, 0.6
+_SHARE_BEHIND, _SHARE_CAUGHT_UP, _LONGEST_PAUSE_S = 3, 1, 0.6  # of what the last flush took
 
 
 def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) -> Iterator[Flush]:
     """Add a judged block to its chunk, yielding flushes; each must be acknowledged before the next is asked for."""
-    if not block.idle:
+    if block.idle:
+        chunk.caught_up |= block.at_end
+    else:
         if block.turn:
             if chunk.table.changed or chunk.voices.changed:
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
@@ -44,13 +46,19 @@ def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]
     """Yield a flush if the chunk has one to make and it is time; what the process's other chunks have goes with it."""
     if not chunk.unwritten:
         return
-    # A flush rewrites every series that changed, so under load they come less often: never more than a quarter
-    # of the time.
-    pause_s = max(flush_s, min(_FLUSH_SHARE * chunk.flush_cost_s, _LONGEST_PAUSE_S))
+    # A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
+    # would be more. Who keeps up has the time, and makes one sooner.
+    share = _SHARE_CAUGHT_UP if _caught_up() else _SHARE_BEHIND
+    pause_s = max(flush_s, min(share * chunk.flush_cost_s, _LONGEST_PAUSE_S))
     waited = time.monotonic() - chunk.flushed_at >= pause_s
     if waited or _changed_keys(chunk) > MAX_CHANGED_KEYS:
         catalog = decoders.catalog(chunk.here.definitions)
         yield Flush(chunk, catalog, tuple(_companions(chunk, decoders)))
+
+
+def _caught_up() -> bool:
+    """Whether the log had no more for a moment since the last flush, in each partition that has something to write."""
+    return all(chunk.caught_up for chunk in OPEN.values() if chunk.unwritten)
 
 
 def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[Flush]:

@@ -89,7 +89,9 @@ class UsageReader:
                 self._take_in(poller, poller.poll(0 if any(self._queues.values()) else idle_ms))
                 self._polled = time.monotonic()
             self._failures = 0
-            return queue.take(PORTION_BYTES) if queue else empty_fetch(self.topic_id, partition, position)
+            if queue:
+                return queue.take(PORTION_BYTES)
+            return empty_fetch(self.topic_id, partition, position, at_end=poller.ends_at(partition, position))
 
     def keep(self, partitions: Iterable[int]) -> None:
         """Read no other partitions than these any more; what was fetched of them is thrown away."""

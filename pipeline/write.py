@@ -130,7 +130,7 @@ class Cut:
         chunk.voices.acknowledge()
         chunk.acknowledged = chunk.here
         chunk.forget_written_ids()
-        chunk.flushed_at, chunk.flush_cost_s = now, cost_s
+        chunk.flushed_at, chunk.flush_cost_s, chunk.caught_up = now, cost_s, False
 
     def progress(self) -> Progress:
         chunk, touched = self.chunk, _touched(self.changes, self.catalog) if len(self.slots) else []

@@ -31,6 +31,7 @@ from tallyman.kafka import (
 )
 from tallyman.local.kafka import Broker
 from tests.integration import reading
+from tests.integration.booking import wait_for
 from tests.stack import FreshTopic
 
 pytestmark = pytest.mark.integration
@@ -239,6 +240,15 @@ def test_the_end_of_a_bounded_read_must_be_there(topic: Topic) -> None:
     send(topic, [b"{}"] * 3)
     with pytest.raises(LogError, match="expected records up to offset 4, but the log ends at 3"):
         list(read_range(topic.brokers, topic.name, topic.topic_id, 0, 0, 4))
+
+
+def test_an_empty_fetch_says_whether_the_log_ends_there_or_nothing_has_come_yet(topic: Topic) -> None:
+    send(topic, [b"{}"] * 3)
+    reader = UsageReader(topic.topic_id, lambda: Poller(make_consumer(topic.brokers), topic.name, topic.topic_id))
+    assert not reader.next_fetch(0, 0, 0).at_end, "the broker has not answered yet"
+    read_until(reader, 0, 3)
+    wait_for(lambda: reader.next_fetch(0, 3).at_end, "the end")
+    reader.close()
 
 
 def test_a_reader_goes_back_when_the_book_does(topic: Topic) -> None:

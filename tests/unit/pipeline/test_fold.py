@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline import fold as folding
+from pipeline.batches import empty_fetch
 from pipeline.book import DAY_MS, OPEN
 from pipeline.decode import blocks
 from pipeline.dedupe import Judge, count_once
@@ -46,6 +48,24 @@ def test_an_open_chunk_is_flushed_when_it_is_time_and_not_before() -> None:
     assert not list(due(walk.chunk, walk.decoders, flush_s=60))
     walk.chunk.flushed_at -= 61
     assert len(list(due(walk.chunk, walk.decoders, flush_s=60))) == 1
+
+
+def test_who_is_behind_flushes_less_often_than_who_keeps_up() -> None:
+    """A flush takes as long as a pause for the one, and a third of it for the other; never longer than 0.6 s."""
+    walk = Walk().send(body(1))
+    chunk, other = walk.chunk, new_chunk(partition=1)
+    OPEN[chunk.topic_id, 0], OPEN[chunk.topic_id, 1] = chunk, other
+    chunk.flush_cost_s, chunk.flushed_at = 0.15, time.monotonic() - 0.3
+    walk.go(empty_fetch(chunk.topic_id, 0, chunk.here.offset))
+    assert not list(due(chunk, walk.decoders, flush_s=0.2)), "nothing came, but there is more in the log"
+    walk.go(empty_fetch(chunk.topic_id, 0, chunk.here.offset, at_end=True))
+    other.acknowledged = None
+    assert not list(due(chunk, walk.decoders, flush_s=0.2)), "another partition is behind, and would be written, too"
+    other.acknowledged = other.here
+    assert len(list(due(chunk, walk.decoders, flush_s=0.2))) == 1
+    walk.flush()
+    chunk.flush_cost_s, chunk.flushed_at = 9, time.monotonic() - 0.61
+    assert len(list(due(walk.send(body(2)).chunk, walk.decoders, flush_s=0.2))) == 1
 
 
 def test_a_chunk_of_which_everything_is_acknowledged_is_not_flushed() -> None:

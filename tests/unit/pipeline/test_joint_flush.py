@@ -25,6 +25,7 @@ def joint(first: Walk, second: Walk) -> Flush:
 
 def test_rows_ids_and_progress_of_every_chunk_are_written_in_one_insert_each() -> None:
     first, second = two_walks()
+    first.chunk.caught_up = second.chunk.caught_up = True
     store, wire = Store(), Wire()
     write(joint(first, second), store, wire, pause=wait_never)
     assert store.tables == ["ids", "usage_hot", "progress"]
@@ -34,6 +35,7 @@ def test_rows_ids_and_progress_of_every_chunk_are_written_in_one_insert_each() -
     assert inserts["progress"][1] == [0, 1] and inserts["progress"][5] == [1, 2]  # partition, reached offset
     assert [push.partition for push in wire.pushes] == [0, 1]
     assert not first.chunk.unwritten and not second.chunk.unwritten
+    assert not first.chunk.caught_up and not second.chunk.caught_up, "that has to be seen again for the next flush"
 
 
 @pytest.mark.parametrize("table", ["ids", "usage_hot", "progress"])
