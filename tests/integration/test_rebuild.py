@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -236,6 +239,35 @@ def test_a_rebuild_that_is_killed_leaves_nothing_visible_and_the_next_one_is_rig
         "usage", "--meter", "compute.hours", "--generation", "1", code=2)  # fmt: skip
     assert operator.rebuild("--yes")["generation"] == 2
     assert (operator.usage(), operator.states()) == (Decimal("17.5"), {1: "unfinished", 2: "in force"})
+
+
+def rebuild_killed_behind(own: OwnProject, module: str, function: str) -> None:
+    """Rebuild in a process of its own that is killed with -9 as soon as a function has done its work."""
+    name = f"{module}.{function}"
+    die = f"import os, {module}; f = {name}; {name} = lambda *words: (f(*words), os.kill(os.getpid(), 9))"
+    words = ["rebuild", "--meter", "compute.hours", *RANGE, "--yes"]
+    script = f"{die}; from tallyman.cli import main; import sys; sys.argv[1:] = {words!r}; main()"
+    command = [sys.executable, "-c", script]
+    process = subprocess.run(command, capture_output=True, cwd=own.folder, timeout=120, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+
+
+def test_a_rebuild_killed_with_9_counts_not_at_all_or_when_the_list_is_told_again(make: Make) -> None:
+    operator = make()
+    own = operator.own
+    fill(own)
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own)
+    rebuild_killed_behind(own, "pipeline.rebuild", "as_listed")  # its rows are there, and nothing says so
+    rebuild_killed_behind(own, "tallyman.generations", "mark_ready")  # and now both stores do
+    assert (operator.usage(), operator.states()) == (Decimal("27.5"), {1: "unfinished", 2: "ready"})
+    rebuild_killed_behind(own, "tallyman.generations", "put_in_force")  # it is in force, and readers were not told
+    assert operator.usage() == Decimal("27.5")
+    assert operator.states() == {1: "unfinished", 2: "ready", 3: "in force"}
+    assert operator.usage() == Decimal("17.5")
+    assert operator.rebuild("--yes")["generation"] == 4
+    assert operator.usage() == Decimal("17.5")
 
 
 def test_readers_see_the_old_or_the_new_and_never_a_mix(make: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from clickhouse_driver import Client
 
 from pipeline.seal import Sealer
+from rules.engine import ClickHouseUsage
 from tallyman.aggregates import read_completeness, read_known, read_meters, read_rows, read_usage
 from tallyman.dead_letters import LetterChoice, count_dead_letters, read_dead_letter, read_dead_letters
 from tallyman.errors import UsageQueryError
@@ -395,3 +397,29 @@ def test_who_asked_a_minute_ago_what_is_sealed_still_finds_the_rest_where_it_was
     assert [row.value for row in read_usage(client, query).rows] == [7]
     assert sealer.drop_old_hot(now_ms, sealed_for_s=0) == [DAY]
     assert [row.value for row in read_usage(client, query).rows] == [7]
+
+
+def test_alarms_read_windows_from_what_they_knew_and_see_usage_that_came_since(
+    clickhouse_endpoint: ClickHouseEndpoint, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How complete usage is takes ten questions, a window two: under load they are asked five times a second."""
+    (database,) = client.execute("SELECT currentDatabase()")[0]
+    reader = ClickHouseUsage(replace(clickhouse_endpoint, database=database), [], timedelta(seconds=10), 1)
+    book(client, Booked(minute=NOON, value=7))
+    progress(client, 0, 0, 4, NOON)
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + timedelta(hours=1))
+    asked: list[str] = []
+    original = Client.execute
+
+    def execute(self: Client, sql: str, *args: Any, **named: Any) -> Any:
+        asked.append(sql)
+        return original(self, sql, *args, **named)
+
+    monkeypatch.setattr(Client, "execute", execute)
+    assert reader.complete_to() == NOON - timedelta(seconds=10)
+    first = len(asked)
+    assert [row.value for row in reader.read(query)] == [7]
+    book(client, Booked(minute=NOON, value=5, chunk=1))
+    assert [row.value for row in reader.read(query)] == [12]
+    reader.close()
+    assert first > 5 and not any("progress" in sql or "repairs" in sql for sql in asked[first:])
