@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tallyman.errors import UsageQueryError
+from tallyman.errors import StoreError, UsageQueryError
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -61,9 +61,20 @@ def read_switches(client: Client) -> Switches:
     """Read the list: the generations in force, the newest last. One reading serves a whole answer (`list_read_once`).
 
     Read it before the seal (`list_not_after_the_seal`): what it covers is sealed then, and no hot row is covered.
+
+    Raises:
+        StoreError: It names a generation and does not say what that covers.
     """
-    entries = client.execute("SELECT argMax(entries, (switched, switched_at)) FROM switches")[0][0]
-    return tuple(map(_switch, entries))
+    newest = "SELECT argMax((generations, entries), (switched, switched_at)) FROM switches"
+    listed, entries = client.execute(newest)[0][0]
+    found = tuple(map(_switch, entries))
+    missing = [number for number in listed if number not in {each.generation for each in found}]
+    if missing:
+        raise StoreError(
+            f"switches: generation {missing[0]} is in force, but the list does not say what it covers; a program of an "
+            "older version wrote it. Take the generation back and put it in force again: tallyman rebuild undo, use"
+        )
+    return found
 
 
 def read_switches_with(client: Client, generation: int) -> Switches:

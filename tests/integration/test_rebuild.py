@@ -149,6 +149,15 @@ def put_in_force(own: OwnProject, meters: str = AFTER) -> None:
     own.wait_until_booked()
 
 
+def redefined(operator: Operator) -> Operator:
+    """Let everything be booked, and then other definitions come into force; the pipeline stops behind it."""
+    fill(operator.own)
+    with operator.own.running():
+        operator.own.wait_until_booked()
+        put_in_force(operator.own)
+    return operator
+
+
 def test_a_rebuild_is_looked_at_put_in_force_and_taken_back(make: Make) -> None:
     """The filter and the scale of a meter change, and late usage comes under the new definitions; all to the digit."""
     operator = make()
@@ -182,12 +191,7 @@ def test_a_rebuild_is_looked_at_put_in_force_and_taken_back(make: Make) -> None:
 
 
 def test_a_new_meter_counts_what_came_before_it_was_thought_of(make: Make) -> None:
-    operator = make(archive="true")
-    own = operator.own
-    fill(own)
-    with own.running():
-        own.wait_until_booked()
-        put_in_force(own)
+    operator = redefined(make(archive="true"))
     for source in ("archive", "log"):
         found = operator.rebuild("--source", source, "--yes", meters=("compute.peak", "host.cpu"))
         peak, cpu = found["changes"]
@@ -198,12 +202,7 @@ def test_a_new_meter_counts_what_came_before_it_was_thought_of(make: Make) -> No
 
 
 def test_of_two_operators_at_once_one_is_refused(make: Make) -> None:
-    operator = make()
-    own = operator.own
-    fill(own)
-    with own.running():
-        own.wait_until_booked()
-        put_in_force(own)
+    operator = redefined(make())
     operator.rebuild()
     operator.rebuild(meters=("compute.servers",))
     operator.type("rebuild", "use", "2")
@@ -219,12 +218,8 @@ def test_of_two_operators_at_once_one_is_refused(make: Make) -> None:
 def test_a_rebuild_that_is_killed_leaves_nothing_visible_and_the_next_one_is_right(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operator = make()
+    operator = redefined(make())
     own = operator.own
-    fill(own)
-    with own.running():
-        own.wait_until_booked()
-        put_in_force(own)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -253,12 +248,8 @@ def rebuild_killed_behind(own: OwnProject, module: str, function: str) -> None:
 
 
 def test_a_rebuild_killed_with_9_counts_not_at_all_or_when_the_list_is_told_again(make: Make) -> None:
-    operator = make()
+    operator = redefined(make())
     own = operator.own
-    fill(own)
-    with own.running():
-        own.wait_until_booked()
-        put_in_force(own)
     rebuild_killed_behind(own, "pipeline.rebuild", "as_listed")  # its rows are there, and nothing says so
     rebuild_killed_behind(own, "tallyman.generations", "mark_ready")  # and now both stores do
     assert (operator.usage(), operator.states()) == (Decimal("27.5"), {1: "unfinished", 2: "ready"})
@@ -271,12 +262,8 @@ def test_a_rebuild_killed_with_9_counts_not_at_all_or_when_the_list_is_told_agai
 
 
 def test_readers_see_the_old_or_the_new_and_never_a_mix(make: Make) -> None:
-    operator = make()
+    operator = redefined(make())
     own = operator.own
-    fill(own)
-    with own.running():
-        own.wait_until_booked()
-        put_in_force(own)
     operator.rebuild()
     seen, over = set[Decimal](), threading.Event()
 

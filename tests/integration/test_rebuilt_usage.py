@@ -14,7 +14,7 @@ from clickhouse_driver import Client
 from pipeline.rollup import roll_up
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import split_statements
-from tallyman.errors import UsageQueryError
+from tallyman.errors import StoreError, UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.rebuilds import Switch, read_switches, read_switches_with
 from tallyman.usage import UsageQuery, Window
@@ -143,6 +143,12 @@ def test_a_list_that_is_written_again_or_late_changes_nothing(client: Client) ->
     list_rebuilds(client, 2, 1)
     assert [each.generation for each in read_switches(client)] == [1]
     assert total(client) == 5
+
+
+def test_a_generation_in_force_of_which_nothing_is_known_is_said_and_not_read_around(client: Client) -> None:
+    client.execute("INSERT INTO switches (switched, generations) VALUES", [(1, [4])])
+    with pytest.raises(StoreError, match="generation 4 is in force, but the list does not say what it covers"):
+        read_switches(client)
 
 
 def test_a_list_from_before_lists_said_what_they_cover_is_written_again_with_it(client: Client) -> None:

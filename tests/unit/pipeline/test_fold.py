@@ -51,7 +51,7 @@ def test_an_open_chunk_is_flushed_when_it_is_time_and_not_before() -> None:
 
 
 def test_who_is_behind_flushes_less_often_than_who_keeps_up() -> None:
-    """A flush takes as long as a pause for the one, and a third of it for the other; never longer than 0.6 s."""
+    """A pause lasts three times the last flush for the one, once for the other, and never longer than 0.6 s."""
     walk = Walk().send(body(1))
     chunk, other = walk.chunk, new_chunk(partition=1)
     OPEN[chunk.topic_id, 0], OPEN[chunk.topic_id, 1] = chunk, other
