@@ -31,10 +31,11 @@ from bench.ingest import table
 from bench.stand import cpu_s, process_on
 from pipeline.aggregate import Readings, Table, encode_keys
 from pipeline.book import Forward, OpenChunk, Place
-from pipeline.catalog import Catalog, SeriesKey
+from pipeline.catalog import Catalog
 from pipeline.frontier import StoredIds, read_frontier
 from pipeline.identities import AcceptedIds, IdColumns
 from pipeline.rollup import roll_up
+from pipeline.series import SeriesKey
 from pipeline.write import Flush, Progress, Tables, write
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import connect, migrate

@@ -9,7 +9,7 @@ algebra for Beam's `CombinePerKey`. A test holds them equal. Everything here is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,16 @@ _MOST = (1 << 63) - 1
 _LARGE = 1 << 17  # slots from which on a table grows by quarters
 
 
+class Needs(NamedTuple):
+    """What some meter asks for beyond counts and sums; what none does is neither worked out nor held."""
+
+    extremes: bool = False
+    latest: bool = False
+
+
+SUMS_ALONE, EVERYTHING = Needs(), Needs(extremes=True, latest=True)
+
+
 @dataclass(slots=True)
 class Readings:
     """Readings as columns: row i is a value of the series-minute `keys[i]`.
@@ -28,7 +38,7 @@ class Readings:
     Attributes:
         keys: series code << 32 | minute.
         values: Scaled integers, int64 or object.
-        times_us, by_high, by_low: Event time and identity, which order `latest`.
+        times_us, by_high, by_low: Event time and identity, which order `latest`; read only if that is needed.
         weights: As how many each counts; -1 takes one back. None: all as one.
     """
 
@@ -43,7 +53,9 @@ class Readings:
         return len(self.keys)
 
 
+_NO_ORDER = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.uint64)
 _COLUMNS = ("keys", "values", "times_us", "by_high", "by_low")
+_SUMS, _EXTREMES, _LATEST = ("keys", "count", "sum"), ("min", "max"), ("latest", "latest_us", "by_high", "by_low")
 
 
 def encode_keys(series: npt.NDArray[np.int32], minutes: IntArray) -> IntArray:
@@ -61,7 +73,7 @@ def wide_enough(values: ANY_INTS) -> ANY_INTS:
 
 @dataclass(slots=True)
 class Reduced:
-    """One row for each distinct key, in key order."""
+    """One row for each distinct key, in key order. Columns that nobody needs are zero throughout, and take no room."""
 
     keys: IntArray
     count: IntArray
@@ -74,19 +86,18 @@ class Reduced:
     by_low: npt.NDArray[np.uint64]
 
 
-def reduce_readings(readings: Readings, *, ordered: bool) -> Reduced:
+def reduce_readings(readings: Readings, needs: Needs) -> Reduced:
     """Total readings by key.
 
     Args:
         readings: At least one row.
-        ordered: Whether some meter asks for the latest value; the order by (time, identity) costs a sort of
-        four columns.
+        needs: The order by (time, identity), which the latest value asks for, costs a sort of four columns.
     """
     values = wide_enough(readings.values)
     cells = _cells(readings.keys) if values.dtype != object else None
     if cells is not None:
-        return _reduce_cells(readings, values, cells, ordered=ordered)
-    if ordered:
+        return _reduce_cells(readings, values, cells, needs)
+    if needs.latest:
         order = np.lexsort((readings.by_low, readings.by_high, readings.times_us, readings.keys))
     else:
         order = np.argsort(readings.keys)
@@ -94,18 +105,27 @@ def reduce_readings(readings: Readings, *, ordered: bool) -> Reduced:
     values = values[order]
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     ends = np.append(starts[1:], len(keys))
-    last = order[ends - 1]
-    return Reduced(
+    found = _with_zeros(
         keys[starts],
         ends - starts if readings.weights is None else np.add.reduceat(readings.weights[order], starts),
         np.add.reduceat(values, starts),
-        np.minimum.reduceat(values, starts),
-        np.maximum.reduceat(values, starts),
-        readings.values[last],
-        readings.times_us[last],
-        readings.by_high[last],
-        readings.by_low[last],
     )
+    if needs.extremes:
+        found.min, found.max = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    if needs.latest:
+        _take_latest(found, readings, order[ends - 1])
+    return found
+
+
+def _with_zeros(keys: IntArray, count: IntArray, total: ANY_INTS) -> Reduced:
+    nothing = np.broadcast_to(np.int64(0), len(keys))
+    none = np.broadcast_to(np.uint64(0), len(keys))
+    return Reduced(keys, count, total, nothing, nothing, nothing, nothing, none, none)
+
+
+def _take_latest(found: Reduced, readings: Readings, rows: IntArray) -> None:
+    found.latest, found.latest_us = readings.values[rows], readings.times_us[rows]
+    found.by_high, found.by_low = readings.by_high[rows], readings.by_low[rows]
 
 
 def _cells(keys: IntArray) -> tuple[IntArray, int] | None:
@@ -121,42 +141,45 @@ def _cells(keys: IntArray) -> tuple[IntArray, int] | None:
     return (series - first_series) * width + (minutes - first_minute), size
 
 
-def _reduce_cells(readings: Readings, values: ANY_INTS, cells: tuple[IntArray, int], *, ordered: bool) -> Reduced:
+def _reduce_cells(readings: Readings, values: ANY_INTS, cells: tuple[IntArray, int], needs: Needs) -> Reduced:
     """Total readings by scattering them into cells: several times as fast as sorting them, where there are few."""
     at, size = cells
     rows = np.bincount(at, minlength=size)
     used = np.flatnonzero(rows)
-    total, least, most = np.zeros(size, np.int64), np.full(size, _MOST), np.full(size, -_MOST)
+    total = np.zeros(size, np.int64)
     np.add.at(total, at, values)
-    np.minimum.at(least, at, values)
-    np.maximum.at(most, at, values)
     count = rows
     if readings.weights is not None:
         count = np.zeros(size, np.int64)
         np.add.at(count, at, readings.weights)
     last = np.zeros(size, np.int64)
-    if ordered:
+    last[at] = np.arange(len(at))  # of a cell's rows the last one written stays
+    found = _with_zeros(readings.keys[last[used]], count[used], total[used])
+    if needs.extremes:
+        least, most = np.full(size, _MOST), np.full(size, -_MOST)
+        np.minimum.at(least, at, values)
+        np.maximum.at(most, at, values)
+        found.min, found.max = least[used], most[used]
+    if needs.latest:
         newest = np.full(size, -_MOST)
         np.maximum.at(newest, at, readings.times_us)
         tied = np.flatnonzero(readings.times_us == newest[at])
         order = tied[np.lexsort((readings.by_low[tied], readings.by_high[tied]))]
-        last[at[order]] = order  # the last one written stays
-    else:
-        last[at] = np.arange(len(at))
-    row = last[used]
-    return Reduced(readings.keys[row], count[used], total[used], least[used], most[used], readings.values[row],
-                   readings.times_us[row], readings.by_high[row], readings.by_low[row])  # fmt: skip
+        last[at[order]] = order
+        _take_latest(found, readings, last[used])
+    return found
 
 
 class Table:
     """The totals of one booking in one chunk: a slot for each series-minute; remembers which slots changed.
 
     Readings are kept as they come and reduced when somebody asks (`take_changes`), so that a fetch costs an append.
-    All is in columns, about 90 bytes for a slot: a million live series have to fit a worker.
+    All is in columns, 40 bytes for a slot of sums and 90 for one with everything: a million live series have to fit a
+    worker.
     """
 
-    def __init__(self, *, ordered: bool = False) -> None:
-        self.ordered = ordered
+    def __init__(self, needs: Needs = SUMS_ALONE) -> None:
+        self._needs = needs
         self.pending: list[Readings] = []
         self.pending_rows = 0
         self.clear()
@@ -167,12 +190,21 @@ class Table:
         self.pending_rows = 0
         self._keys, self._slots = np.zeros(0, np.int64), np.zeros(0, np.int32)  # keys in order, and where each lies
         self._size = 0
-        self._columns = Reduced(*_empty_columns(1024))
-        self._dirty = np.zeros(1024, bool)
+        self._columns = Reduced(*_empty_columns())
+        self._kept = (*_SUMS, *(_EXTREMES if self._needs.extremes else ()), *(_LATEST if self._needs.latest else ()))
+        self._dirty = np.zeros(0, bool)
+
+    def need(self, needs: Needs) -> None:
+        """Say what is needed of what will be added; nothing may have been added yet."""
+        if needs != self._needs:
+            self._needs = needs
+            self.clear()
 
     def add(self, readings: Readings) -> None:
         """Take readings in."""
         if len(readings):
+            if not self._needs.latest:
+                readings = Readings(readings.keys, readings.values, *_NO_ORDER, readings.weights)
             self.pending.append(readings)
             self.pending_rows += len(readings)
             if self.pending_rows > 1_000_000:
@@ -191,7 +223,7 @@ class Table:
         """Merge what is pending into the slots."""
         if not self.pending:
             return
-        reduced = reduce_readings(_concatenate(self.pending), ordered=self.ordered)
+        reduced = reduce_readings(_concatenate(self.pending), self._needs)
         self.pending.clear()
         self.pending_rows = 0
         where, fresh = self._find(reduced.keys)
@@ -220,9 +252,9 @@ class Table:
         columns, there = self._columns, len(self._columns.keys)
         if size <= there:
             return
-        room = max(size, there * 2 if there < _LARGE else there + there // 4)
+        room = max(size, 1024, there * 2 if there < _LARGE else there + there // 4)
         self._dirty = np.concatenate((self._dirty, np.zeros(room - there, bool)))
-        for name in Reduced.__slots__:  # one by one, so that only one of them is there twice
+        for name in self._kept:  # one by one, so that only one of them is there twice
             old = getattr(columns, name)
             setattr(columns, name, np.concatenate((old, np.zeros(room - there, old.dtype))))
 
@@ -234,31 +266,37 @@ class Table:
             theirs = max(abs(int(reduced.sum.max())), abs(int(reduced.sum.min())))
             if reduced.sum.dtype == object or ours + theirs >= _FITS:
                 columns.sum = columns.sum.astype(object)
-        for name in ("min", "max", "latest"):
+        for name in {"min", "max", "latest"}.intersection(self._kept):
             if getattr(reduced, name).dtype == object and getattr(columns, name).dtype != object:
                 setattr(columns, name, getattr(columns, name).astype(object))
 
     def _merge(self, where: IntArray, fresh: npt.NDArray[np.bool_], new: Reduced) -> None:
         columns = self._columns
         first, again = where[fresh], where[~fresh]
-        for name in Reduced.__slots__:
+        for name in self._kept:
             getattr(columns, name)[first] = getattr(new, name)[fresh]
         if not len(again):
             return
         more = Reduced(*(getattr(new, name)[~fresh] for name in Reduced.__slots__))
         columns.count[again] += more.count
         columns.sum[again] = columns.sum[again] + more.sum
-        columns.min[again] = np.minimum(columns.min[again], more.min)
-        columns.max[again] = np.maximum(columns.max[again], more.max)
-        newer = _later(more, columns, again)
-        for name in ("latest", "latest_us", "by_high", "by_low"):
-            getattr(columns, name)[again[newer]] = getattr(more, name)[newer]
+        if self._needs.extremes:
+            columns.min[again] = np.minimum(columns.min[again], more.min)
+            columns.max[again] = np.maximum(columns.max[again], more.max)
+        if self._needs.latest:
+            newer = _later(more, columns, again)
+            for name in _LATEST:
+                getattr(columns, name)[again[newer]] = getattr(more, name)[newer]
 
     def take_changes(self) -> tuple[Reduced, IntArray]:
         """Return the rows whose newest value is not acknowledged, and their slots for `acknowledge`."""
         self.fold()
         slots = np.flatnonzero(self._dirty)
-        return Reduced(*(getattr(self._columns, name)[slots] for name in Reduced.__slots__)), slots
+        columns = self._columns
+        rows = _with_zeros(columns.keys[slots], columns.count[slots], columns.sum[slots])
+        for name in self._kept[len(_SUMS) :]:
+            setattr(rows, name, getattr(columns, name)[slots])
+        return rows, slots
 
     def acknowledge(self, slots: IntArray) -> None:
         """Mark rows as written. Nothing may have been folded in between."""
@@ -273,9 +311,9 @@ class Table:
         return self._size
 
 
-def _empty_columns(size: int) -> tuple[Any, ...]:
+def _empty_columns() -> tuple[Any, ...]:
     kinds: list[type[np.generic]] = [np.int64] * 7 + [np.uint64] * 2
-    return tuple(np.zeros(size, kind) for kind in kinds)
+    return tuple(np.zeros(0, kind) for kind in kinds)
 
 
 def _concatenate(parts: list[Readings]) -> Readings:

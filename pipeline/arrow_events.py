@@ -334,7 +334,7 @@ class ArrowDecoder:
         numbers, exact = numbers.copy(), amounts.tolist()
         for i in chosen.tolist():
             row, place = int(event[i]), int(series[i])
-            meter = self.catalog.meters[self.catalog.series[numbers[i]].meter]
+            meter = self.catalog.meters[self.catalog.series.meters[numbers[i]]]
             scale = meter.scale - int(level.shifts[place])
             data = {**self._known.data[place], "value": scaled_text(int(values[i]), scale)}
             exact[i] = 0
@@ -346,7 +346,7 @@ class ArrowDecoder:
         return numbers, narrow(exact)
 
     def _name(self, number: Any) -> str:
-        return self.catalog.meters[self.catalog.series[int(number)].meter].meter
+        return self.catalog.meters[self.catalog.series.meters[int(number)]].meter
 
 
 def _checked(schema: Any) -> bytes:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from sys import intern
 from typing import Any
 
-import msgspec
-
+from pipeline.aggregate import Needs
+from pipeline.series import SeriesKey, SeriesTable
 from tallyman.meter import (
     BY_ITEM,
     Definitions,
@@ -27,19 +27,6 @@ EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
 ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
 
 
-class SeriesKey(msgspec.Struct, frozen=True, gc=False):
-    """A series: its meter's place in the definitions, the tenant, the dimensions as canonical JSON, and for some
-    aggregations what a value is counted under (`tallyman.meter.item_of`).
-
-    A million of them live in a worker: as structs they are a third smaller than tuples, and sooner made and found.
-    """
-
-    meter: int
-    subject: str
-    dimensions: str
-    item: str = ""
-
-
 class Catalog:
     """The meters of one version of the definitions, by event type, and the series met so far."""
 
@@ -50,8 +37,7 @@ class Catalog:
         for number, meter in enumerate(definitions.meters):
             self.by_type[meter.event_type] = (*self.by_type.get(meter.event_type, ()), number)
         self.ignored = frozenset(definitions.ignore)
-        self.series: list[SeriesKey] = []
-        self._numbers: dict[SeriesKey, int] = {}
+        self.series = SeriesTable()
         # Items come without end: the young are those met since the last clearing, the old those before.
         self._young: dict[SeriesKey, int] = {}
         self._old: dict[SeriesKey, int] = {}
@@ -61,7 +47,8 @@ class Catalog:
         self.oldest_us = _microseconds(definitions.oldest_accepted.total_seconds())
         self.ahead_us = _microseconds(definitions.furthest_ahead.total_seconds())
         self.remember_us = self.oldest_us + self.ahead_us
-        self.ordered = any(meter.aggregation in LATEST_COUNTS for meter in definitions.meters)
+        kinds = {meter.aggregation for meter in definitions.meters}
+        self.needs = Needs(extremes=not kinds.isdisjoint(EXTREMES_COUNT), latest=not kinds.isdisjoint(LATEST_COUNTS))
 
     def series_of(self, meter: int, subject: str, data: Mapping[str, Any]) -> int:
         """Return the number of an event's series, or -1 when the meter's filter leaves the event out.
@@ -93,11 +80,7 @@ class Catalog:
         """Return the number that stands for a series in this process."""
         if key.item:
             return self._number_of_item(key)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self.series)
-            self.series.append(key)
-        return number
+        return self.series.number(key)
 
     def _number_of_item(self, key: SeriesKey) -> int:
         number = self._young.get(key)
@@ -106,10 +89,9 @@ class Catalog:
         number = self._old.pop(key, None)
         if number is None and self._free:
             number = self._free.pop()
-            self.series[number] = key
+            self.series.replace(number, key)
         elif number is None:
-            number = len(self.series)
-            self.series.append(key)
+            number = self.series.append(key)
         self._young[key] = number
         return number
 

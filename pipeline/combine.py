@@ -16,7 +16,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from pipeline.aggregate import Readings, reduce_readings
+from pipeline.aggregate import EVERYTHING, Readings, reduce_readings
 from tallyman.aggregations import AGGREGATES, Cell
 from tallyman.meter import Aggregation
 from tallyman.usage import EMPTY, Totals, merge
@@ -87,7 +87,7 @@ def total(elements: Sequence[Element]) -> Totals:
     columns = Readings(
         np.zeros(len(values), np.int64), _narrow(values), np.array(times, np.int64), words[:, 0], words[:, 1]
     )
-    row = reduce_readings(columns, ordered=True)
+    row = reduce_readings(columns, EVERYTHING)
     identity = row.by_high.astype(">u8").tobytes() + row.by_low.astype(">u8").tobytes()
     return Totals(int(row.count[0]), int(row.sum[0]), int(row.min[0]), int(row.max[0]), int(row.latest[0]),
                   (int(row.latest_us[0]), identity))  # fmt: skip

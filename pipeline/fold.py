@@ -28,8 +28,8 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
             chunk.turn(block.begins)
         catalog = decoders.catalog(block.after.definitions)
-        if not len(chunk.table):
-            chunk.table.ordered = catalog.ordered
+        if not len(chunk.table) and not chunk.table.pending:
+            chunk.table.need(catalog.needs)
         for readings in block.readings:
             chunk.table.add(readings)
         chunk.voices.add(block.heard)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from clickhouse_driver import Client
 
-from pipeline.aggregate import Table
+from pipeline.aggregate import Needs, Table
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import U64, Accepted, AcceptedIds
 from tallyman.clickhouse import store_errors
@@ -43,11 +43,11 @@ class Frontier:
     reached: Place
     repairs: int = 0
 
-    def open(self, size: int, *, ordered: bool) -> OpenChunk:
+    def open(self, size: int, needs: Needs) -> OpenChunk:
         """Return the open chunk as a restart finds it: nothing folded since its last booking began."""
         earlier = self.reached if self.reached.offset > self.turned.offset else None
         return OpenChunk(self.topic_id, self.partition, size, self.chunk, self.turned, self.turned,
-                         self.turned.offset, Table(ordered=ordered), AcceptedIds(), earlier,
+                         self.turned.offset, Table(needs), AcceptedIds(), earlier,
                          repairs=self.repairs)  # fmt: skip
 
 

@@ -231,7 +231,7 @@ class _Judge:
 
     def _add(self, readings: Readings) -> None:
         codes, of_series = np.unique(readings.keys >> 32, return_inverse=True)
-        meters = np.array([self.catalog.series[code].meter for code in codes.tolist()], np.int64)[of_series]
+        meters = np.array([self.catalog.series.meters[code] for code in codes.tolist()], np.int64)[of_series]
         days = (readings.keys & 0xFFFFFFFF) // _DAY_MINUTES
         values = wide_enough(readings.values)
         for meter, day in sorted(set(zip(meters.tolist(), days.tolist(), strict=True))):

@@ -113,7 +113,7 @@ class ControlTotals:
         for readings in block.readings:
             chosen = self.wanted.rows(readings.keys, catalog)
             codes, row = np.unique(readings.keys[chosen] >> 32, return_inverse=True)
-            of_meter = np.array([catalog.series[code].meter for code in codes.tolist()], np.int64)[row]
+            of_meter = np.array([catalog.series.meters[code] for code in codes.tolist()], np.int64)[row]
             values = wide_enough(readings.values)[chosen]
             weights = np.ones(len(values), np.int64) if readings.weights is None else readings.weights[chosen]
             for number in np.unique(of_meter).tolist():

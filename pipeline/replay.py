@@ -154,7 +154,7 @@ class Wanted:
         chosen: npt.NDArray[np.bool_] = (minutes >= self.first) & (minutes < self.end)
         if self.meters is not None:
             codes, row = np.unique(keys >> 32, return_inverse=True)
-            slugs = [catalog.meters[catalog.series[code].meter].meter for code in codes.tolist()]
+            slugs = [catalog.meters[catalog.series.meters[code]].meter for code in codes.tolist()]
             chosen &= np.array([slug in self.meters for slug in slugs], bool)[row]
         return chosen
 
@@ -229,7 +229,7 @@ class Stages:
 
     def chunk_at(self, topic_id: str, partition: int, size: int, number: int, start: Place) -> OpenChunk:
         """Return a chunk of which nothing is counted yet."""
-        table = Table(ordered=self.decoders.catalog(start.definitions).ordered)
+        table = Table(self.decoders.catalog(start.definitions).needs)
         return OpenChunk(topic_id, partition, size, number, start, start, start.offset, table, AcceptedIds())
 
 

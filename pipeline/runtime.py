@@ -97,9 +97,9 @@ class Runtime:
                 frontier = read_frontier(client, *key, self.config.chunk_size)
             finally:
                 client.disconnect()
-            ordered = self.decoders.catalog(frontier.turned.definitions).ordered
+            needs = self.decoders.catalog(frontier.turned.definitions).needs
             self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
-            chunk = OPEN[key] = frontier.open(self.config.chunk_size, ordered=ordered)
+            chunk = OPEN[key] = frontier.open(self.config.chunk_size, needs)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
             task = (chunk, chunk.base, this_lane())
             threading.Thread(target=self._load_ids, args=task, name=f"ids-{partition}", daemon=True).start()

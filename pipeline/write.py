@@ -320,15 +320,15 @@ def _heard_rows(chunk: OpenChunk) -> Iterator[tuple[Any, ...]]:
 
 def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[list[Any]]:
     size = len(rows.keys)
-    codes = (rows.keys >> 32).tolist()
-    series = [catalog.series[code] for code in codes]
-    meters = [catalog.meters[each.meter] for each in series]
+    codes, series = (rows.keys >> 32).tolist(), catalog.series
+    numbers = [series.meters[code] for code in codes]
+    meters = [catalog.meters[number] for number in numbers]
     extremes = np.array([meter.aggregation in EXTREMES_COUNT for meter in meters], bool)
     latest = np.array([meter.aggregation in LATEST_COUNTS for meter in meters], bool)
     return [
         [meter.meter for meter in meters],
-        [each.subject for each in series],
-        [each.dimensions for each in series],
+        [series.subjects[code] for code in codes],
+        [series.dimensions[code] for code in codes],
         ((rows.keys & 0xFFFFFFFF) * 60).tolist(),
         [chunk.here.booking] * size,
         [chunk.here.definitions] * size,
@@ -336,11 +336,11 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
         [chunk.partition] * size,
         [chunk.number] * size,
         [GENERATION] * size,
-        [each.item for each in series],
+        [series.items[code] for code in codes],
         [chunk.covered] * size,
         [meter.aggregation for meter in meters],
         [meter.scale for meter in meters],
-        [catalog.parameters[each.meter] for each in series],
+        [catalog.parameters[number] for number in numbers],
         rows.count.tolist(),
         rows.sum.tolist(),
         np.where(extremes, rows.min, 0).tolist(),
@@ -354,9 +354,10 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
 
 def _touched(rows: Reduced, catalog: Catalog) -> list[tuple[str, str, int, int]] | None:
     spans: dict[tuple[int, str], tuple[int, int]] = {}
+    meters, subjects = catalog.series.meters, catalog.series.subjects
     for key in rows.keys.tolist():
-        series, minute = catalog.series[key >> 32], key & 0xFFFFFFFF
-        name = series.meter, series.subject
+        code, minute = key >> 32, key & 0xFFFFFFFF
+        name = meters[code], subjects[code]
         first, last = spans.get(name, (minute, minute))
         spans[name] = min(first, minute), max(last, minute)
         if len(spans) > MAX_TOUCHED:

@@ -10,12 +10,13 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.aggregate import Readings, Reduced, Table, reduce_readings, wide_enough
+from pipeline.aggregate import EVERYTHING, Needs, Readings, Reduced, Table, reduce_readings, wide_enough
 from pipeline.combine import UsageCombineFn
 from pipeline.values import narrow
 from tallyman.usage import EMPTY, Totals, merge
@@ -69,7 +70,7 @@ def totals(rows: Reduced) -> dict[int, Totals]:
 @settings(max_examples=150, deadline=None)
 @given(READINGS)
 def test_reducing_columns_gives_what_a_plain_loop_gives(readings: list[Reading]) -> None:
-    assert totals(reduce_readings(columns(readings), ordered=True)) == plain(readings)
+    assert totals(reduce_readings(columns(readings), EVERYTHING)) == plain(readings)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 3, 7 << 32, 1 << 60]), st.integers(-9, 9), st.sampled_from([1, -1])),
@@ -77,7 +78,7 @@ def test_reducing_columns_gives_what_a_plain_loop_gives(readings: list[Reading])
 def test_what_is_taken_back_counts_less_than_nothing(rows: list[tuple[int, int, int]]) -> None:
     keys, values, weights = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     nothing = np.zeros(len(rows), np.uint64)
-    found = reduce_readings(Readings(keys, values, keys, nothing, nothing, weights), ordered=False)
+    found = reduce_readings(Readings(keys, values, keys, nothing, nothing, weights), Needs())
     assert dict(zip(found.keys.tolist(), found.count.tolist(), strict=True)) == {
         key: sum(weight for other, _, weight in rows if other == key) for key, _, _ in rows
     }
@@ -89,7 +90,7 @@ def test_a_table_gives_what_a_plain_loop_gives_however_it_is_cut(
     readings: list[Reading], cuts: list[int], fold: bool
 ) -> None:
     """Cut into several appends, folded in between or not."""
-    table = Table(ordered=True)
+    table = Table(EVERYTHING)
     places = sorted({0, len(readings), *(cut for cut in cuts if cut < len(readings))})
     for first, last in pairwise(places):
         table.add(columns(readings[first:last]))
@@ -206,9 +207,10 @@ def test_a_change_is_handed_out_until_it_is_acknowledged_whatever_came_before(st
     assert (table.changed_rows, len(table)) == (len(waiting), len(sums))
 
 
-def test_a_million_series_take_about_ninety_bytes_each() -> None:
+@pytest.mark.parametrize(("needs", "bytes_each"), [(Needs(), 70), (Needs(extremes=True), 90), (EVERYTHING, 130)])
+def test_a_million_series_take_what_their_meters_need(needs: Needs, bytes_each: int) -> None:
     """Columns, and nothing of Python's for each of them."""
-    table, size = Table(), 1_000_000
+    table, size = Table(needs), 1_000_000
     nothing = np.zeros(size, np.uint64)
     keys = np.arange(size) << 32
     tracemalloc.start()
@@ -216,4 +218,32 @@ def test_a_million_series_take_about_ninety_bytes_each() -> None:
     table.fold()
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(table) == size and held < 130 * size
+    assert len(table) == size and held < bytes_each * size
+
+
+@settings(max_examples=50, deadline=None)
+@given(READINGS, st.sampled_from([Needs(), Needs(extremes=True), Needs(latest=True)]), st.booleans())
+def test_what_no_meter_needs_is_zero_and_the_rest_is_as_ever(
+    readings: list[Reading], needs: Needs, fold: bool
+) -> None:
+    table, whole = Table(needs), Table(EVERYTHING)
+    for number, reading in enumerate(readings):
+        table.add(columns([reading]))
+        whole.add(columns([reading]))
+        if fold and number % 3 == 0:
+            table.fold()
+    rows, everything = table.take_changes()[0], whole.take_changes()[0]
+    order, as_whole = np.argsort(rows.keys), np.argsort(everything.keys)
+    kept = {"keys", "count", "sum", *(("min", "max") if needs.extremes else ()),
+            *(("latest", "latest_us", "by_high", "by_low") if needs.latest else ())}  # fmt: skip
+    for name in Reduced.__slots__:
+        expected = getattr(everything, name)[as_whole].tolist() if name in kept else [0] * len(order)
+        assert getattr(rows, name)[order].tolist() == expected, name
+
+
+def test_a_table_that_is_empty_learns_what_new_definitions_need() -> None:
+    table = Table()
+    table.need(EVERYTHING)
+    table.add(columns([(1, 5, 3, b"a" * 16)]))
+    (rows, _) = table.take_changes()
+    assert (rows.min.tolist(), rows.latest.tolist(), rows.latest_us.tolist()) == ([5], [5], [3])

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.arrow import Reading, encode_readings
-from pipeline.catalog import Catalog, SeriesKey
+from pipeline.catalog import Catalog
 from pipeline.json_events import JsonDecoder
 from pipeline.lines import Lines
+from pipeline.series import SeriesKey
 from pipeline.write import write
 from tallyman.errors import EventError
 from tallyman.event import ARROW, Series, decode_event

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.aggregate import Table
+from pipeline.aggregate import EVERYTHING, Table
 from pipeline.book import OPEN, OpenChunk, Place
 from pipeline.identities import AcceptedIds
 from pipeline.members import PATIENCE_S, Alone, EvenShare, Share
@@ -63,7 +63,7 @@ def share(group: ToldGroup, clock: Clock) -> Iterator[Share]:
 def open_chunk(partition: int, *, begun: int, reached: int, spent_s: float) -> None:
     start, here = Place(begun), Place(reached)
     OPEN[TOPIC, partition] = OpenChunk(
-        TOPIC, partition, 8, 0, here, start, 0, Table(ordered=True), AcceptedIds(), spent_s=spent_s
+        TOPIC, partition, 8, 0, here, start, 0, Table(EVERYTHING), AcceptedIds(), spent_s=spent_s
     )
 
 
