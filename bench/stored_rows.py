@@ -151,7 +151,7 @@ class Store:
         )
         for number in range(DAYS):
             booking = _day(number)[1]
-            self.client.execute("ALTER TABLE usage_quarter DELETE WHERE booking = %(b)s", {"b": booking},
+            self.client.execute("ALTER TABLE usage_block DELETE WHERE booking = %(b)s", {"b": booking},
                                 settings={"mutations_sync": 1})  # fmt: skip
             roll_up(self.client, booking)
 

@@ -2,10 +2,12 @@
 
     python -m bench.usage_year                  # 10,000 series, a year: takes minutes to fill
     python -m bench.usage_year --scale 0.1      # a tenth of the days
+    python -m bench.usage_year --store FOLDER   # filled the first time, asked again the next
 
 The tenant who is asked for has 100 series with usage in every minute, the 99 others have 100 series each with usage in
-every hour. Everything is sealed day by day, as the pipeline does it. Beside the answer from quarters of an hour, which
-`read_usage` gives, stands the same question to the minutes.
+every hour. Everything is sealed and rolled up day by day, as the pipeline does it, and months that are over are put
+into one part, as ClickHouse does by itself two days later; the last month lies in several. Beside the answer from
+blocks, which `read_usage` gives, stands the same question to the minutes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -57,6 +60,11 @@ def fill(client: Client, days: int, say: Callable[[str], None]) -> None:
         )
         roll_up(client, booking)
         say(f"day {number + 1} of {days}")
+    months = [month for (month,) in client.execute("SELECT DISTINCT partition FROM system.parts WHERE active"
+                                                   " AND table = 'usage_block' ORDER BY partition")]  # fmt: skip
+    for month in months[:-1]:
+        say(f"month {month}  ")
+        client.execute(f"OPTIMIZE TABLE usage_block PARTITION {month} FINAL")
 
 
 def ask(client: Client, zone: str, days: int) -> Callable[[], int]:
@@ -83,18 +91,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="part of the year's days")
     parser.add_argument("--answers", type=int, default=40, help="answers to each question")
+    parser.add_argument("--store", type=Path, help="folder of the store, which stays")
     arguments = parser.parse_args()
     setup("error")
     days = max(int(DAYS * arguments.scale), 1)
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_stack(Path(folder), options=StackOptions(kafka=False)) as stack,
+        running_stack(arguments.store or Path(folder), options=StackOptions(kafka=False)) as stack,
     ):
         client = connect(stack.clickhouse)
         migrate(client)
-        fill(client, days, lambda text: print(f"\r{text}", end="", flush=True))
-        minutes, quarters = (client.execute(f"SELECT count() FROM {name}")[0][0] for name in ("usage", "usage_quarter"))
-        print(f"\r{minutes:,} rows of minutes, {quarters:,} of quarters; {SERIES * TENANTS:,} series, {days} days")
+        if not client.execute("SELECT count() FROM seals")[0][0]:
+            fill(client, days, lambda text: print(f"\r{text}", end="", flush=True))
+        minutes, blocks = (client.execute(f"SELECT count() FROM {name}")[0][0] for name in ("usage", "usage_block"))
+        print(f"\r{minutes:,} rows of minutes, {blocks:,} of blocks; {SERIES * TENANTS:,} series, {days} days")
         rows = []
         for zone in ZONES:
             question = ask(client, zone, days)
@@ -102,15 +112,19 @@ def main() -> None:
             p95 = statistics.quantiles(spent, n=20)[-1]
             rows.append((zone, str(question()), f"{statistics.median(spent):,.0f}", f"{p95:,.0f}",
                          "met" if p95 < 100 else "missed"))  # fmt: skip
-        minutes_only(client)
-        spent = times(ask(client, "UTC", days), 3)
+        with minutes_only(client):
+            spent = times(ask(client, "UTC", days), 3)
         rows.append(("UTC, from minutes", "", f"{statistics.median(spent):,.0f}", f"{max(spent):,.0f}", ""))
         table(("zone", "rows", "p50 ms", "p95 ms", "limit 100 ms"), rows)
 
 
-def minutes_only(client: Client) -> None:
-    """Let nothing be rolled up any more, so that readers take the minutes."""
-    client.execute("TRUNCATE TABLE rollups")
+@contextmanager
+def minutes_only(client: Client) -> Iterator[None]:
+    """Let nothing be rolled up for a while, so that readers take the minutes."""
+    rolled = client.execute("SELECT booking, generation FROM blocks")
+    client.execute("TRUNCATE TABLE blocks")
+    yield
+    client.execute("INSERT INTO blocks (booking, generation) VALUES", rolled)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Sealer:
         yield Seal(booking, count, events)
 
     def roll_up_missing(self) -> list[int]:
-        """Roll up what was sealed before there were quarters, or by a sealer that was killed in between."""
+        """Roll up what was sealed before there were blocks, or by a sealer that was killed in between."""
         return roll_up_missing(self._client)
 
     def drop_leftovers(self) -> None:

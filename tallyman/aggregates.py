@@ -111,7 +111,7 @@ def read_usage(
     return UsageAnswer(
         query=query,
         unit=defined.unit if defined else "",
-        rows=read_rows(client, query, known, meters=meters),
+        rows=_read_rows(client, query, windows, known.switches, completeness, meters),
         complete_to=completeness.complete_to,
         sealed_to=bound,
         repaired=tuple(
@@ -131,9 +131,20 @@ def read_rows(client: Client, query: UsageQuery, known: Known, *, meters: Sequen
     Raises:
         UsageQueryError: See `read_usage`.
     """
-    windows, defined = windows_of(query), _defined(query, meters)
-    completeness = _about(known, query, defined)
-    source = Source(client, query, completeness.sealed_to, _bound(query, completeness), known.switches)
+    windows = windows_of(query)
+    return _read_rows(client, query, windows, known.switches, _about(known, query, _defined(query, meters)), meters)
+
+
+def _read_rows(
+    client: Client,
+    query: UsageQuery,
+    windows: Windows,
+    switches: Switches,
+    completeness: Completeness,
+    meters: Sequence[Meter],
+) -> tuple[UsageRow, ...]:
+    defined = _defined(query, meters)
+    source = Source(client, query, completeness.sealed_to, _bound(query, completeness), switches)
     asked = Asked(source, windows, Groups(query), completeness.complete_to)
     shape, figures = _read(asked, defined, meters)
     if defined is not None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,10 @@ _PROGRESS = (
     " FROM progress FINAL WHERE generation = 0 AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)"
     " AND (topic_id, partition) NOT IN %(ended)s"
     " ORDER BY topic_id, partition, chunk"
+)
+_SEAL = (
+    "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"
+    " (SELECT count() FROM collectors_retired) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
 )
 
 
@@ -75,6 +79,16 @@ class Completeness:
         return replace(self, complete_to=complete_to, collectors=collectors, held_by=held_by)
 
 
+class _Seal(NamedTuple):
+    """The newest seal, with its places by (topic id, partition), and which rare things there may be."""
+
+    booking: int
+    places: Mapping[tuple[str, int], _Place]
+    any_repairs: bool
+    any_quarantines: bool
+    any_retired: bool
+
+
 class _Place(msgspec.Struct):
     topic_id: str
     partition: int
@@ -94,10 +108,11 @@ def read_completeness(
         partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
             known to be complete. Those of a topic that has ended say nothing any more.
     """
-    sealed_to, places = _read_seal(client)
-    repairs = read_repairs(client)
+    seal = _read_seal(client)
+    sealed_to = seal.booking
+    repairs = read_repairs(client) if seal.any_repairs else ()
     ended = _read_ended(client)
-    places = {key: place for key, place in places.items() if key not in ended}
+    places = {key: place for key, place in seal.places.items() if key not in ended}
     rows = _read_progress(client, places, ended)
     reached = list(_frontiers(rows, _with_repairs(places, repairs)))
     clocks = [each.clock for each in reached if each.clock is not None]
@@ -111,9 +126,9 @@ def read_completeness(
         complete_to=booked_to,
         sealed_to=sealed_to,
         partitions=tuple(reached),
-        quarantines=read_quarantines(client, offsets, repairs),
+        quarantines=read_quarantines(client, offsets, repairs) if seal.any_quarantines else (),
         repairs=repairs,
-        collectors=read_collectors(client, Clocks(by_partition)),
+        collectors=read_collectors(client, Clocks(by_partition), any_retired=seal.any_retired),
         booked_to=booked_to,
     )
     return everything.about()
@@ -164,12 +179,13 @@ def _read_ended(client: Client) -> frozenset[tuple[str, int]]:
     return frozenset((str(topic_id), int(partition)) for topic_id, partition in rows)
 
 
-def _read_seal(client: Client) -> tuple[int, Mapping[tuple[str, int], _Place]]:
-    rows = client.execute("SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
+def _read_seal(client: Client) -> _Seal:
+    rows = client.execute(_SEAL)
     if not rows:
-        return 0, {}
-    places = msgspec.json.decode(rows[0][1], type=list[_Place]) if rows[0][1] else []
-    return int(rows[0][0]), {(place.topic_id, place.partition): place for place in places}
+        return _Seal(0, {}, any_repairs=True, any_quarantines=True, any_retired=True)
+    booking, places, *counts = rows[0]
+    found = msgspec.json.decode(places, type=list[_Place]) if places else []
+    return _Seal(int(booking), {(place.topic_id, place.partition): place for place in found}, *map(bool, counts))
 
 
 def _read_progress(

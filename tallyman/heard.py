@@ -61,13 +61,14 @@ class _Epoch:
     types: frozenset[str]
 
 
-def read_collectors(client: Client, clocks: Clocks) -> tuple[CollectorSeen, ...]:
+def read_collectors(client: Client, clocks: Clocks, *, any_retired: bool = True) -> tuple[CollectorSeen, ...]:
     """Return all collectors that were ever heard, by name.
 
     Args:
         clocks: How far partitions are booked, read before.
+        any_retired: Whether operators may have retired some; if not, nobody needs to ask.
     """
-    retired = dict(client.execute(_RETIRED))
+    retired = dict(client.execute(_RETIRED)) if any_retired else {}
     return tuple(
         _seen(epochs, clocks, int(retired.get(name, -1))) for name, epochs in _by_collector(_read_epochs(client))
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tallyman.blocks import fit, tiles_sql
 from tallyman.meter import Aggregation
 from tallyman.rebuilds import Range, Switches, in_force_sql
 from tallyman.usage import UsageQuery
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # An hour in each of several years is an edge; the query carries them all.
 SETTINGS = {"do_not_merge_across_partitions_select_final": 1, "max_query_size": 16_777_216}
-_QUARTER_S = 900
 
 _COLUMNS = "subject, dimensions, minute, definitions, aggregation, scale, parameters, count, sum"
 _EXTREMES = "min, max, latest, latest_us, latest_by"  # half of a row's bytes, which most meters do not need
@@ -110,13 +110,13 @@ class Source:
         rows: list[Any] = self.client.execute(" UNION ALL ".join(statements), parameters, settings=SETTINGS)
         return rows
 
-    def table(self, columns: str, span: Range, *, only: str = "", quarters: bool = False) -> str:
+    def table(self, columns: str, span: Range, *, only: str = "", edges: Sequence[int] = ()) -> str:
         """Return the SQL of the meter's rows in a range of minutes.
 
         Args:
             only: One more condition.
-            quarters: The range and all that is told apart in it begin with quarters of an hour: sealed bookings may be
-                read from `usage_quarter`, whose rows are fewer by far.
+            edges: Where the windows begin and end that alone are told apart, if they do so with quarters of an hour:
+                sealed bookings may be read from `usage_block`, whose rows are fewer by far.
         """
         query = self.query
         switches = tuple(each for each in self.switches if each.about(query.meter, span))
@@ -124,7 +124,9 @@ class Source:
         wanted += f" AND minute < {_instant(span[1])}"
         wanted += " AND subject IN %(subjects)s" if query.subjects else ""
         wanted += f" AND {only}" if only else ""
-        parts = list(self._sealed(columns, wanted, span, quarters=quarters))
+        # A rebuild's edges cut blocks, too: each is covered as a whole or not at all.
+        cuts = (edge for each in switches for edge in each.span if span[0] < edge < span[1])
+        parts = list(self._sealed(columns, wanted, span, tiles_sql({*edges, *cuts}) if edges else ""))
         if switches:
             numbers = _listed([each.generation for each in switches])
             parts.append(
@@ -137,19 +139,16 @@ class Source:
             parts.append(f"SELECT {columns} FROM usage_hot FINAL WHERE {wanted} AND {hot}")  # noqa: S608
         return f"({' UNION ALL '.join(parts)})"
 
-    def _sealed(self, columns: str, wanted: str, span: Range, *, quarters: bool) -> Iterator[str]:
-        bookings = self._bookings(span)
-        rolled = [booking for booking, is_rolled in bookings if is_rolled and quarters]
-        if rolled:
-            yield (
-                f"(WITH quarter AS minute SELECT {columns} FROM usage_quarter FINAL"  # noqa: S608
-                f" WHERE {wanted} AND booking IN ({_listed(rolled)}))"
-            )
-        if len(rolled) == len(bookings) > 0:
-            return
-        first, last = (bookings[0][0], bookings[-1][0]) if bookings else (0, 0)
-        others = f" AND booking NOT IN ({_listed(rolled)})" if rolled else ""
-        yield f"SELECT {columns} FROM usage WHERE {wanted} AND booking >= {first} AND booking <= {last}{others}"  # noqa: S608
+    def _sealed(self, columns: str, wanted: str, span: Range, tiles: str) -> Iterator[str]:
+        first, last, rolled, others = self._bookings(span)
+        wanted += f" AND booking >= {first} AND booking <= {last}"
+        if rolled and tiles:
+            but = f" AND booking NOT IN ({_listed(others)})" if others else ""
+            # Conditions on keys alone may be looked at before rows that were written twice become one.
+            yield f"(WITH start AS minute SELECT {columns} FROM usage_block FINAL PREWHERE {tiles} AND {wanted}{but})"  # noqa: S608
+        if others or not rolled or not tiles:
+            alone = f" AND booking IN ({_listed(others)})" if rolled and tiles else ""
+            yield f"SELECT {columns} FROM usage WHERE {wanted}{alone}"  # noqa: S608
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
         """Return the SQL of readings as a table `r` with its condition: those whose events were not voided."""
@@ -160,14 +159,18 @@ class Source:
         table = self.table(f"{_COLUMNS}, item, {_EXTREMES}", span, only=f"{mine} AND count > 0")
         return f"{table} AS r WHERE (r.subject, r.dimensions, r.item) NOT IN ({gone})"
 
-    def _bookings(self, span: Range) -> list[tuple[int, bool]]:
-        """Return the sealed bookings that may hold usage of a range, and whether they have quarters."""
+    def _bookings(self, span: Range) -> tuple[int, int, int, list[int]]:
+        """Return the first and the last sealed booking that may hold usage of a range, how many that may have blocks,
+        and which have none yet.
+        """
         rows = self.client.execute(
-            "SELECT booking, booking IN (SELECT booking FROM rollups WHERE generation = 0) FROM seals"  # noqa: S608
+            "WITH booking IN (SELECT booking FROM blocks WHERE generation = 0) AS rolled"  # noqa: S608
+            " SELECT min(booking), max(booking), countIf(rolled), groupUniqArrayIf(booking, NOT rolled) FROM seals"
             f" WHERE rows > 0 AND booking <= {self.bound} AND last_minute >= {_instant(span[0])}"
-            f" AND first_minute < {_instant(span[1])} GROUP BY booking ORDER BY booking"
+            f" AND first_minute < {_instant(span[1])}"
         )
-        return [(int(booking), bool(is_rolled)) for booking, is_rolled in rows]
+        first, last, count, others = rows[0]
+        return int(first), int(last), int(count), sorted(map(int, others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +188,18 @@ class Windowed:
 
     def table(self, columns: str) -> str:
         """Return the SQL of the rows that are asked for."""
-        return self.source.table(columns, self.span, quarters=self.by_quarters)
+        cuts = (*(self.edges or ()), *self.span)
+        return self.source.table(columns, self.span, edges=cuts if self.edges is not None and fit(cuts) else ())
 
     def columns(self) -> str:
         """Return the SQL of a row's window and series."""
         minute = "toUInt32(r.minute)"
-        start = minute if self.edges is None else f"roundDown({minute}, [{', '.join(map(str, self.edges))}])"
-        subject = "r.subject" if self._by_subject else "''"
+        edges = ",".join(map(str, self.edges or ()))  # as a text: the parser takes longer for hundreds of literals
+        start = minute if self.edges is None else f"roundDown({minute}, CAST('[{edges}]' AS Array(UInt32)))"
+        only = "%(subjects)s[1]" if len(self.source.query.subjects) == 1 else "''"
+        subject = "r.subject" if self._by_subject else only
         dimensions = "r.dimensions" if self.by_dimension else "'{}'"
         return f"{start} AS start_s, {subject} AS subject, {dimensions} AS dimensions"
-
-    @property
-    def by_quarters(self) -> bool:
-        """Whether all windows begin and end with quarters of an hour."""
-        return self.edges is not None and not any(edge % _QUARTER_S for edge in (*self.edges, *self.span))
 
     def keys(self) -> str:
         """Return the SQL of what rows are grouped by; what is constant costs time and tells nothing."""
@@ -207,7 +208,8 @@ class Windowed:
 
     @property
     def _by_subject(self) -> bool:
-        return "subject" in self.source.query.group_by
+        """Whether subjects are told apart; the only one that is asked for need not be."""
+        return "subject" in self.source.query.group_by and len(self.source.query.subjects) != 1
 
 
 def read_totals(asked: Windowed, *, extremes: bool) -> list[TotalsRow]:

@@ -55,6 +55,7 @@ ENGINE = ReplacingMergeTree(covered)
 ORDER BY (topic_id, partition, chunk, generation);
 
 -- Accepted identities, at their positions. No TTL: an id is remembered at least as long as a copy of it could be accepted.
+-- Ids are asked for one by one, and lie anywhere: small granules in small blocks keep what is read for one small.
 CREATE TABLE IF NOT EXISTS ids
 (
     identity_high UInt64,
@@ -67,7 +68,8 @@ CREATE TABLE IF NOT EXISTS ids
     digest UInt64
 )
 ENGINE = ReplacingMergeTree
-ORDER BY (identity_high, identity_low, topic_id, partition, offset, event_index);
+ORDER BY (identity_high, identity_low, topic_id, partition, offset, event_index)
+SETTINGS index_granularity = 1024, min_compress_block_size = 8192, max_compress_block_size = 8192;
 
 -- What could not be accepted, with its bytes; keyed by position, so that writing it again changes nothing.
 CREATE TABLE IF NOT EXISTS dead_letters

@@ -22,8 +22,8 @@ _PLACES = "topic_id, partition, offset, event_index"
 REPLAYED: Mapping[str, str] = {
     "sealed usage, every column": "SELECT * FROM usage WHERE booking <= {sealed} ORDER BY"
     " booking, meter, subject, dimensions, minute, definitions, generation, item",
-    "quarters of an hour, every column": "SELECT * FROM usage_quarter FINAL WHERE booking <= {sealed} ORDER BY"
-    " booking, meter, subject, dimensions, quarter, definitions, generation, item",
+    "blocks, every column": "SELECT * FROM usage_block FINAL WHERE booking <= {sealed} ORDER BY"
+    " booking, meter, subject, dimensions, seconds, start, definitions, generation, item",
     "usage of the view, by key": _BY_KEY,
     "ids": "SELECT * FROM ids FINAL WHERE {below} ORDER BY identity_high, identity_low, " + _PLACES,
     "dead letters, by position": "SELECT * FROM dead_letters FINAL WHERE {below} ORDER BY " + _PLACES,

@@ -84,7 +84,7 @@ def test_of_several_rebuilds_the_last_in_the_list_counts_whatever_its_number(cli
         assert (listed, total(client)) == (listed, expected)
 
 
-def test_quarters_and_minutes_agree_about_what_is_covered(client: Client) -> None:
+def test_blocks_and_minutes_agree_about_what_is_covered(client: Client) -> None:
     seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, value=1) for n in range(80)))
     roll_up(client, DAY)
     rebuild(client, 1, *(Booked(minute=NOON + n * MINUTE, value=2) for n in range(15, 30)), start=NOON + 15 * MINUTE,

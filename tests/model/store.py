@@ -17,7 +17,7 @@ from tests.model.server import Endpoint
 
 # What our statements read or write; each view stands for the tables that it shows.
 _TABLES = (
-    "usage_hot", "usage_quarter", "usage", "progress", "ids", "seals", "rollups", "dead_letters", "conflicts",
+    "usage_hot", "usage_block", "usage", "progress", "ids", "seals", "blocks", "dead_letters", "conflicts",
     "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
     "usage_rebuilt", "rebuilds", "switches",
 )  # fmt: skip

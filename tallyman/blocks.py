@@ -1,0 +1,64 @@
+"""Which blocks of sealed usage tile a question's windows: the largest that no edge cuts, smaller ones beside one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+BLOCKS_S = (21_600, 3_600, 900)  # from large to small, each a multiple of the next; as `usage_block` holds them
+_DAY_S = 86_400
+
+
+def fit(edges: Iterable[int]) -> bool:
+    """Whether blocks tile windows with these edges, in seconds since 1970."""
+    return not any(edge % BLOCKS_S[-1] for edge in edges)
+
+
+def tiles_sql(edges: Collection[int]) -> str:
+    """Return the SQL of the blocks (`seconds`, `of_day`, `start`) that tile what lies between edges which fit.
+
+    A block of six hours counts if no edge cuts it, an hour if it lies in one that is cut and no edge cuts the hour
+    itself, a quarter if it lies in an hour that is cut. Times of day come first: they say where blocks lie, and where
+    days begin at one time all year, they say it all.
+
+    >>> tiles_sql([0, 86_400])
+    '(seconds = 21600)'
+    >>> tiles_sql([18_000, 104_400])  # a winter's day of New York
+    '(seconds = 21600 AND of_day IN (21600, 43200, 64800) OR seconds = 3600 AND of_day IN (0, 3600, 7200, 10800, 14400, 18000))'
+    """  # noqa: E501
+    return f"({' OR '.join(_tiles(edges))})"
+
+
+def _tiles(edges: Collection[int]) -> Iterator[str]:
+    span = min(edges), max(edges)
+    size, left = 0, frozenset[int]()  # the blocks of the size above that are cut: what smaller ones have to fill
+    for seconds in BLOCKS_S:
+        cut = frozenset(edge - edge % seconds for edge in edges if edge % seconds)
+        everywhere = range(span[0] - span[0] % seconds, span[1], seconds)
+        if not size and len(cut) == len(everywhere):
+            continue
+        inside = (place for block in left for place in range(block, block + size, seconds)) if size else everywhere
+        whole = {place for place in inside if place not in cut and span[0] <= place < span[1]}
+        if whole:
+            conditions = [f"seconds = {seconds}"]
+            times = {place % _DAY_S for place in whole}
+            if len(times) < _DAY_S // seconds:
+                conditions.append(f"of_day IN ({_listed(times)})")
+            if _count(times, span) > len(whole):  # some days are unlike others
+                if size:
+                    numbers = _listed(place // size for place in left)
+                    conditions.append(f"intDiv(toUInt32(start), {size}) IN ({numbers})")
+                if cut:
+                    conditions.append(f"start NOT IN ({_listed(cut)})")
+            yield " AND ".join(conditions)
+        if not cut:
+            return
+        size, left = seconds, cut
+
+
+def _count(times: Iterable[int], span: tuple[int, int]) -> int:
+    """Return how often some times of day come in a span."""
+    return sum((span[1] - 1 - time) // _DAY_S - (span[0] - 1 - time) // _DAY_S for time in times)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))

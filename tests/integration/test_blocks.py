@@ -1,0 +1,176 @@
+"""Blocks, made when a booking is sealed: the same figures as the minutes', on the real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+from clickhouse_driver import Client
+
+from pipeline import rollup
+from pipeline.rollup import roll_up, roll_up_missing
+from tallyman.aggregates import read_usage
+from tallyman.blocks import BLOCKS_S, tiles_sql
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.usage import UsageAnswer, UsageQuery, Window
+from tests.usage_rows import DAY, Booked, fresh_database, seal
+
+pytestmark = pytest.mark.integration
+NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
+
+
+def blocks(client: Client, seconds: int) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = client.execute(
+        "SELECT meter, formatDateTime(start, '%%H:%%i'), item, aggregation, count, sum, min, max, latest"
+        " FROM usage_block FINAL WHERE seconds = %(seconds)s ORDER BY ALL",
+        {"seconds": seconds},
+    )
+    return rows
+
+
+def test_a_block_holds_what_its_minutes_hold(client: Client) -> None:
+    seal(
+        client,
+        DAY,
+        *(Booked(minute=NOON + n * MINUTE, value=n + 1, scale=0) for n in (0, 14, 15, 60)),
+        *(Booked(meter="low", aggregation="min", minute=NOON + n * MINUTE, value=n, scale=0, sum=0) for n in (3, 9)),
+        *(Booked(meter="now", aggregation="latest", minute=NOON + n * MINUTE, value=n, scale=0, sum=0, latest_us=n)
+          for n in (9, 3)),
+        *(Booked(meter="who", aggregation="unique_count", item=f"={n % 2}", minute=NOON + n * MINUTE, scale=0)
+          for n in range(4)),
+        Booked(meter="level", aggregation="time_weighted", item='["1",null,null]', minute=NOON, scale=0),
+    )  # fmt: skip
+    roll_up(client, DAY)
+    others = [
+        ("level", "12:00", "", "time_weighted", 1, 1, 0, 0, 1),
+        ("low", "12:00", "", "min", 2, 0, 3, 9, 0),
+        ("now", "12:00", "", "latest", 2, 0, 0, 0, 9),
+        ("who", "12:00", "=0", "unique_count", 2, 2, 0, 0, 0),
+        ("who", "12:00", "=1", "unique_count", 2, 2, 0, 0, 0),
+    ]
+    name = "compute.vcpu_seconds"
+    assert blocks(client, 900) == [
+        (name, "12:00", "", "sum", 2, 16, 0, 0, 0),
+        (name, "12:15", "", "sum", 1, 16, 0, 0, 0),
+        (name, "13:00", "", "sum", 1, 61, 0, 0, 0),
+        *others,
+    ]
+    assert blocks(client, 3_600) == [
+        (name, "12:00", "", "sum", 3, 32, 0, 0, 0),
+        (name, "13:00", "", "sum", 1, 61, 0, 0, 0),
+        *others,
+    ]
+    assert blocks(client, 21_600) == [(name, "12:00", "", "sum", 4, 93, 0, 0, 0), *others]
+
+
+def test_the_largest_quantities_of_a_tenant_do_not_overflow_a_block(client: Client) -> None:
+    """A minute's sum fits 128 bits, six hours of the same do not."""
+    minute = 2**127 - 1
+    seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, sum=minute, scale=0) for n in range(3)))
+    roll_up(client, DAY)
+    assert client.execute("SELECT seconds, sum FROM usage_block ORDER BY seconds") == [
+        (seconds, 3 * minute) for seconds in sorted(BLOCKS_S)
+    ]
+    (row,) = read_usage(client, UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 60 * MINUTE)).rows
+    assert row.value == 3 * minute
+
+
+def test_rolling_up_twice_changes_nothing(client: Client) -> None:
+    seal(client, DAY, Booked(minute=NOON, scale=0), Booked(minute=NOON + MINUTE, scale=0))
+    roll_up(client, DAY)
+    first = [blocks(client, seconds) for seconds in BLOCKS_S]
+    roll_up(client, DAY)
+    assert [blocks(client, seconds) for seconds in BLOCKS_S] == first
+
+
+def test_what_was_sealed_before_there_were_blocks_is_rolled_up_once(client: Client) -> None:
+    seal(client, DAY, Booked(minute=NOON, scale=0))
+    seal(client, DAY + 1)
+    seal(client, DAY + 2, Booked(minute=NOON, scale=0))
+    assert roll_up_missing(client) == [DAY + 2, DAY]
+    assert roll_up_missing(client) == []
+    assert client.execute("SELECT booking FROM blocks FINAL ORDER BY booking") == [(DAY,), (DAY + 2,)]
+
+
+def test_a_year_without_blocks_does_not_keep_the_sealer_from_sealing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, Booked(minute=NOON, scale=0))
+    monkeypatch.setattr(rollup, "_TURN_S", 0.0)
+    assert roll_up_missing(client) == [DAY + 2]
+    assert roll_up_missing(client) == [DAY + 1]
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_blocks_tile_any_windows(client: Client, seed: int) -> None:
+    """Between random edges each quarter lies in one chosen block, and no edge inside one."""
+    rng = Random(seed)
+    step = rng.choice([900, 1_800, 3_600, 21_600, 86_400])
+    begin = 1_759_276_800 + rng.randrange(100) * 900
+    edges = sorted({begin, *(begin + rng.randrange(1, 400) * step for _ in range(rng.choice([1, 5, 50])))})
+    if seed % 4 == 0:  # days, of which some begin an hour later than others
+        edges = [begin + day * 86_400 + 3_600 * (day > 20) for day in range(40)]
+    (chosen,) = client.execute(
+        "SELECT arraySort(groupArray((toUInt32(start), seconds))) FROM (SELECT arrayJoin(%(sizes)s) AS seconds,"
+        f" toDateTime(arrayJoin(range(intDiv({edges[0]}, seconds) * seconds, {edges[-1]}, seconds)), 'UTC') AS start,"
+        " modulo(toUInt32(start), 86400) AS of_day)"
+        f" WHERE {tiles_sql(edges)} AND start >= {edges[0]} AND start < {edges[-1]}",
+        {"sizes": list(BLOCKS_S)},
+    )[0]
+    at = edges[0]
+    for start, seconds in chosen:
+        assert start == at
+        assert not any(start < edge < start + seconds for edge in edges)
+        at += seconds
+    assert at == edges[-1]
+
+
+ROWS = [
+    Booked(meter=meter, aggregation=meter, scale=0, minute=NOON + n * 7 * MINUTE, value=n % 11 + 1, sum=n % 11 + 1,
+           booking=DAY + n % 3, latest_us=n, dimensions={"size": "LS"[n % 2]},
+           item=f"={n % 13}" if meter == "unique_count" else str(n % 11 + 1) if meter == "percentile" else "",
+           parameters='{"percentile":"95"}' if meter == "percentile" else '{"bucket":"hour"}'
+           if meter == "sum_of_maxima" else "")
+    for meter in ("sum", "count", "avg", "min", "max", "latest", "unique_count", "percentile", "sum_of_maxima")
+    for n in range(600)
+]  # fmt: skip
+
+
+def answers(client: Client, start: datetime, window: Window, zone: str) -> list[UsageAnswer]:
+    end = start + timedelta(days=2)
+    names = sorted({row.meter for row in ROWS})
+    return [read_usage(client, UsageQuery(meter=name, start=start, end=end, window=window, zone=zone,
+                                          group_by=("size",))) for name in names]  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu", "America/St_Johns"])
+@pytest.mark.parametrize("window", ["hour", "day", "total"])
+def test_blocks_answer_as_minutes_do(client: Client, window: Window, zone: str) -> None:
+    """Every aggregation that adds up, in zones half and three quarters of an hour off; the minutes are not needed."""
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, *(row for row in ROWS if row.booking == booking))
+    before = answers(client, NOON, window, zone)
+    assert all(answer.rows for answer in before)
+    assert roll_up_missing(client) == [DAY + 2, DAY + 1, DAY]
+    client.execute("TRUNCATE TABLE usage")
+    assert answers(client, NOON, window, zone) == before
+
+
+def test_bookings_without_blocks_and_ranges_between_them_are_read_from_minutes(client: Client) -> None:
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, *(row for row in ROWS if row.booking == booking))
+    for start in (NOON, NOON + 7 * MINUTE):
+        before = answers(client, start, "total", "UTC")
+        roll_up(client, DAY + 1)
+        assert answers(client, start, "total", "UTC") == before
+        client.execute("TRUNCATE TABLE blocks")
