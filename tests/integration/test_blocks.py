@@ -111,28 +111,32 @@ def test_a_year_without_blocks_does_not_keep_the_sealer_from_sealing(
     assert roll_up_missing(client) == [DAY + 1]
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_blocks_tile_any_windows(client: Client, seed: int) -> None:
-    """Between random edges each quarter lies in one chosen block, and no edge inside one."""
+def edges_of(seed: int) -> list[int]:
+    """Return some edges; of every fourth seed days, of which the later ones begin an hour later."""
     rng = Random(seed)
     step = rng.choice([900, 1_800, 3_600, 21_600, 86_400])
     begin = 1_759_276_800 + rng.randrange(100) * 900
-    edges = sorted({begin, *(begin + rng.randrange(1, 400) * step for _ in range(rng.choice([1, 5, 50])))})
-    if seed % 4 == 0:  # days, of which some begin an hour later than others
-        edges = [begin + day * 86_400 + 3_600 * (day > 20) for day in range(40)]
-    (chosen,) = client.execute(
-        "SELECT arraySort(groupArray((toUInt32(start), seconds))) FROM (SELECT arrayJoin(%(sizes)s) AS seconds,"
-        f" toDateTime(arrayJoin(range(intDiv({edges[0]}, seconds) * seconds, {edges[-1]}, seconds)), 'UTC') AS start,"
-        " modulo(toUInt32(start), 86400) AS of_day)"
-        f" WHERE {tiles_sql(edges)} AND start >= {edges[0]} AND start < {edges[-1]}",
-        {"sizes": list(BLOCKS_S)},
-    )[0]
-    at = edges[0]
-    for start, seconds in chosen:
-        assert start == at
-        assert not any(start < edge < start + seconds for edge in edges)
-        at += seconds
-    assert at == edges[-1]
+    if seed % 4 == 0:
+        return [begin + day * 86_400 + 3_600 * (day > 20) for day in range(40)]
+    return sorted({begin, *(begin + rng.randrange(1, 400) * step for _ in range(rng.choice([1, 5, 50])))})
+
+
+def test_blocks_tile_any_windows(client: Client) -> None:
+    """Between random edges each quarter lies in one chosen block, and no edge inside one."""
+    for edges in map(edges_of, range(60)):
+        (chosen,) = client.execute(
+            "SELECT arraySort(groupArray((toUInt32(start), seconds))) FROM (SELECT arrayJoin(%(sizes)s) AS seconds,"
+            f" arrayJoin(range(intDiv({edges[0]}, seconds) * seconds, {edges[-1]}, seconds)) AS place,"
+            " toDateTime(place, 'UTC') AS start, modulo(place, 86400) AS of_day)"
+            f" WHERE {tiles_sql(edges)} AND start >= {edges[0]} AND start < {edges[-1]}",
+            {"sizes": list(BLOCKS_S)},
+        )[0]
+        at = edges[0]
+        for start, seconds in chosen:
+            assert start == at
+            assert not any(start < edge < start + seconds for edge in edges)
+            at += seconds
+        assert at == edges[-1]
 
 
 ROWS = [
