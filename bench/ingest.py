@@ -26,6 +26,7 @@ from pathlib import Path
 from bench.events import Record, arrow_records, line_records, single_records
 from bench.stand import Spent, Worker, fill, stand, total_events
 from bench.steps import STEPS, Shares, shares
+from bench.tables import table
 from tallyman.kafka import make_consumer
 from tallyman.log import setup
 
@@ -114,14 +115,6 @@ def main() -> None:
     )
     print("\nnanoseconds of the worker's CPU for each event")
     table(("format", *STEPS, "Beam and rest", "all"), steps, left=(0,))
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0, 4)) -> None:
-    """Print rows under a head, columns as wide as they need to be; those named in `left` begin at the left."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) if i in left else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))))  # fmt: skip
 
 
 if __name__ == "__main__":

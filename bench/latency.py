@@ -37,10 +37,10 @@ from typing import Any
 
 import psutil
 
-from bench.ingest import table
 from bench.load import EVENTS_IN_RECORD, fill, make_templates
 from bench.probes import Probe, Probes, Watch
 from bench.stand import stand, total_events
+from bench.tables import table
 from rules.receiver import Receiver
 from tallyman.clickhouse import connect
 from tallyman.kafka import end_offsets, make_consumer

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import psutil
 
-from bench.ingest import table
 from bench.latency import PARTITIONS, events_behind, load, measure_bearable, measure_capacity, service, settle
 from bench.load import EVENTS_IN_RECORD, fill, make_templates
 from bench.stand import stand
+from bench.tables import table
 from tallyman.clickhouse import connect
 from tallyman.log import setup
 from tallyman.project import Project

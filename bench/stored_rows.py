@@ -27,8 +27,8 @@ import msgspec
 import numpy as np
 from clickhouse_driver import Client
 
-from bench.ingest import table
 from bench.stand import cpu_s, process_on
+from bench.tables import table
 from pipeline.aggregate import Readings, Table, encode_keys
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import Catalog

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.events import METERS, Record, arrow_records, line_records, single_records
-from bench.ingest import table
 from bench.stand import cpu_s, fill, stand, total_events
+from bench.tables import table
 from tallyman.clickhouse import connect
 from tallyman.event import COLLECTOR
 from tallyman.kafka import partition_of

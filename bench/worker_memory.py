@@ -28,8 +28,8 @@ import pyarrow as pa
 
 from bench.agent_memory import memory_mib
 from bench.events import Record, arrow_records, line_records
-from bench.ingest import table
 from bench.stand import fill, stand, total_events
+from bench.tables import table
 from pipeline.worker import prepare
 from tallyman.clickhouse import connect
 from tallyman.event import (

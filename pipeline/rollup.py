@@ -1,4 +1,4 @@
-"""Blocks of a quarter of an hour, an hour and six hours of sealed usage, from which long ranges are read.
+"""Blocks of a quarter of an hour to twelve hours of sealed usage, from which long ranges are read.
 
 A booking is rolled up when it is sealed; one that was sealed before there were blocks is rolled up later, and until
 then readers take its minutes.
@@ -20,20 +20,19 @@ _ROLL = (
     " SELECT u.meter, %(seconds)s, u.subject, u.dimensions,"
     " toStartOfInterval(u.minute, INTERVAL %(seconds)s SECOND, 'UTC') AS start, %(booking)s, u.definitions,"
     # What needs single moments is only named here: a question must see that it was booked.
-    " %(generation)s, if(u.aggregation IN %(by_moment)s, '', u.item) AS what,"
+    " 0, if(u.aggregation IN %(by_moment)s, '', u.item) AS what,"
     " any(u.aggregation), any(u.scale), any(u.parameters), sum(u.count), sum(toInt256(u.sum)), min(u.min), max(u.max),"
     " argMax(u.latest, (u.latest_us, u.latest_by)), max(u.latest_us), argMax(u.latest_by, (u.latest_us, u.latest_by))"
-    " FROM usage AS u WHERE u.booking = %(booking)s AND u.generation = %(generation)s"
+    " FROM usage AS u WHERE u.booking = %(booking)s AND u.generation = 0"
     " GROUP BY u.meter, u.subject, u.dimensions, start, u.definitions, what"
 )
 
 
-def roll_up(client: Client, booking: int, *, generation: int = 0) -> None:
+def roll_up(client: Client, booking: int) -> None:
     """Write the blocks of a sealed booking, and then that they are there."""
-    for seconds in BLOCKS_S:  # three times from minutes is sooner than larger ones from smaller ones
-        names = {"booking": booking, "generation": generation, "seconds": seconds, "by_moment": sorted(BY_MOMENT)}
-        client.execute(_ROLL, names)
-    client.execute("INSERT INTO blocks (booking, generation) VALUES", [(booking, generation)])
+    for seconds in BLOCKS_S:  # each from minutes, which is sooner than larger ones from smaller ones
+        client.execute(_ROLL, {"booking": booking, "seconds": seconds, "by_moment": sorted(BY_MOMENT)})
+    client.execute("INSERT INTO blocks (booking, generation) VALUES", [(booking, 0)])
 
 
 def roll_up_missing(client: Client) -> list[int]:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 _PROGRESS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
-    " FROM progress FINAL WHERE generation = 0 AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)"
-    " AND (topic_id, partition) NOT IN %(ended)s"
-    " ORDER BY topic_id, partition, chunk"
+    " FROM progress FINAL WHERE generation = 0"
 )
 _SEAL = (
     "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"
@@ -189,13 +187,14 @@ def _read_seal(client: Client) -> _Seal:
 
 
 def _read_progress(
-    client: Client, places: Mapping[tuple[str, int], _Place], ended: Iterable[tuple[str, int]]
+    client: Client, places: Mapping[tuple[str, int], _Place], ended: Collection[tuple[str, int]]
 ) -> Sequence[tuple[object, ...]]:
-    nothing = ("", 0)  # an empty list is no SQL
-    sealed = list(places) or [nothing]
+    """Return what was booked from the last seal on, in order of chunks."""
     lowest = min((place.chunk for place in places.values()), default=0)
-    places_not_asked = {"sealed": sealed, "ended": [*ended, nothing]}
-    rows: Sequence[tuple[object, ...]] = client.execute(_PROGRESS, {"from": lowest, **places_not_asked})
+    asked = _PROGRESS + (" AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)" if places else "")
+    asked += " AND (topic_id, partition) NOT IN %(ended)s" if ended else ""
+    lists = {"from": lowest, "sealed": list(places), "ended": list(ended)}
+    rows: Sequence[tuple[object, ...]] = client.execute(f"{asked} ORDER BY topic_id, partition, chunk", lists)
     return rows
 
 

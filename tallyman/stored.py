@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tallyman.blocks import fit, tiles_sql
@@ -120,13 +121,14 @@ class Source:
         """
         query = self.query
         switches = tuple(each for each in self.switches if each.about(query.meter, span))
-        wanted = f"generation = {in_force_sql(switches)} AND meter = %(meter)s AND minute >= {_instant(span[0])}"
-        wanted += f" AND minute < {_instant(span[1])}"
-        wanted += " AND subject IN %(subjects)s" if query.subjects else ""
-        wanted += f" AND {only}" if only else ""
+        counts = in_force_sql(switches)
+        asked = f"meter = %(meter)s AND minute >= {_instant(span[0])} AND minute < {_instant(span[1])}"
+        asked += " AND subject IN %(subjects)s" if query.subjects else ""
+        asked += f" AND {only}" if only else ""
+        wanted = f"generation = {counts} AND {asked}"
         # A rebuild's edges cut blocks, too: each is covered as a whole or not at all.
         cuts = (edge for each in switches for edge in each.span if span[0] < edge < span[1])
-        parts = list(self._sealed(columns, wanted, span, tiles_sql({*edges, *cuts}) if edges else ""))
+        parts = list(self._sealed(columns, asked, counts, span, tiles_sql({*edges, *cuts}) if edges else ""))
         if switches:
             numbers = _listed([each.generation for each in switches])
             parts.append(
@@ -139,16 +141,17 @@ class Source:
             parts.append(f"SELECT {columns} FROM usage_hot FINAL WHERE {wanted} AND {hot}")  # noqa: S608
         return f"({' UNION ALL '.join(parts)})"
 
-    def _sealed(self, columns: str, wanted: str, span: Range, tiles: str) -> Iterator[str]:
+    def _sealed(self, columns: str, asked: str, counts: str, span: Range, tiles: str) -> Iterator[str]:
         first, last, rolled, others = self._bookings(span)
-        wanted += f" AND booking >= {first} AND booking <= {last}"
+        wanted = f"{asked} AND booking >= {first} AND booking <= {last}"
         if rolled and tiles:
-            but = f" AND booking NOT IN ({_listed(others)})" if others else ""
+            but = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
+            but += f" AND booking NOT IN ({_listed(others)})" if others else ""
             # Conditions on keys alone may be looked at before rows that were written twice become one.
             yield f"(WITH start AS minute SELECT {columns} FROM usage_block FINAL PREWHERE {tiles} AND {wanted}{but})"  # noqa: S608
         if others or not rolled or not tiles:
             alone = f" AND booking IN ({_listed(others)})" if rolled and tiles else ""
-            yield f"SELECT {columns} FROM usage WHERE {wanted}{alone}"  # noqa: S608
+            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted}{alone}"  # noqa: S608
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
         """Return the SQL of readings as a table `r` with its condition: those whose events were not voided."""
@@ -194,8 +197,7 @@ class Windowed:
     def columns(self) -> str:
         """Return the SQL of a row's window and series."""
         minute = "toUInt32(r.minute)"
-        edges = ",".join(map(str, self.edges or ()))  # as a text: the parser takes longer for hundreds of literals
-        start = minute if self.edges is None else f"roundDown({minute}, CAST('[{edges}]' AS Array(UInt32)))"
+        start = minute if self.edges is None else _start_sql(minute, self.edges)
         only = "%(subjects)s[1]" if len(self.source.query.subjects) == 1 else "''"
         subject = "r.subject" if self._by_subject else only
         dimensions = "r.dimensions" if self.by_dimension else "'{}'"
@@ -210,6 +212,19 @@ class Windowed:
     def _by_subject(self) -> bool:
         """Whether subjects are told apart; the only one that is asked for need not be."""
         return "subject" in self.source.query.group_by and len(self.source.query.subjects) != 1
+
+
+def _start_sql(minute: str, edges: Sequence[int]) -> str:
+    """Return the SQL of where the window begins that a minute lies in: counted, where all windows are as long.
+
+    >>> _start_sql("m", [3_600, 7_200, 10_800]), _start_sql("m", [0, 3_600, 90_000])
+    ('toUInt32(3600 + intDiv(m - 3600, 3600) * 3600)', "roundDown(m, CAST('[0,3600,90000]' AS Array(UInt32)))")
+    """
+    first, length = edges[0], edges[1] - edges[0]
+    if all(end - start == length for start, end in pairwise(edges)):
+        return f"toUInt32({first} + intDiv({minute} - {first}, {length}) * {length})"
+    # As a text: the parser takes longer for hundreds of literals.
+    return f"roundDown({minute}, CAST('[{','.join(map(str, edges))}]' AS Array(UInt32)))"
 
 
 def read_totals(asked: Windowed, *, extremes: bool) -> list[TotalsRow]:

@@ -1,9 +1,10 @@
--- Sealed usage by blocks of a quarter of an hour, an hour and six hours, made when a booking is sealed: a long range is
--- read from the largest blocks that fit into its windows, and its edges from smaller ones. Every zone's days begin with a
--- quarter. The same figures as usage's, added up; of meters that need single moments (first, time_weighted, lifecycle,
--- counter) only how many there were, under no item. A row is a function of its sealed booking, so writing it again changes
--- nothing. Days of a zone need the same small ones day after day, so those of one time of day lie together. A month that gets no more bookings becomes one part, which is read without looking for rows written twice.
--- Sums have 256 bits: those of a minute fit 128, those of six hours of the largest quantities need not.
+-- Sealed usage by blocks of a quarter of an hour, an hour, three, six and twelve hours, made when a booking is sealed: a
+-- long range is read from the largest blocks that fit into its windows, and its edges from smaller ones. Every zone's days
+-- begin with a quarter. The same figures as usage's, added up; of meters that need single moments (first, time_weighted,
+-- lifecycle, counter) only how many there were, under no item. A row is a function of its sealed booking, so writing it
+-- again changes nothing. Days of a zone need the same small ones day after day, so those of one time of day lie together.
+-- A month that gets no more bookings becomes one part, which is read without looking for rows written twice.
+-- Sums have 256 bits: those of a minute fit 128, those of hours of the largest quantities need not.
 CREATE TABLE IF NOT EXISTS usage_block
 (
     meter LowCardinality(String),
@@ -30,7 +31,7 @@ CREATE TABLE IF NOT EXISTS usage_block
 ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(toDate(intDiv(booking, 1000)))
 ORDER BY (meter, seconds, subject, of_day, dimensions, start, booking, definitions, generation, item)
-SETTINGS min_age_to_force_merge_seconds = 172800, min_age_to_force_merge_on_partition_only = 1;
+SETTINGS index_granularity = 1024, min_age_to_force_merge_seconds = 172800, min_age_to_force_merge_on_partition_only = 1;
 
 -- The sealed bookings that usage_block holds in whole; readers take the others from usage. (usage_quarter and rollups are
 -- those of older versions: nobody reads them any more.)
