@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,12 @@ from pipeline.aggregate import Readings, encode_keys
 from pipeline.book import Counts, DeadLetter, Forward, Place, RawRecord
 from pipeline.heard import Heard
 from pipeline.identities import IdColumns
+from tallyman.event import Event
 from tallyman.headers import Headers
+from tallyman.meter import Meter
 
-if TYPE_CHECKING:
-    from pipeline.corrections import Correction
+Identity = tuple[int, int]
+MetersAt = Callable[[int], tuple[Meter, ...]]
 
 
 class Records(NamedTuple):
@@ -80,6 +82,35 @@ class Events:
             event, series, value = event[chosen], series[chosen], value[chosen]
         times = self.times_us[event]
         return Readings(encode_keys(series, times // 60_000_000), value, times, self.high[event], self.low[event])
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One correction, understood but not judged.
+
+    Attributes:
+        home: The partition in which the event counts.
+        before, after: Identities of the version that is corrected and of the one that this makes.
+        meters: Those that the event's type has under the definitions in force.
+        meters_at: Those that it had under earlier ones.
+    """
+
+    offset: int
+    appended_ms: int
+    clock_ms: int
+    home: int
+    event: Event
+    version: int
+    was: bytes
+    now: bytes
+    reason: str
+    body: bytes
+    headers: Headers
+    before: Identity
+    after: Identity
+    readings: tuple[Readings, ...] = ()
+    meters: tuple[Meter, ...] = ()
+    meters_at: MetersAt = field(default=lambda number: ())
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ log received it, with the event's own minute; what is booked already stays.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from crc32c import crc32c
@@ -18,7 +18,7 @@ from msgspec import structs
 from pipeline.aggregate import Readings
 from pipeline.book import Conflict, CorrectionRow, Counts, Forward, OpenChunk
 from pipeline.catalog import Catalog
-from pipeline.columns import Block, Events
+from pipeline.columns import Block, Correction, Events, Identity, MetersAt
 from pipeline.identities import Accepted, IdColumns
 from pipeline.json_events import JsonDecoder
 from pipeline.letters import record_letter
@@ -29,38 +29,7 @@ from tallyman.headers import Headers
 from tallyman.kafka import partition_of
 from tallyman.meter import BY_MOMENT, CORRECTABLE, Meter
 
-Identity = tuple[int, int]
 Find = Callable[[list[Identity]], dict[Identity, Accepted]]
-MetersAt = Callable[[int], tuple[Meter, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """One correction, understood but not judged.
-
-    Attributes:
-        home: The partition in which the event counts.
-        before, after: Identities of the version that is corrected and of the one that this makes.
-        meters: Those that the event's type has under the definitions in force.
-        meters_at: Those that it had under earlier ones.
-    """
-
-    offset: int
-    appended_ms: int
-    clock_ms: int
-    home: int
-    event: Event
-    version: int
-    was: bytes
-    now: bytes
-    reason: str
-    body: bytes
-    headers: Headers
-    before: Identity
-    after: Identity
-    readings: tuple[Readings, ...] = ()
-    meters: tuple[Meter, ...] = ()
-    meters_at: MetersAt = field(default=lambda number: ())
 
 
 def read_correction(body: bytes, version: int, partitions: int, offset: int, clocks: tuple[int, int],

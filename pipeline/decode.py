@@ -4,19 +4,17 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.arrow_events import ArrowDecoder
 from pipeline.batches import Fetch
 from pipeline.book import OpenChunk, Place, chain
-from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events, Records
 from pipeline.corrections import measure_correction, read_correction
-from pipeline.json_events import JsonDecoder
+from pipeline.decoders import Decoders
 from pipeline.letters import complete, record_letter
 from pipeline.lines import Lines, Stretch
 from pipeline.numbered import ArrowRecord, add_numbered, arrow_events
@@ -25,39 +23,7 @@ from tallyman.binary import compose
 from tallyman.errors import DamageError, EventError, LogError
 from tallyman.event import CONTENT_TYPE, CORRECTS, MAX_RECORD_BYTES, SINGLE
 from tallyman.headers import RecordKind
-from tallyman.meter import Definitions
 from tallyman.topics import ENDED
-
-
-class Decoders:
-    """The decoders of each version of the definitions that this process has met.
-
-    Args:
-        load: Returns a version of the definitions; raises LogError, with a sentence, for one that it does not know.
-    """
-
-    def __init__(self, load: Callable[[int], Definitions], partitions: int) -> None:
-        self._load = load
-        self.partitions = partitions
-        self._known: dict[int, tuple[Catalog, JsonDecoder, ArrowDecoder]] = {}
-
-    def get(self, number: int) -> tuple[Catalog, JsonDecoder, ArrowDecoder]:
-        if number not in self._known:
-            # What was sent before the topic's first close is judged by the definitions that this close puts in force.
-            catalog = Catalog(self._load(max(number, 1)))
-            self._known[number] = catalog, JsonDecoder(catalog, self.partitions), ArrowDecoder(catalog)
-        return self._known[number]
-
-    def catalog(self, number: int) -> Catalog:
-        return self.get(number)[0]
-
-    def let_go(self, below: int) -> None:
-        """Forget versions below one, with all series met under them: no chunk that is open counts by them any more.
-
-        Should one be asked for again, it is loaded again, and its series get new numbers.
-        """
-        for number in [number for number in self._known if number < below]:
-            del self._known[number]
 
 
 def blocks(fetch: Fetch, chunk: OpenChunk, decoders: Decoders, *, archive: bool = False) -> Iterator[Block]:

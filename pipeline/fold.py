@@ -9,7 +9,7 @@ from dataclasses import replace
 from pipeline.book import OPEN, OpenChunk
 from pipeline.catalog import Catalog
 from pipeline.columns import Block
-from pipeline.decode import Decoders
+from pipeline.decoders import Decoders
 from pipeline.write import Flush
 
 # ClickHouse cuts blocks at 1,048,449 rows, and a cut block is no longer one cut of the log. Far below it, since a flush

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.arrow_events import ArrowDecoder, Batch
 from pipeline.book import DeadLetter, Forward
 from pipeline.columns import Block, Events
 from pipeline.corrections import digest_of
+from pipeline.decoders import Decoders
 from pipeline.heard import SILENT, UNKNOWN, Heard
 from pipeline.identities import IdColumns
 from pipeline.letters import complete
@@ -24,9 +25,6 @@ from tallyman.event import MAX_RECORD_BYTES, SINGLE, Event, Series, batch_identi
 from tallyman.headers import RecordKind
 from tallyman.kafka import partition_of
 from tallyman.meter import scaled_text
-
-if TYPE_CHECKING:
-    from pipeline.decode import Decoders
 
 
 class ArrowRecord(NamedTuple):

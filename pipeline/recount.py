@@ -28,7 +28,7 @@ from pipeline.as_booked import AsBooked, Rebuilding, definitions_of
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.catalog import Catalog
 from pipeline.columns import Block
-from pipeline.decode import Decoders
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.frontier import StoredIds
 from pipeline.replay import Anything, Count, LogSource, ReplayTables, Source, Stages, Wanted, replay

@@ -21,7 +21,8 @@ from pipeline.batches import Fetch
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import Catalog
 from pipeline.columns import Block
-from pipeline.decode import Decoders, blocks
+from pipeline.decode import blocks
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
 from pipeline.identities import U64, AcceptedIds, IdColumns, IdFilter

@@ -19,7 +19,8 @@ from pipeline import metrics as counted
 from pipeline.batches import Fetch
 from pipeline.book import OPEN, OpenChunk
 from pipeline.columns import Block
-from pipeline.decode import Decoders, blocks
+from pipeline.decode import blocks
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due_elsewhere, fold
 from pipeline.frontier import StoredIds, read_frontier

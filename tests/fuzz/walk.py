@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.batches import BatchWalk, Fetch
 from pipeline.book import OpenChunk, Place
 from pipeline.columns import Block
-from pipeline.decode import Decoders, blocks
+from pipeline.decode import blocks
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
 from pipeline.identities import Accepted, IdFilter

@@ -16,7 +16,7 @@ from unittest.mock import patch
 from clickhouse_driver import errors as driver_errors
 
 from pipeline import book, fold, runtime, write
-from pipeline.decode import Decoders
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge
 from pipeline.frontier import StoredIds
 from pipeline.identities import IdFilter

@@ -18,7 +18,7 @@ from pipeline import decode, dedupe, fold, runtime, seal, write
 from pipeline.aggregate import Table
 from pipeline.book import DAY_MS
 from pipeline.catalog import Catalog
-from pipeline.decode import Decoders
+from pipeline.decoders import Decoders
 from pipeline.frontier import Frontier, StoredIds
 from pipeline.identities import AcceptedIds, IdFilter
 from pipeline.write import Flush, Progress

@@ -13,7 +13,8 @@ from pipeline.aggregate import Table
 from pipeline.batches import Fetch
 from pipeline.book import OpenChunk, Place
 from pipeline.columns import Block
-from pipeline.decode import Decoders, blocks
+from pipeline.decode import blocks
+from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
 from pipeline.identities import Accepted, AcceptedIds, IdFilter
