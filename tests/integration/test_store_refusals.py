@@ -266,5 +266,5 @@ def test_readers_and_the_sealer_refuse_with_a_sentence_too(books: Books) -> None
 
 def test_a_flush_that_finds_no_patience_left_says_so(books: Books) -> None:
     tables = books.tables(max_memory_usage=1_000_000)
-    with pytest.raises(StoreError, match=r"INSERT INTO ids: ClickHouse did not acknowledge: .*MEMORY_LIMIT_EXCEEDED"):
+    with pytest.raises(StoreError, match=r"INSERT INTO \w+: ClickHouse did not acknowledge: .*MEMORY_LIMIT_EXCEEDED"):
         write(full_flush(), tables, Wire(), patience_s=0, pause=lambda seconds: None)
