@@ -92,6 +92,23 @@ def test_rolling_up_twice_changes_nothing(client: Client) -> None:
     assert [blocks(client, seconds) for seconds in BLOCKS_S] == first
 
 
+def test_a_sealer_killed_and_another_that_rolled_up_again_are_counted_once(client: Client) -> None:
+    """Also while the second is half done: its rows are those of the first."""
+    seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, scale=0) for n in range(90)))
+    seal(client, DAY + 1, Booked(minute=NOON, scale=0))
+    client.execute("SYSTEM STOP MERGES usage_block")
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 120 * MINUTE, window="hour")
+    before = read_usage(client, query)
+    roll_up(client, DAY)
+    client.execute("TRUNCATE TABLE blocks")
+    roll_up(client, DAY + 1)
+    assert read_usage(client, query) == before  # of one booking there are rows that nobody vouches for
+    roll_up(client, DAY)
+    assert client.execute("SELECT count() FROM system.parts WHERE active AND table = 'usage_block'"
+                          " AND database = currentDatabase()")[0][0] > len(BLOCKS_S)  # fmt: skip
+    assert read_usage(client, query) == before
+
+
 def test_what_was_sealed_before_there_were_blocks_is_rolled_up_once(client: Client) -> None:
     seal(client, DAY, Booked(minute=NOON, scale=0))
     seal(client, DAY + 1)
