@@ -259,3 +259,14 @@ def test_the_archive_changes_nothing_about_how_plain_records_are_read() -> None:
 
 def blocks_of(fetch, chunk, decoders):  # type: ignore[no-untyped-def]
     return [next(blocks(fetch, chunk, decoders, archive=True))]
+
+
+def test_what_new_definitions_read_of_an_event_is_held_from_their_close_on() -> None:
+    """Sums hold no extremes and no latest value; the meters behind the close ask for both."""
+    newest, top = replace(SERVER, aggregation="latest"), replace(SERVER, meter="top", aggregation="max")
+    second = Definitions(number=2, meters=(newest, top))
+    walk = Walk(PLAIN, second).go(
+        fetch_of([(body(1), (), NOON_MS), (b"", close(TODAY * 1000 + 1, 2), NOON_MS), (body(2), (), NOON_MS)])
+    )
+    rows, _ = walk.chunk.table.take_changes()
+    assert rows.latest.tolist() == rows.max.tolist() == [1_500_000] * 2 and rows.latest_us.all()
