@@ -144,7 +144,9 @@ def _read_rows(
     meters: Sequence[Meter],
 ) -> tuple[UsageRow, ...]:
     defined = _defined(query, meters)
-    source = Source(client, query, completeness.sealed_to, _bound(query, completeness), switches)
+    source = Source(
+        client, query, completeness.sealed_to, _bound(query, completeness), switches, rolled_up=completeness.rolled_up
+    )
     asked = Asked(source, windows, Groups(query), completeness.complete_to)
     shape, figures = _read(asked, defined, meters)
     if defined is not None:

@@ -22,9 +22,13 @@ _PROGRESS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
     " FROM progress FINAL WHERE generation = 0"
 )
+_ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
+# One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
-    "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"
-    " (SELECT count() FROM collectors_retired) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
+    "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"  # noqa: S608
+    " (SELECT count() FROM collectors_retired),"
+    " (SELECT count() FROM seals WHERE rows > 0 AND booking NOT IN (SELECT booking FROM blocks WHERE generation = 0)),"
+    f" ({_ENDED}) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
 )
 
 
@@ -57,6 +61,7 @@ class Completeness:
             `complete_to`.
         held_by: The silent ones that hold `complete_to` back, the furthest behind first.
         booked_to: Event time up to which the log tells everything, whatever collectors have yet to send.
+        rolled_up: Whether all sealed bookings have blocks; otherwise who reads has to ask which.
     """
 
     complete_to: datetime | None
@@ -67,6 +72,7 @@ class Completeness:
     collectors: tuple[CollectorSeen, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
     booked_to: datetime | None = None
+    rolled_up: bool = False
 
     def about(self, subjects: Collection[str] = (), event_type: str | None = None) -> Completeness:
         """Return how complete usage of some subjects (none: of all) and a type (None: of any) is: collectors that
@@ -78,13 +84,19 @@ class Completeness:
 
 
 class _Seal(NamedTuple):
-    """The newest seal, with its places by (topic id, partition), and which rare things there may be."""
+    """The newest seal, with its places by (topic id, partition), and which rare things there may be.
+
+    Attributes:
+        ended: The partitions of topics that have ended: others go on where they stopped. `places` has none of them.
+    """
 
     booking: int
     places: Mapping[tuple[str, int], _Place]
-    any_repairs: bool
-    any_quarantines: bool
-    any_retired: bool
+    ended: frozenset[tuple[str, int]]
+    any_repairs: bool = True
+    any_quarantines: bool = True
+    any_retired: bool = True
+    any_without_blocks: bool = True
 
 
 class _Place(msgspec.Struct):
@@ -109,10 +121,9 @@ def read_completeness(
     seal = _read_seal(client)
     sealed_to = seal.booking
     repairs = read_repairs(client) if seal.any_repairs else ()
-    ended = _read_ended(client)
-    places = {key: place for key, place in seal.places.items() if key not in ended}
-    rows = _read_progress(client, places, ended)
-    reached = list(_frontiers(rows, _with_repairs(places, repairs)))
+    rows = _read_progress(client, seal)
+    frontiers = _frontiers(rows, _with_repairs(seal, repairs))
+    reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
     clocks = [each.clock for each in reached if each.clock is not None]
     expected = _partitions_now(client) or partitions or 1
     known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
@@ -128,17 +139,18 @@ def read_completeness(
         repairs=repairs,
         collectors=read_collectors(client, Clocks(by_partition), any_retired=seal.any_retired),
         booked_to=booked_to,
+        rolled_up=not seal.any_without_blocks,
     )
     return everything.about()
 
 
-def _with_repairs(
-    places: Mapping[tuple[str, int], _Place], repairs: Sequence[Repair]
-) -> Mapping[tuple[str, int], _Place]:
+def _with_repairs(seal: _Seal, repairs: Sequence[Repair]) -> Mapping[tuple[str, int], _Place]:
     """Return where each partition's run of chunks begins: what lies before a repair is closed by it."""
-    begins = dict(places)
+    begins = dict(seal.places)
     for (topic_id, partition), repair in newest_repairs(repairs).items():
         known = begins.get((topic_id, partition))
+        if (topic_id, partition) in seal.ended:
+            continue
         if known is None or known.chunk <= repair.chunk:
             begins[topic_id, partition] = _Place(
                 topic_id, partition, repair.chunk, repair.to_offset, repair.from_clock_ms, repair.booking
@@ -169,31 +181,35 @@ def _partitions_now(client: Client) -> int:
     return int(rows[0][0])
 
 
-def _read_ended(client: Client) -> frozenset[tuple[str, int]]:
-    """Return the partitions of topics that have ended: others go on where they stopped."""
-    rows = client.execute(
-        "SELECT DISTINCT topic_id, partition FROM progress WHERE reached_booking = %(ended)s", {"ended": ENDED}
-    )
-    return frozenset((str(topic_id), int(partition)) for topic_id, partition in rows)
-
-
 def _read_seal(client: Client) -> _Seal:
     rows = client.execute(_SEAL)
     if not rows:
-        return _Seal(0, {}, any_repairs=True, any_quarantines=True, any_retired=True)
-    booking, places, *counts = rows[0]
-    found = msgspec.json.decode(places, type=list[_Place]) if places else []
-    return _Seal(int(booking), {(place.topic_id, place.partition): place for place in found}, *map(bool, counts))
+        return _Seal(0, {}, frozenset(map(_key, client.execute(_ENDED)[0][0])))
+    booking, written, repairs, quarantines, retired, without_blocks, ends = rows[0]
+    ended = frozenset(map(_key, ends))
+    found = msgspec.json.decode(written, type=list[_Place]) if written else []
+    places = {(place.topic_id, place.partition): place for place in found}
+    return _Seal(
+        int(booking),
+        {key: place for key, place in places.items() if key not in ended},
+        ended,
+        any_repairs=bool(repairs),
+        any_quarantines=bool(quarantines),
+        any_retired=bool(retired),
+        any_without_blocks=bool(without_blocks),
+    )
 
 
-def _read_progress(
-    client: Client, places: Mapping[tuple[str, int], _Place], ended: Collection[tuple[str, int]]
-) -> Sequence[tuple[object, ...]]:
+def _key(place: tuple[object, object]) -> tuple[str, int]:
+    return str(place[0]), _int(place[1])
+
+
+def _read_progress(client: Client, seal: _Seal) -> Sequence[tuple[object, ...]]:
     """Return what was booked from the last seal on, in order of chunks."""
-    lowest = min((place.chunk for place in places.values()), default=0)
-    asked = _PROGRESS + (" AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)" if places else "")
-    asked += " AND (topic_id, partition) NOT IN %(ended)s" if ended else ""
-    lists = {"from": lowest, "sealed": list(places), "ended": list(ended)}
+    lowest = min((place.chunk for place in seal.places.values()), default=0)
+    asked = _PROGRESS + (" AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)" if seal.places else "")
+    asked += " AND (topic_id, partition) NOT IN %(ended)s" if seal.ended else ""
+    lists = {"from": lowest, "sealed": list(seal.places), "ended": list(seal.ended)}
     rows: Sequence[tuple[object, ...]] = client.execute(f"{asked} ORDER BY topic_id, partition, chunk", lists)
     return rows
 

@@ -97,6 +97,7 @@ class Source:
 
     Attributes:
         switches: The generations in force, the newest last, read before `sealed_to` was.
+        rolled_up: Whether it is known that all bookings up to `bound` have blocks.
     """
 
     client: Client
@@ -104,6 +105,7 @@ class Source:
     sealed_to: int
     bound: int
     switches: Switches = ()
+    rolled_up: bool = False
 
     def read(self, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[Any]:
         """Read what some statements give, all of it in one reading."""
@@ -142,15 +144,19 @@ class Source:
         return f"({' UNION ALL '.join(parts)})"
 
     def _sealed(self, columns: str, asked: str, counts: str, span: Range, tiles: str) -> Iterator[str]:
-        first, last, rolled, others = self._bookings(span)
+        seals = f"rows > 0 AND booking <= {self.bound} AND last_minute >= {_instant(span[0])}"
+        seals += f" AND first_minute < {_instant(span[1])}"
+        others = self._without_blocks(seals) if tiles else ()
+        # Those that may hold usage of the range; months of bookings lie apart.
+        first, last = (f"(SELECT {name}(booking) FROM seals WHERE {seals})" for name in ("min", "max"))  # noqa: S608
         wanted = f"{asked} AND booking >= {first} AND booking <= {last}"
-        if rolled and tiles:
+        if tiles:
             but = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
             but += f" AND booking NOT IN ({_listed(others)})" if others else ""
             # Conditions on keys alone may be looked at before rows that were written twice become one.
             yield f"(WITH start AS minute SELECT {columns} FROM usage_block FINAL PREWHERE {tiles} AND {wanted}{but})"  # noqa: S608
-        if others or not rolled or not tiles:
-            alone = f" AND booking IN ({_listed(others)})" if rolled and tiles else ""
+        if others or not tiles:
+            alone = f" AND booking IN ({_listed(others)})" if tiles else ""
             yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted}{alone}"  # noqa: S608
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
@@ -162,18 +168,15 @@ class Source:
         table = self.table(f"{_COLUMNS}, item, {_EXTREMES}", span, only=f"{mine} AND count > 0")
         return f"{table} AS r WHERE (r.subject, r.dimensions, r.item) NOT IN ({gone})"
 
-    def _bookings(self, span: Range) -> tuple[int, int, int, list[int]]:
-        """Return the first and the last sealed booking that may hold usage of a range, how many that may have blocks,
-        and which have none yet.
-        """
+    def _without_blocks(self, seals: str) -> list[int]:
+        """Return which sealed bookings have no blocks yet."""
+        if self.rolled_up:
+            return []
         rows = self.client.execute(
-            "WITH booking IN (SELECT booking FROM blocks WHERE generation = 0) AS rolled"  # noqa: S608
-            " SELECT min(booking), max(booking), countIf(rolled), groupUniqArrayIf(booking, NOT rolled) FROM seals"
-            f" WHERE rows > 0 AND booking <= {self.bound} AND last_minute >= {_instant(span[0])}"
-            f" AND first_minute < {_instant(span[1])}"
+            "SELECT groupUniqArray(booking) FROM seals"  # noqa: S608
+            f" WHERE {seals} AND booking NOT IN (SELECT booking FROM blocks WHERE generation = 0)"
         )
-        first, last, count, others = rows[0]
-        return int(first), int(last), int(count), sorted(map(int, others))
+        return sorted(map(int, rows[0][0]))
 
 
 @dataclass(frozen=True, slots=True)

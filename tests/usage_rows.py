@@ -151,11 +151,19 @@ def list_rebuilds(client: Client, switched: int, *generations: int) -> None:
 
 
 def progress(
-    client: Client, partition: int, chunk: int, covered: int, clock: datetime, *, size: int = 16, topic: str = TOPIC
+    client: Client,
+    partition: int,
+    chunk: int,
+    covered: int,
+    clock: datetime,
+    *,
+    size: int = 16,
+    topic: str = TOPIC,
+    booking: int = DAY,
 ) -> None:
     """Say how far a chunk is booked."""
     clock_ms = round(clock.timestamp() * 1000)
-    place: Sequence[Any] = (chunk * size + covered, clock_ms, DAY, 1, 0)
+    place: Sequence[Any] = (chunk * size + covered, clock_ms, booking, 1, 0)
     client.execute(
         "INSERT INTO progress (topic_id, partition, chunk, generation, covered, reached_offset, reached_clock_ms,"
         " reached_booking, reached_definitions, reached_digest, turned_offset, turned_clock_ms, turned_booking,"

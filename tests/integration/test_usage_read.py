@@ -16,10 +16,12 @@ from clickhouse_driver import Client
 from pipeline.seal import Sealer
 from rules.engine import ClickHouseUsage
 from tallyman.aggregates import read_completeness, read_known, read_meters, read_rows, read_usage
+from tallyman.books import Topic
 from tallyman.dead_letters import LetterChoice, count_dead_letters, read_dead_letter, read_dead_letters
 from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter
+from tallyman.topics import ENDED, note_line
 from tallyman.usage import UsageAnswer, UsageQuery
 from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
 
@@ -311,6 +313,25 @@ def test_a_frontier_goes_on_from_where_the_last_seal_left_it(client: Client) -> 
     progress(client, 0, 3, 16, NOON + HOUR)
     found = read_completeness(client)
     assert (found.sealed_to, found.partitions[0].offset) == (DAY, 64)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_topic_that_ended_holds_nothing_back_though_it_was_repaired(client: Client, *, sealed: bool) -> None:
+    grown = "PqL1mTn0Rk6wYx8cVb2aZg"
+    note_line(client, [Topic(name, "usage", 1, 16, founded=True) for name in (TOPIC, grown)])
+    repair = (TOPIC, 0, 1, 16, 8, 16, 1000, 2000, DAY, DAY, 1, [0] * 7, "the disk was full", "", "zoë", NOON)
+    client.execute(
+        "INSERT INTO repairs (topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms,"
+        " to_clock_ms, from_booking, booking, definitions, counts, reason, note, who, decided_at) VALUES",
+        [repair],
+    )
+    progress(client, 0, 1, 5, NOON, booking=ENDED)
+    progress(client, 0, 0, 9, NOON + HOUR, topic=grown)
+    if sealed:
+        seal(client, DAY)
+    found = read_completeness(client, expected_delay=timedelta(seconds=10))
+    assert [(part.topic_id, part.offset) for part in found.partitions] == [(grown, 9)]
+    assert found.complete_to == NOON + HOUR - timedelta(seconds=10)
 
 
 def test_the_view_shows_the_same_exact_decimals(client: Client) -> None:
