@@ -149,11 +149,10 @@ class Store:
         self.client.execute(
             "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES", rows
         )
+        for name in ("usage_rolled_up", "rolling_up", "rolled_up"):
+            self.client.execute(f"TRUNCATE TABLE {name}")
         for number in range(DAYS):
-            booking = _day(number)[1]
-            self.client.execute("ALTER TABLE usage_block DELETE WHERE booking = %(b)s", {"b": booking},
-                                settings={"mutations_sync": 1})  # fmt: skip
-            roll_up(self.client, booking)
+            roll_up(self.client, _day(number)[1])
 
     def _settle(self) -> None:
         """Wait until no merge has been running for a while: ClickHouse looks for more to merge only now and then."""

@@ -33,7 +33,7 @@ from tallyman.log import setup
 from tallyman.usage import UsageQuery
 
 FIRST, DAYS, TENANTS, SERIES = datetime(2025, 1, 1, tzinfo=UTC), 365, 100, 100
-ZONES = ("UTC", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu")
+ZONES = ("UTC", "Europe/London", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "Pacific/Chatham")
 _ROWS = """
 INSERT INTO usage (meter, subject, dimensions, minute, booking, definitions, generation, item, aggregation, scale,
     parameters, count, sum, min, max, latest, latest_us, latest_by)
@@ -61,10 +61,10 @@ def fill(client: Client, days: int, say: Callable[[str], None]) -> None:
         roll_up(client, booking)
         say(f"day {number + 1} of {days}")
     months = [month for (month,) in client.execute("SELECT DISTINCT partition FROM system.parts WHERE active"
-                                                   " AND table = 'usage_block' ORDER BY partition")]  # fmt: skip
+                                                   " AND table = 'usage_rolled_up' ORDER BY partition")]  # fmt: skip
     for month in months[:-1]:
         say(f"month {month}  ")
-        client.execute(f"OPTIMIZE TABLE usage_block PARTITION {month} FINAL")
+        client.execute(f"OPTIMIZE TABLE usage_rolled_up PARTITION {month} FINAL")
 
 
 def ask(client: Client, zone: str, days: int) -> Callable[[], int]:
@@ -104,7 +104,7 @@ def main() -> None:
         migrate(client)
         if not client.execute("SELECT count() FROM seals")[0][0]:
             fill(client, days, lambda text: print(f"\r{text}", end="", flush=True))
-        minutes, blocks = (client.execute(f"SELECT count() FROM {name}")[0][0] for name in ("usage", "usage_block"))
+        minutes, blocks = (client.execute(f"SELECT count() FROM {name}")[0][0] for name in ("usage", "usage_rolled_up"))
         print(f"\r{minutes:,} rows of minutes, {blocks:,} of blocks; {SERIES * TENANTS:,} series, {days} days")
         rows = []
         for zone in ZONES:
@@ -122,10 +122,10 @@ def main() -> None:
 @contextmanager
 def minutes_only(client: Client) -> Iterator[None]:
     """Let nothing be rolled up for a while, so that readers take the minutes."""
-    rolled = client.execute("SELECT booking, generation FROM blocks")
-    client.execute("TRUNCATE TABLE blocks")
+    rolled = client.execute("SELECT booking, attempt FROM rolled_up")
+    client.execute("TRUNCATE TABLE rolled_up")
     yield
-    client.execute("INSERT INTO blocks (booking, generation) VALUES", rolled)
+    client.execute("INSERT INTO rolled_up (booking, attempt) VALUES", rolled)
 
 
 if __name__ == "__main__":

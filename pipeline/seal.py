@@ -16,7 +16,7 @@ import msgspec
 from clickhouse_driver import Client
 
 from pipeline.frontier import Frontier, read_frontier
-from pipeline.rollup import roll_up, roll_up_missing
+from pipeline.rollup import TAKEN_FOR_S, roll_up, roll_up_missing
 from tallyman.clickhouse import store_errors
 from tallyman.topics import ENDED
 
@@ -47,14 +47,18 @@ class Sealer:
 
     Args:
         partitions: (topic id, partition, chunk size) of the topic that is booked.
+        taken_for_s: How long a booking is left to another sealer that began to roll it up.
 
     Attributes:
         ended: Whether that topic is booked to its end in every partition, as far as was seen; what it holds that is not
             sealed yet is sealed with the topic that follows.
     """
 
-    def __init__(self, client: Client, partitions: Sequence[tuple[str, int, int]]) -> None:
+    def __init__(
+        self, client: Client, partitions: Sequence[tuple[str, int, int]], taken_for_s: float = TAKEN_FOR_S
+    ) -> None:
         self._client = client
+        self._taken_for_s = taken_for_s
         self._partitions = partitions
         self.ended = False
 
@@ -102,7 +106,7 @@ class Sealer:
         finally:
             client.execute(f"DROP TABLE IF EXISTS {staging}")
         yield "replaced"
-        roll_up(client, booking)
+        roll_up(client, booking, self._taken_for_s)
         yield "rolled up"
         yield from self._record(booking, frontiers, empty=False)
 
@@ -131,7 +135,7 @@ class Sealer:
 
     def roll_up_missing(self) -> list[int]:
         """Roll up what was sealed before there were blocks, or by a sealer that was killed in between."""
-        return roll_up_missing(self._client)
+        return roll_up_missing(self._client, self._taken_for_s)
 
     def drop_leftovers(self) -> None:
         """Drop staging tables that a killed sealer left a day ago."""

@@ -17,6 +17,7 @@ from tallyman.errors import RebuildError
 from tallyman.generations import Attempt, Listed
 from tallyman.project import Project
 from tallyman.rebuilds import Switch, Switches, read_switches, read_switches_with
+from tallyman.sealed import read_months
 from tallyman.stored import SETTINGS, Source
 from tallyman.usage import UsageQuery
 
@@ -119,7 +120,7 @@ def _side(project: Project, client: Client, name: str, switch: Switch, switches:
     query = UsageQuery(meter=name, start=switch.start, end=switch.end, group_by=())
     answer = read_usage(client, query, meters=project.meters, switches=switches,
                         partitions=project.config.kafka.partitions)  # fmt: skip
-    source = Source(client, query, answer.sealed_to, answer.sealed_to, switches)
+    source = Source(client, query, answer.sealed_to, answer.sealed_to, read_months(client), switches)
     table = source.table("subject, dimensions, minute, count", switch.span)
     series, minutes, events = client.execute(
         "SELECT uniqExact(subject, dimensions), uniqExact(subject, dimensions, minute), sum(count)"  # noqa: S608

@@ -145,7 +145,7 @@ def _read_rows(
 ) -> tuple[UsageRow, ...]:
     defined = _defined(query, meters)
     source = Source(
-        client, query, completeness.sealed_to, _bound(query, completeness), switches, rolled_up=completeness.rolled_up
+        client, query, completeness.sealed_to, _bound(query, completeness), completeness.months, switches
     )
     asked = Asked(source, windows, Groups(query), completeness.complete_to)
     shape, figures = _read(asked, defined, meters)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
-BLOCKS_S = (43_200, 21_600, 10_800, 3_600, 900)  # each a multiple of the next; as `usage_block` holds them
+BLOCKS_S = (43_200, 21_600, 10_800, 3_600, 900)  # each a multiple of the next; as `usage_rolled_up` holds them
 _DAY_S = 86_400
 
 
@@ -17,21 +18,36 @@ def tiles_sql(edges: Collection[int]) -> str:
     """Return the SQL of the blocks (`seconds`, `of_day`, `start`) that tile what lies between edges which fit.
 
     A block of half a day counts if no edge cuts it, a smaller one if it lies in one that is cut and no edge cuts it
-    itself. Times of day come first: they say where blocks lie, and where days begin at one time all year, they say
-    it all.
+    itself. Their sizes and times of day come first: these say where blocks lie, and where days begin at one time all
+    year, they say it all.
 
     >>> tiles_sql([0, 86_400])
-    '(seconds = 43200)'
-    >>> print(tiles_sql([18_000, 104_400]).replace(" OR", "\\nOR"))  # a winter's day of New York
-    (seconds = 43200 AND of_day IN (43200)
-    OR seconds = 21600 AND of_day IN (21600)
-    OR seconds = 10800 AND of_day IN (0)
-    OR seconds = 3600 AND of_day IN (10800, 14400, 18000))
+    '(seconds, of_day) IN ((43200, 0), (43200, 43200))'
+    >>> tiles_sql([18_000, 104_400])  # a winter's day of New York
+    '(seconds, of_day) IN ((43200, 43200), (21600, 21600), (10800, 0), (3600, 10800), (3600, 14400), (3600, 18000))'
     """
-    return f"({' OR '.join(_tiles(edges))})"
+    tiles = list(_tiles(edges))
+    places = ", ".join(f"({tile.seconds}, {time})" for tile in tiles for time in sorted(tile.times))
+    found = f"(seconds, of_day) IN ({places})"
+    if not any(tile.days for tile in tiles):
+        return found
+    return f"{found} AND ({' OR '.join(f'seconds = {tile.seconds}{tile.days}' for tile in tiles)})"
 
 
-def _tiles(edges: Collection[int]) -> Iterator[str]:
+class _Tile(NamedTuple):
+    """The blocks of one size that count.
+
+    Attributes:
+        times: Their times of day.
+        days: The SQL of the days on which they count; "" if all do.
+    """
+
+    seconds: int
+    times: frozenset[int]
+    days: str
+
+
+def _tiles(edges: Collection[int]) -> Iterator[_Tile]:
     span = min(edges), max(edges)
     size, left = 0, frozenset[int]()  # the blocks of the size above that are cut: what smaller ones have to fill
     for seconds in BLOCKS_S:
@@ -42,17 +58,14 @@ def _tiles(edges: Collection[int]) -> Iterator[str]:
         inside = (place for block in left for place in range(block, block + size, seconds)) if size else everywhere
         whole = {place for place in inside if place not in cut and span[0] <= place < span[1]}
         if whole:
-            conditions = [f"seconds = {seconds}"]
-            times = {place % _DAY_S for place in whole}
-            if len(times) < _DAY_S // seconds:
-                conditions.append(f"of_day IN ({_listed(times)})")
+            times = frozenset(place % _DAY_S for place in whole)
+            days = ""
             if _count(times, span) > len(whole):  # some days are unlike others
                 if size:
-                    numbers = _listed(place // size for place in left)
-                    conditions.append(f"intDiv(toUInt32(start), {size}) IN ({numbers})")
+                    days += f" AND intDiv(toUInt32(start), {size}) IN ({_listed(place // size for place in left)})"
                 if cut:
-                    conditions.append(f"start NOT IN ({_listed(cut)})")
-            yield " AND ".join(conditions)
+                    days += f" AND start NOT IN ({_listed(cut)})"
+            yield _Tile(seconds, times, days)
         if not cut:
             return
         size, left = seconds, cut

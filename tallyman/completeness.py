@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tallyman.heard import Clocks, read_collectors
+from tallyman.heard import Clocks, read_heard
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
+from tallyman.sealed import MONTHS_SQL, Months, months_of
 from tallyman.topics import ENDED
 from tallyman.usage import CollectorSeen, Repair
 
@@ -27,9 +28,10 @@ _ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reac
 _SEAL = (
     "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"  # noqa: S608
     " (SELECT count() FROM collectors_retired),"
-    " (SELECT count() FROM seals WHERE rows > 0 AND booking NOT IN (SELECT booking FROM blocks WHERE generation = 0)),"
     f" ({_ENDED}) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
 )
+# How many partitions the topic has that no other one follows; 0 while nothing was booked.
+_PARTITIONS_NOW = "SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Completeness:
             `complete_to`.
         held_by: The silent ones that hold `complete_to` back, the furthest behind first.
         booked_to: Event time up to which the log tells everything, whatever collectors have yet to send.
-        rolled_up: Whether all sealed bookings have blocks; otherwise who reads has to ask which.
+        months: Which bookings are sealed: all up to `sealed_to`, and perhaps later ones.
     """
 
     complete_to: datetime | None
@@ -72,7 +74,7 @@ class Completeness:
     collectors: tuple[CollectorSeen, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
     booked_to: datetime | None = None
-    rolled_up: bool = False
+    months: Months = ()
 
     def about(self, subjects: Collection[str] = (), event_type: str | None = None) -> Completeness:
         """Return how complete usage of some subjects (none: of all) and a type (None: of any) is: collectors that
@@ -96,7 +98,6 @@ class _Seal(NamedTuple):
     any_repairs: bool = True
     any_quarantines: bool = True
     any_retired: bool = True
-    any_without_blocks: bool = True
 
 
 class _Place(msgspec.Struct):
@@ -125,10 +126,11 @@ def read_completeness(
     frontiers = _frontiers(rows, _with_repairs(seal, repairs))
     reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
     clocks = [each.clock for each in reached if each.clock is not None]
-    expected = _partitions_now(client) or partitions or 1
+    # Months behind the seal: what it says is sealed is in them.
+    (now, months), heard = read_heard(client, _PARTITIONS_NOW, MONTHS_SQL, any_retired=seal.any_retired)
+    expected = int(now) or partitions or 1
     known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
-    # Behind progress: who spoke below these clocks is known now.
     by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
     booked_to = min(clocks) - expected_delay if known else None
     everything = Completeness(
@@ -137,9 +139,9 @@ def read_completeness(
         partitions=tuple(reached),
         quarantines=read_quarantines(client, offsets, repairs) if seal.any_quarantines else (),
         repairs=repairs,
-        collectors=read_collectors(client, Clocks(by_partition), any_retired=seal.any_retired),
+        collectors=heard.collectors(Clocks(by_partition)),
         booked_to=booked_to,
-        rolled_up=not seal.any_without_blocks,
+        months=months_of(months),
     )
     return everything.about()
 
@@ -175,17 +177,11 @@ def _held_back(
     return complete_to, tuple(each for _, _, each in held)
 
 
-def _partitions_now(client: Client) -> int:
-    """Return how many partitions the topic has that no other one follows; 0 while nothing was booked."""
-    rows = client.execute("SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)")
-    return int(rows[0][0])
-
-
 def _read_seal(client: Client) -> _Seal:
     rows = client.execute(_SEAL)
     if not rows:
         return _Seal(0, {}, frozenset(map(_key, client.execute(_ENDED)[0][0])))
-    booking, written, repairs, quarantines, retired, without_blocks, ends = rows[0]
+    booking, written, repairs, quarantines, retired, ends = rows[0]
     ended = frozenset(map(_key, ends))
     found = msgspec.json.decode(written, type=list[_Place]) if written else []
     places = {(place.topic_id, place.partition): place for place in found}
@@ -196,7 +192,6 @@ def _read_seal(client: Client) -> _Seal:
         any_repairs=bool(repairs),
         any_quarantines=bool(quarantines),
         any_retired=bool(retired),
-        any_without_blocks=bool(without_blocks),
     )
 
 

@@ -24,8 +24,8 @@ SILENT_AFTER = 3 * HEARTBEAT
 RETIRED_AFTER = timedelta(days=7)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEWEST = (
-    "SELECT collector, epoch, topic_id, partition, first_clock_ms, clock_ms, last, watermark_us, subjects, types"
-    " FROM heard_newest FINAL"
+    "groupArray((collector, epoch, toString(topic_id), partition, first_clock_ms, clock_ms, last, watermark_us,"
+    " subjects, types)) FROM heard_newest FINAL"
 )
 _RETIRED = "SELECT collector, max(heard_ms) FROM collectors_retired GROUP BY collector"
 _GAPS = "SELECT collector, epoch, first, last, after, before FROM collector_gaps WHERE collector IN %(names)s"
@@ -61,17 +61,34 @@ class _Epoch:
     types: frozenset[str]
 
 
-def read_collectors(client: Client, clocks: Clocks, *, any_retired: bool = True) -> tuple[CollectorSeen, ...]:
-    """Return all collectors that were ever heard, by name.
+def read_heard(client: Client, *along: str, any_retired: bool = True) -> tuple[Sequence[Any], Heard]:
+    """Read who was ever heard. Read it behind progress: who spoke below its clocks is known then.
 
     Args:
-        clocks: How far partitions are booked, read before.
+        along: The SQL of values that are read along, since a statement costs more by itself than most find.
         any_retired: Whether operators may have retired some; if not, nobody needs to ask.
     """
-    retired = dict(client.execute(_RETIRED)) if any_retired else {}
-    return tuple(
-        _seen(epochs, clocks, int(retired.get(name, -1))) for name, epochs in _by_collector(_read_epochs(client))
-    )
+    retired = {name: int(ms) for name, ms in client.execute(_RETIRED)} if any_retired else {}
+    *values, epochs = client.execute(f"SELECT {', '.join((*(f'({sql})' for sql in along), _NEWEST))}")[0]
+    return values, Heard([_epoch(row) for row in epochs], retired)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What all collectors said, and up to which log clock, in milliseconds, some of them are retired, by name."""
+
+    epochs: Sequence[_Epoch]
+    retired: Mapping[str, int]
+
+    def collectors(self, clocks: Clocks) -> tuple[CollectorSeen, ...]:
+        """Return all collectors, by name.
+
+        Args:
+            clocks: How far partitions are booked, read before.
+        """
+        return tuple(
+            _seen(epochs, clocks, self.retired.get(name, -1)) for name, epochs in _by_collector(self.epochs)
+        )
 
 
 def read_gaps(
@@ -123,12 +140,10 @@ def retire(client: Client, collectors: Iterable[CollectorSeen], name: str) -> Co
     return found
 
 
-def _read_epochs(client: Client) -> list[_Epoch]:
-    found, rows = [], client.execute(_NEWEST)
-    for collector, epoch, topic_id, partition, first_ms, clock_ms, last, mark_us, subjects, types in rows:
-        names = frozenset(subjects), frozenset(types)
-        found.append(_Epoch(collector, epoch, (topic_id, partition), first_ms, clock_ms, last, mark_us, *names))
-    return found
+def _epoch(row: Sequence[Any]) -> _Epoch:
+    collector, epoch, topic_id, partition, first_ms, clock_ms, last, mark_us, subjects, types = row
+    names = frozenset(subjects), frozenset(types)
+    return _Epoch(collector, epoch, (topic_id, partition), first_ms, clock_ms, last, mark_us, *names)
 
 
 def _by_collector(epochs: Iterable[_Epoch]) -> Iterable[tuple[str, list[_Epoch]]]:
@@ -169,7 +184,8 @@ def _tails(client: Client, names: Sequence[str]) -> list[Gap]:
         return []
     wanted = set(names)
     pairs = []
-    for _, homes in _by_collector(each for each in _read_epochs(client) if each.collector in wanted):
+    _, heard = read_heard(client, any_retired=False)
+    for _, homes in _by_collector(each for each in heard.epochs if each.collector in wanted):
         epochs = _joined(homes)
         pairs += [
             (old, new) for old, new in pairwise(epochs) if old.clock_ms <= new.first_clock_ms

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tallyman.blocks import fit, tiles_sql
 from tallyman.meter import Aggregation
 from tallyman.rebuilds import Range, Switches, in_force_sql
+from tallyman.sealed import Months, about
 from tallyman.usage import UsageQuery
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 # An hour in each of several years is an edge; the query carries them all.
 SETTINGS = {"do_not_merge_across_partitions_select_final": 1, "max_query_size": 16_777_216}
 
-_COLUMNS = "subject, dimensions, minute, definitions, aggregation, scale, parameters, count, sum"
+_MEASURED = "minute, definitions, aggregation, scale, parameters, count, sum"
+_COLUMNS = f"subject, dimensions, {_MEASURED}"
 _EXTREMES = "min, max, latest, latest_us, latest_by"  # half of a row's bytes, which most meters do not need
 _MADE = "any(r.aggregation), any(r.scale), any(r.parameters), r.definitions AS definitions"
 _NO_EXTREMES = "0, 0, 0, -1, ''"
@@ -97,15 +99,15 @@ class Source:
 
     Attributes:
         switches: The generations in force, the newest last, read before `sealed_to` was.
-        rolled_up: Whether it is known that all bookings up to `bound` have blocks.
+        months: Which bookings are sealed; all of those up to `bound`.
     """
 
     client: Client
     query: UsageQuery
     sealed_to: int
     bound: int
+    months: Months
     switches: Switches = ()
-    rolled_up: bool = False
 
     def read(self, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[Any]:
         """Read what some statements give, all of it in one reading."""
@@ -119,7 +121,7 @@ class Source:
         Args:
             only: One more condition.
             edges: Where the windows begin and end that alone are told apart, if they do so with quarters of an hour:
-                sealed bookings may be read from `usage_block`, whose rows are fewer by far.
+                sealed bookings may be read from `usage_rolled_up`, whose rows are fewer by far.
         """
         query = self.query
         switches = tuple(each for each in self.switches if each.about(query.meter, span))
@@ -144,20 +146,23 @@ class Source:
         return f"({' UNION ALL '.join(parts)})"
 
     def _sealed(self, columns: str, asked: str, counts: str, span: Range, tiles: str) -> Iterator[str]:
-        seals = f"rows > 0 AND booking <= {self.bound} AND last_minute >= {_instant(span[0])}"
-        seals += f" AND first_minute < {_instant(span[1])}"
-        others = self._without_blocks(seals) if tiles else ()
-        # Those that may hold usage of the range; months of bookings lie apart.
-        first, last = (f"(SELECT {name}(booking) FROM seals WHERE {seals})" for name in ("min", "max"))  # noqa: S608
-        wanted = f"{asked} AND booking >= {first} AND booking <= {last}"
-        if tiles:
-            but = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
-            but += f" AND booking NOT IN ({_listed(others)})" if others else ""
-            # Conditions on keys alone may be looked at before rows that were written twice become one.
-            yield f"(WITH start AS minute SELECT {columns} FROM usage_block FINAL PREWHERE {tiles} AND {wanted}{but})"  # noqa: S608
-        if others or not tiles:
-            alone = f" AND booking IN ({_listed(others)})" if tiles else ""
-            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted}{alone}"  # noqa: S608
+        months = about(self.months, span)
+        first = min((month.first for month in months), default=1)
+        last = min(max((month.last for month in months), default=0), self.bound)
+        wanted = f"{asked} AND booking >= {first} AND booking <= {last}"  # months of bookings lie apart
+        if not tiles:
+            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted}"  # noqa: S608
+            return
+        attempts = self._attempts(first, last) if any(month.others for month in months) else ()
+        only = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
+        yield (
+            f"(WITH start AS minute SELECT {columns} FROM usage_rolled_up"  # noqa: S608
+            f" PREWHERE {tiles} AND {wanted}{only} AND {_attempts_sql(attempts)})"
+        )
+        others = [booking for booking, attempt in attempts if not attempt]
+        if others:
+            alone = f"booking IN ({_listed(others)})"
+            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted} AND {alone}"  # noqa: S608
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
         """Return the SQL of readings as a table `r` with its condition: those whose events were not voided."""
@@ -168,15 +173,18 @@ class Source:
         table = self.table(f"{_COLUMNS}, item, {_EXTREMES}", span, only=f"{mine} AND count > 0")
         return f"{table} AS r WHERE (r.subject, r.dimensions, r.item) NOT IN ({gone})"
 
-    def _without_blocks(self, seals: str) -> list[int]:
-        """Return which sealed bookings have no blocks yet."""
-        if self.rolled_up:
-            return []
+    def _attempts(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the sealed bookings of which the first attempt has not come to blocks, with the one that has, or 0.
+
+        Read before blocks are: all rows of an attempt that is found are there then, and more of them never come.
+        """
         rows = self.client.execute(
-            "SELECT groupUniqArray(booking) FROM seals"  # noqa: S608
-            f" WHERE {seals} AND booking NOT IN (SELECT booking FROM blocks WHERE generation = 0)"
+            "SELECT booking, min(r.attempt) FROM (SELECT DISTINCT booking FROM seals WHERE rows > 0"
+            " AND booking >= %(first)s AND booking <= %(last)s) AS s LEFT JOIN rolled_up AS r USING booking"
+            " GROUP BY booking HAVING min(r.attempt) != 1 ORDER BY booking",
+            {"first": first, "last": last},
         )
-        return sorted(map(int, rows[0][0]))
+        return [(int(booking), int(attempt)) for booking, attempt in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +214,11 @@ class Windowed:
         dimensions = "r.dimensions" if self.by_dimension else "'{}'"
         return f"{start} AS start_s, {subject} AS subject, {dimensions} AS dimensions"
 
+    def needed(self) -> str:
+        """Return the columns of the table that those are made of; each one that is read takes a twentieth longer."""
+        series = ("subject, " if self._by_subject else "") + ("dimensions, " if self.by_dimension else "")
+        return f"{series}{_MEASURED}"
+
     def keys(self) -> str:
         """Return the SQL of what rows are grouped by; what is constant costs time and tells nothing."""
         subject, dimensions = (", subject" if self._by_subject else ""), (", dimensions" if self.by_dimension else "")
@@ -232,7 +245,7 @@ def _start_sql(minute: str, edges: Sequence[int]) -> str:
 
 def read_totals(asked: Windowed, *, extremes: bool) -> list[TotalsRow]:
     """Read totals by window."""
-    table = asked.table(f"{_COLUMNS}, {_EXTREMES}" if extremes else _COLUMNS)
+    table = asked.table(f"{asked.needed()}, {_EXTREMES}" if extremes else asked.needed())
     latest = f"argMax(r.latest, {_ORDER}), max(r.latest_us), hex(argMax(r.latest_by, {_ORDER}))"
     rows = asked.source.read(
         f"SELECT {_MADE}, {asked.columns()}, '', sum(r.count), sum(toInt256(r.sum)),"  # noqa: S608
@@ -258,7 +271,7 @@ def read_values(asked: Windowed) -> list[ValuesRow]:
     values = (
         f"SELECT any(r.aggregation) AS aggregation, any(r.scale) AS scale, any(r.parameters) AS parameters,"  # noqa: S608
         f" r.definitions AS definitions, {asked.columns()}, r.item AS item, sum(r.count) AS count"
-        f" FROM {asked.table(f'{_COLUMNS}, item')} AS r GROUP BY {asked.keys()}, item"
+        f" FROM {asked.table(f'{asked.needed()}, item')} AS r GROUP BY {asked.keys()}, item"
     )
     rows = asked.source.read(
         f"SELECT {_MADE}, start_s, subject, dimensions, groupArray(r.item), groupArray(r.count)"  # noqa: S608
@@ -275,7 +288,7 @@ def read_distinct(asked: Windowed) -> list[TotalsRow]:
     )
     values = (
         f"SELECT {newest}, {asked.columns()}, r.item AS item, sum(r.count) AS count"  # noqa: S608
-        f" FROM {asked.table(f'{_COLUMNS}, item')} AS r GROUP BY start_s, subject, aggregation, item"
+        f" FROM {asked.table(f'{asked.needed()}, item')} AS r GROUP BY start_s, subject, aggregation, item"
     )
     rows = asked.source.read(
         f"SELECT {newest}, start_s, subject, '{{}}', '', sum(r.count), countIf(r.count > 0), {_NO_EXTREMES}"  # noqa: S608
@@ -337,6 +350,19 @@ def counters_before_sql(source: Source, before_s: int, aggregation: Aggregation)
 def read_moments(source: Source, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[MomentsRow]:
     """Read what some statements of this module give, all of it in one reading."""
     return [MomentsRow(*row) for row in source.read(*statements, series=series)]
+
+
+def _attempts_sql(attempts: Sequence[tuple[int, int]]) -> str:
+    """Return the SQL of the blocks that count, of bookings that have any.
+
+    Args:
+        attempts: The bookings whose first attempt does not count, with the one that does, or 0.
+    """
+    if not attempts:
+        return "attempt = 1"
+    usual = f"attempt = 1 AND booking NOT IN ({_listed([booking for booking, _ in attempts])})"
+    later = ", ".join(f"({booking}, {attempt})" for booking, attempt in attempts if attempt)
+    return f"({usual} OR (booking, attempt) IN ({later}))" if later else usual
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -22,8 +22,9 @@ _PLACES = "topic_id, partition, offset, event_index"
 REPLAYED: Mapping[str, str] = {
     "sealed usage, every column": "SELECT * FROM usage WHERE booking <= {sealed} ORDER BY"
     " booking, meter, subject, dimensions, minute, definitions, generation, item",
-    "blocks, every column": "SELECT * FROM usage_block FINAL WHERE booking <= {sealed} ORDER BY"
-    " booking, meter, subject, dimensions, seconds, start, definitions, generation, item",
+    "blocks, every column": "SELECT * EXCEPT attempt FROM usage_rolled_up WHERE booking <= {sealed}"
+    " AND (booking, attempt) IN (SELECT booking, min(attempt) FROM rolled_up GROUP BY booking)"
+    " ORDER BY booking, meter, subject, dimensions, seconds, start, definitions, item",
     "usage of the view, by key": _BY_KEY,
     "ids": "SELECT * FROM ids FINAL WHERE {below} ORDER BY identity_high, identity_low, " + _PLACES,
     "dead letters, by position": "SELECT * FROM dead_letters FINAL WHERE {below} ORDER BY " + _PLACES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
 from clickhouse_driver import Client
@@ -31,7 +32,7 @@ def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
 def blocks(client: Client, seconds: int) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = client.execute(
         "SELECT meter, formatDateTime(start, '%%H:%%i'), item, aggregation, count, sum, min, max, latest"
-        " FROM usage_block FINAL WHERE seconds = %(seconds)s ORDER BY ALL",
+        " FROM usage_rolled_up WHERE seconds = %(seconds)s ORDER BY ALL",
         {"seconds": seconds},
     )
     return rows
@@ -77,36 +78,87 @@ def test_the_largest_quantities_of_a_tenant_do_not_overflow_a_block(client: Clie
     minute = 2**127 - 1
     seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, sum=minute, scale=0) for n in range(3)))
     roll_up(client, DAY)
-    assert client.execute("SELECT seconds, sum FROM usage_block ORDER BY seconds") == [
+    assert client.execute("SELECT seconds, sum FROM usage_rolled_up ORDER BY seconds") == [
         (seconds, 3 * minute) for seconds in sorted(BLOCKS_S)
     ]
     (row,) = read_usage(client, UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 60 * MINUTE)).rows
     assert row.value == 3 * minute
 
 
-def test_rolling_up_twice_changes_nothing(client: Client) -> None:
+HOURS = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 120 * MINUTE, window="hour")
+
+
+def attempts(client: Client) -> list[tuple[int, int]]:
+    """Return the attempts of which there are rows."""
+    rows = client.execute("SELECT DISTINCT booking, attempt FROM usage_rolled_up ORDER BY booking, attempt")
+    return [(booking, attempt) for booking, attempt in rows]
+
+
+def test_what_another_one_rolls_up_is_left_to_him_for_a_while(client: Client) -> None:
     seal(client, DAY, Booked(minute=NOON, scale=0), Booked(minute=NOON + MINUTE, scale=0))
-    roll_up(client, DAY)
+    assert roll_up(client, DAY)
     first = [blocks(client, seconds) for seconds in BLOCKS_S]
-    roll_up(client, DAY)
+    assert not roll_up(client, DAY)
     assert [blocks(client, seconds) for seconds in BLOCKS_S] == first
 
 
-def test_a_sealer_killed_and_another_that_rolled_up_again_are_counted_once(client: Client) -> None:
-    """Also while the second is half done: its rows are those of the first."""
+def test_a_sealer_killed_and_another_that_rolled_up_again_are_counted_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the second is half done, and when the first was only very slow, and ends behind the second."""
     seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, scale=0) for n in range(90)))
     seal(client, DAY + 1, Booked(minute=NOON, scale=0))
-    client.execute("SYSTEM STOP MERGES usage_block")
-    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 120 * MINUTE, window="hour")
-    before = read_usage(client, query)
-    roll_up(client, DAY)
-    client.execute("TRUNCATE TABLE blocks")
+    before = read_usage(client, HOURS)
+    noted = "INSERT INTO rolled_up"
+    with monkeypatch.context() as patch:
+        kill_before(client, noted, patch)
+        with pytest.raises(KeyboardInterrupt):
+            roll_up(client, DAY)
+    assert attempts(client) == [(DAY, 1)]
+    assert read_usage(client, HOURS) == before  # these rows nobody vouches for
     roll_up(client, DAY + 1)
-    assert read_usage(client, query) == before  # of one booking there are rows that nobody vouches for
-    roll_up(client, DAY)
-    assert client.execute("SELECT count() FROM system.parts WHERE active AND table = 'usage_block'"
-                          " AND database = currentDatabase()")[0][0] > len(BLOCKS_S)  # fmt: skip
-    assert read_usage(client, query) == before
+    assert read_usage(client, HOURS) == before
+    roll_up(client, DAY, taken_for_s=0)
+    assert attempts(client) == [(DAY, 1), (DAY, 2), (DAY + 1, 1)]
+    assert read_usage(client, HOURS) == before
+    client.execute(f"{noted} (booking, attempt) VALUES", [(DAY, 1)])
+    assert read_usage(client, HOURS) == before
+    client.execute("TRUNCATE TABLE usage")
+    assert read_usage(client, HOURS) == before, "from blocks alone"
+
+
+@pytest.mark.parametrize("drops_a_second_insert", [True, False])
+def test_who_begins_to_roll_up_at_the_same_time_is_alone_or_lets_go(
+    client: Client, monkeypatch: pytest.MonkeyPatch, *, drops_a_second_insert: bool
+) -> None:
+    """Both have seen that nobody is at it, before either says that he is."""
+    seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, scale=0) for n in range(90)))
+    execute, other = client.execute, list[bool | None]()
+
+    def late(sql: str, *arguments: Any, **options: Any) -> Any:
+        if sql.startswith("INSERT INTO rolling_up") and not other:
+            other.append(None)
+            other[0] = roll_up(client, DAY)
+        if not drops_a_second_insert:
+            options.pop("settings", None)
+        return execute(sql, *arguments, **options)
+
+    monkeypatch.setattr(client, "execute", late)
+    assert (roll_up(client, DAY), other) == (False, [True])
+    assert attempts(client) == [(DAY, 1)]
+    assert client.execute("SELECT booking, attempt FROM rolled_up") == [(DAY, 1)]
+
+
+def kill_before(client: Client, statement: str, patch: pytest.MonkeyPatch) -> None:
+    """Let the process end before it executes a statement."""
+    execute = client.execute
+
+    def kill(sql: str, *arguments: Any, **options: Any) -> Any:
+        if sql.startswith(statement):
+            raise KeyboardInterrupt
+        return execute(sql, *arguments, **options)
+
+    patch.setattr(client, "execute", kill)
 
 
 def test_what_was_sealed_before_there_were_blocks_is_rolled_up_once(client: Client) -> None:
@@ -115,7 +167,7 @@ def test_what_was_sealed_before_there_were_blocks_is_rolled_up_once(client: Clie
     seal(client, DAY + 2, Booked(minute=NOON, scale=0))
     assert roll_up_missing(client) == [DAY + 2, DAY]
     assert roll_up_missing(client) == []
-    assert client.execute("SELECT booking FROM blocks FINAL ORDER BY booking") == [(DAY,), (DAY + 2,)]
+    assert client.execute("SELECT booking FROM rolled_up ORDER BY booking") == [(DAY,), (DAY + 2,)]
 
 
 def test_a_year_without_blocks_does_not_keep_the_sealer_from_sealing(
@@ -194,4 +246,4 @@ def test_bookings_without_blocks_and_ranges_between_them_are_read_from_minutes(c
         before = answers(client, start, "total", "UTC")
         roll_up(client, DAY + 1)
         assert answers(client, start, "total", "UTC") == before
-        client.execute("TRUNCATE TABLE blocks")
+        client.execute("TRUNCATE TABLE rolled_up")

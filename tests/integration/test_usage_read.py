@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from clickhouse_driver import Client
 
+from pipeline.rollup import roll_up
 from pipeline.seal import Sealer
 from rules.engine import ClickHouseUsage
 from tallyman.aggregates import read_completeness, read_known, read_meters, read_rows, read_usage
@@ -332,6 +333,35 @@ def test_a_topic_that_ended_holds_nothing_back_though_it_was_repaired(client: Cl
     found = read_completeness(client, expected_delay=timedelta(seconds=10))
     assert [(part.topic_id, part.offset) for part in found.partitions] == [(grown, 9)]
     assert found.complete_to == NOON + HOUR - timedelta(seconds=10)
+
+
+def test_what_is_sealed_while_somebody_asks_is_in_the_answer_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A booking is sealed before each statement of the answer in turn; its rows are hot as well."""
+    execute = client.execute
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + HOUR, group_by=())
+    booking = DAY
+    for place in range(6):
+        booking += 1
+        row = Booked(minute=NOON, scale=0, booking=booking)
+        book(client, row)
+        asked = 0
+
+        def sealing(sql: str, *arguments: Any, **options: Any) -> Any:
+            nonlocal asked
+            if asked == place:  # noqa: B023 - it is called in this turn of the loop alone
+                with monkeypatch.context() as patch:
+                    patch.setattr(client, "execute", execute)
+                    seal(client, booking, row)  # noqa: B023
+                    roll_up(client, booking)  # noqa: B023
+            asked += 1
+            return execute(sql, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "execute", sealing)
+            answer = read_usage(client, query)
+        assert values(answer) == [place + 1] and asked > min(place, 4), place
 
 
 def test_the_view_shows_the_same_exact_decimals(client: Client) -> None:

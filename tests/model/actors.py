@@ -146,7 +146,8 @@ def work(world: RealWorld) -> None:
 
 def seal(world: RealWorld) -> None:
     """Run the sealer of one worker's upkeep."""
-    sealer = Sealer(world.door(), [(TOPIC, number, world.chunk_size) for number in range(len(world.logs))])
+    partitions = [(TOPIC, number, world.chunk_size) for number in range(len(world.logs))]
+    sealer = Sealer(world.door(), partitions, taken_for_s=world.rng.choice([0, 600]))
     while True:
         try:
             sealer.seal_all()

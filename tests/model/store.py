@@ -17,8 +17,8 @@ from tests.model.server import Endpoint
 
 # What our statements read or write; each view stands for the tables that it shows.
 _TABLES = (
-    "usage_hot", "usage_block", "usage", "progress", "ids", "seals", "blocks", "dead_letters", "conflicts",
-    "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
+    "usage_hot", "usage_rolled_up", "usage", "progress", "ids", "seals", "rolling_up", "rolled_up",
+    "dead_letters", "conflicts", "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
     "usage_rebuilt", "rebuilds", "switches",
 )  # fmt: skip
 _SHOWN = ("usage", "usage_hot", "usage_rebuilt", "rebuilds", "switches", "seals")

@@ -1,0 +1,53 @@
+"""Which bookings are sealed, month by month: where usage of a range may lie, and whether blocks of it may be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tallyman.rebuilds import Range
+
+if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
+# The months are those by which tables of sealed usage are partitioned.
+MONTHS_SQL = (
+    "SELECT groupArray((first, last, first_s, last_s, others)) FROM (SELECT min(booking) AS first,"
+    " max(booking) AS last, toUnixTimestamp(min(first_minute)) AS first_s, toUnixTimestamp(max(last_minute)) AS last_s,"
+    " countIf(booking NOT IN (SELECT booking FROM rolled_up WHERE attempt = 1)) AS others"
+    " FROM seals WHERE rows > 0 GROUP BY toYYYYMM(toDate(intDiv(booking, 1000))))"
+)
+
+
+class SealedMonth(NamedTuple):
+    """The sealed bookings of one month that hold usage.
+
+    Attributes:
+        first, last: Bookings.
+        first_s, last_s: The first and the last minute of their usage, in seconds since 1970.
+        others: How many have no blocks of the first attempt; of those one has to ask what is there.
+    """
+
+    first: int
+    last: int
+    first_s: int
+    last_s: int
+    others: int
+
+
+Months = tuple[SealedMonth, ...]
+
+
+def months_of(rows: Iterable[Sequence[int]]) -> Months:
+    """Return what `MONTHS_SQL` gives."""
+    return tuple(SealedMonth(*map(int, row)) for row in rows)
+
+
+def read_months(client: Client) -> Months:
+    """Read the months; those in which nothing is sealed are left out."""
+    return months_of(client.execute(MONTHS_SQL)[0][0])
+
+
+def about(months: Months, span: Range) -> Months:
+    """Return the months whose bookings may hold usage of a range of minutes."""
+    return tuple(month for month in months if month.last_s >= span[0] and month.first_s < span[1])
