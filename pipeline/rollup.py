@@ -15,7 +15,7 @@ from clickhouse_driver import Client
 from tallyman.blocks import BLOCKS_S
 from tallyman.meter import BY_MOMENT
 
-TAKEN_FOR_S = 600.0  # so long an attempt is left to who began it; then it has come to nothing
+TAKEN_FOR_S = 3600.0  # so long an attempt is left to who began it (10^8 rows take ten minutes)
 _TURN_S = 10.0  # sealing does not wait longer for what is made late
 _ROLL = (
     "INSERT INTO usage_rolled_up (meter, seconds, subject, dimensions, start, booking, attempt, definitions, item,"

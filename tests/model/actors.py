@@ -147,7 +147,7 @@ def work(world: RealWorld) -> None:
 def seal(world: RealWorld) -> None:
     """Run the sealer of one worker's upkeep."""
     partitions = [(TOPIC, number, world.chunk_size) for number in range(len(world.logs))]
-    sealer = Sealer(world.door(), partitions, taken_for_s=world.rng.choice([0, 600]))
+    sealer = Sealer(world.door(), partitions, taken_for_s=world.rng.choice([0, 3600]))
     while True:
         try:
             sealer.seal_all()
