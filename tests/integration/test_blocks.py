@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
@@ -237,6 +238,22 @@ def test_blocks_answer_as_minutes_do(client: Client, window: Window, zone: str) 
     assert roll_up_missing(client) == [DAY + 2, DAY + 1, DAY]
     client.execute("TRUNCATE TABLE usage")
     assert answers(client, NOON, window, zone) == before
+
+
+def test_late_usage_of_a_range_is_found_in_the_bookings_of_later_months(client: Client) -> None:
+    last = DAY + 70_000
+    for n, booking in enumerate((DAY, DAY + 35_000, last)):
+        seal(client, booking, Booked(minute=NOON + n * MINUTE, value=10**n, scale=0))
+        seal(client, booking + 1, Booked(minute=NOON + timedelta(days=90), scale=0))
+        roll_up(client, booking + 1)
+    for start in (NOON, NOON + MINUTE):  # from blocks, and from minutes
+        asked = replace(HOURS, start=start, window="total")
+        assert [row.value for row in read_usage(client, asked).rows] == [111 if start == NOON else 110]
+        for booking in (last, DAY):
+            roll_up(client, booking)
+            assert [row.value for row in read_usage(client, asked).rows] == [111 if start == NOON else 110]
+    (row,) = read_usage(client, replace(HOURS, window="total", up_to_booking=DAY + 35_000, sealed_only=True)).rows
+    assert row.value == 11
 
 
 def test_bookings_without_blocks_and_ranges_between_them_are_read_from_minutes(client: Client) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
+from itertools import count
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -335,33 +338,52 @@ def test_a_topic_that_ended_holds_nothing_back_though_it_was_repaired(client: Cl
     assert found.complete_to == NOON + HOUR - timedelta(seconds=10)
 
 
+def test_a_topic_that_ends_while_somebody_asks_holds_nothing_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = "PqL1mTn0Rk6wYx8cVb2aZg"
+    note_line(client, [Topic(name, "usage", 1, 16, founded=True) for name in (TOPIC, grown)])
+    progress(client, 0, 0, 5, NOON)
+    with before_statement(client, 1, monkeypatch) as meanwhile:
+        meanwhile += [
+            partial(progress, client, 0, 0, 6, NOON, booking=ENDED),
+            partial(progress, client, 0, 0, 9, NOON + HOUR, topic=grown),
+        ]
+        found = read_completeness(client)
+    assert [part.topic_id for part in found.partitions] == [grown] and not meanwhile
+
+
 def test_what_is_sealed_while_somebody_asks_is_in_the_answer_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A booking is sealed before each statement of the answer in turn; its rows are hot as well."""
-    execute = client.execute
     query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + HOUR, group_by=())
-    booking = DAY
-    for place in range(6):
-        booking += 1
-        row = Booked(minute=NOON, scale=0, booking=booking)
+    for place in range(5):
+        row = Booked(minute=NOON, scale=0, booking=DAY + 1 + place)
         book(client, row)
-        asked = 0
-
-        def sealing(sql: str, *arguments: Any, **options: Any) -> Any:
-            nonlocal asked
-            if asked == place:  # noqa: B023 - it is called in this turn of the loop alone
-                with monkeypatch.context() as patch:
-                    patch.setattr(client, "execute", execute)
-                    seal(client, booking, row)  # noqa: B023
-                    roll_up(client, booking)  # noqa: B023
-            asked += 1
-            return execute(sql, *arguments, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(client, "execute", sealing)
+        with before_statement(client, place, monkeypatch) as meanwhile:
+            meanwhile += [partial(seal, client, row.booking, row), partial(roll_up, client, row.booking)]
             answer = read_usage(client, query)
-        assert values(answer) == [place + 1] and asked > min(place, 4), place
+        assert values(answer) == [place + 1] and not meanwhile, place
+
+
+@contextmanager
+def before_statement(
+    client: Client, place: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[Callable[[], object]]]:
+    """Give a list of what happens, once, before a statement of those that follow; the first one is number 0."""
+    execute, asked, meanwhile = client.execute, count(), list[Callable[[], object]]()
+
+    def ask_later(sql: str, *arguments: Any, **options: Any) -> Any:
+        if next(asked) == place:
+            patch.setattr(client, "execute", execute)
+            while meanwhile:
+                meanwhile.pop(0)()
+        return execute(sql, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "execute", ask_later)
+        yield meanwhile
 
 
 def test_the_view_shows_the_same_exact_decimals(client: Client) -> None:
