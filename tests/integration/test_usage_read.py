@@ -338,13 +338,14 @@ def test_a_topic_that_ended_holds_nothing_back_though_it_was_repaired(client: Cl
     assert found.complete_to == NOON + HOUR - timedelta(seconds=10)
 
 
+@pytest.mark.parametrize("place", range(4))  # the last one reads progress
 def test_a_topic_that_ends_while_somebody_asks_holds_nothing_back(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     grown = "PqL1mTn0Rk6wYx8cVb2aZg"
     note_line(client, [Topic(name, "usage", 1, 16, founded=True) for name in (TOPIC, grown)])
     progress(client, 0, 0, 5, NOON)
-    with before_statement(client, 1, monkeypatch) as meanwhile:
+    with before_statement(client, place, monkeypatch) as meanwhile:
         meanwhile += [
             partial(progress, client, 0, 0, 6, NOON, booking=ENDED),
             partial(progress, client, 0, 0, 9, NOON + HOUR, topic=grown),
