@@ -179,9 +179,10 @@ class Source:
         Read before blocks are: all rows of an attempt that is found are there then, and more of them never come.
         """
         rows = self.client.execute(
-            "SELECT booking, min(r.attempt) FROM (SELECT DISTINCT booking FROM seals WHERE rows > 0"
-            " AND booking >= %(first)s AND booking <= %(last)s) AS s LEFT JOIN rolled_up AS r USING booking"
-            " GROUP BY booking HAVING min(r.attempt) != 1 ORDER BY booking",
+            "SELECT booking, minIf(attempt, attempt > 0) AS found FROM"
+            " (SELECT booking, 0 AS attempt FROM seals WHERE rows > 0 AND booking >= %(first)s AND booking <= %(last)s"
+            " UNION ALL SELECT booking, attempt FROM rolled_up WHERE booking >= %(first)s AND booking <= %(last)s)"
+            " GROUP BY booking HAVING found != 1 ORDER BY booking",
             {"first": first, "last": last},
         )
         return [(int(booking), int(attempt)) for booking, attempt in rows]

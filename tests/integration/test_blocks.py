@@ -261,6 +261,7 @@ def test_bookings_without_blocks_and_ranges_between_them_are_read_from_minutes(c
         seal(client, booking, *(row for row in ROWS if row.booking == booking))
     for start in (NOON, NOON + 7 * MINUTE):
         before = answers(client, start, "total", "UTC")
-        roll_up(client, DAY + 1)
+        assert roll_up(client, DAY + 1)
         assert answers(client, start, "total", "UTC") == before
-        client.execute("TRUNCATE TABLE rolled_up")
+        for name in ("rolled_up", "rolling_up", "usage_rolled_up"):
+            client.execute(f"TRUNCATE TABLE {name}")
