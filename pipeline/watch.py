@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import timedelta
 from typing import get_args
 
 from clickhouse_driver import Client
 
 from tallyman.completeness import read_completeness
-from tallyman.heard import read_gaps
+from tallyman.heard import count_collectors, read_gaps
 from tallyman.metrics import gauge
 from tallyman.usage import CollectorState
 
@@ -38,7 +37,7 @@ class Watch:
         delay = self._expected_delay
         try:
             found = read_completeness(self._client, expected_delay=delay, partitions=self._partitions)
-            gaps = read_gaps(self._client, found.collectors)
+            states, gaps = count_collectors(self._client), read_gaps(self._client)
         except Exception:
             self._client.disconnect()
             raise
@@ -48,8 +47,7 @@ class Watch:
             if each.clock is not None:
                 mark = (each.clock - delay).timestamp()
                 gauge("tallyman_pipeline_watermark_seconds").labels(str(each.partition)).set(mark)
-        states = Counter(each.state for each in found.collectors)
         for state in get_args(CollectorState):
-            gauge("tallyman_pipeline_collectors").labels(state).set(states[state])
+            gauge("tallyman_pipeline_collectors").labels(state).set(states.get(state, 0))
         missing = sum(gap.last - gap.first + 1 for gap in gaps if gap.last is not None)
         gauge("tallyman_pipeline_missing_batches").set(missing)

@@ -23,7 +23,7 @@ from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
 from tallyman.rebuilds import Switches, read_switches
 from tallyman.stored import SETTINGS, Source
-from tallyman.usage import UsageAnswer, UsageQuery, UsageRow
+from tallyman.usage import Gap, UsageAnswer, UsageQuery, UsageRow
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -118,7 +118,7 @@ def read_usage(
             each for each in completeness.repairs if each.touches(query.start, query.end, _last_booking(query, bound))
         ),
         held_by=completeness.held_by,
-        gaps=read_gaps(client, completeness.collectors, query.start, query.end),
+        gaps=_gaps(client, query, completeness, defined),
         rebuilt=tuple(
             each.generation for each in known.switches if each.about(query.meter, (windows.start, windows.end))
         ),
@@ -157,6 +157,16 @@ def _read_rows(
 
 def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:
     return next((meter for meter in meters if meter.meter == query.meter), None)
+
+
+def _gaps(
+    client: Client, query: UsageQuery, completeness: Completeness, defined: Meter | None
+) -> tuple[Gap, ...]:
+    if not completeness.collectors:
+        return ()
+    event_type = defined.event_type if defined else None
+    followed = completeness.epochs > completeness.collectors
+    return read_gaps(client, query.subjects, event_type, query.start, query.end, any_followed=followed)
 
 
 def _about(known: Known, query: UsageQuery, defined: Meter | None) -> Completeness:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from tallyman.heard import Clocks, read_heard
+from tallyman.heard import HEARD_SQL, Clocks, read_lagging
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
 from tallyman.sealed import MONTHS_SQL, Months, months_of
 from tallyman.topics import ENDED
@@ -59,8 +59,9 @@ class Completeness:
         sealed_to: The newest booking that is sealed, 0 for none.
         quarantines: Partitions that are set aside, their log is not what was booked: `complete_to` stands still.
         repairs: Where booking went on behind a damaged place, by an operator's decision.
-        collectors: Those whose readings may matter, by name; of those that live or are silent, none has said less than
-            `complete_to`.
+        collectors: How many were ever heard; `epochs`: in how many, which are more if some began anew.
+        lagging: The collectors, by name, that live or are silent and have said less than `booked_to`: all others have
+            said that.
         held_by: The silent ones that hold `complete_to` back, the furthest behind first.
         booked_to: Event time up to which the log tells everything, whatever collectors have yet to send.
         months: Which bookings are sealed: all up to `sealed_to`, and perhaps later ones.
@@ -71,7 +72,9 @@ class Completeness:
     partitions: tuple[PartitionProgress, ...]
     quarantines: tuple[Quarantine, ...] = ()
     repairs: tuple[Repair, ...] = ()
-    collectors: tuple[CollectorSeen, ...] = ()
+    collectors: int = 0
+    epochs: int = 0
+    lagging: tuple[CollectorSeen, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
     booked_to: datetime | None = None
     months: Months = ()
@@ -80,9 +83,9 @@ class Completeness:
         """Return how complete usage of some subjects (none: of all) and a type (None: of any) is: collectors that
         never measured any do not matter.
         """
-        collectors = tuple(each for each in self.collectors if each.may_feed(subjects, event_type))
-        complete_to, held_by = _held_back(self.booked_to, collectors)
-        return replace(self, complete_to=complete_to, collectors=collectors, held_by=held_by)
+        lagging = tuple(each for each in self.lagging if each.may_feed(subjects, event_type))
+        complete_to, held_by = _held_back(self.booked_to, lagging)
+        return replace(self, complete_to=complete_to, lagging=lagging, held_by=held_by)
 
 
 class _Seal(NamedTuple):
@@ -126,24 +129,35 @@ def read_completeness(
     frontiers = _frontiers(rows, _with_repairs(seal, repairs))
     reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
     clocks = [each.clock for each in reached if each.clock is not None]
+    # How many there are is asked behind progress, too; till then it is not known whether `booked_to` says anything.
+    least = min(clocks) - expected_delay if clocks else None
+    by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
     # Months behind the seal: what it says is sealed is in them.
-    (now, months), heard = read_heard(client, _PARTITIONS_NOW, MONTHS_SQL, any_retired=seal.any_retired)
+    (now, months, (collectors, epochs)), lagging = read_lagging(
+        client, Clocks(by_partition), least, _PARTITIONS_NOW, MONTHS_SQL, HEARD_SQL, any_retired=seal.any_retired
+    )
     expected = int(now) or partitions or 1
     known = bool(reached) and len(clocks) == len(reached) and len(reached) >= expected
     offsets = {(each.topic_id, each.partition): each.offset for each in reached}
-    by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
-    booked_to = min(clocks) - expected_delay if known else None
+    booked_to = least if known else None
     everything = Completeness(
         complete_to=booked_to,
         sealed_to=sealed_to,
         partitions=tuple(reached),
         quarantines=read_quarantines(client, offsets, repairs) if seal.any_quarantines else (),
         repairs=repairs,
-        collectors=heard.collectors(Clocks(by_partition)),
+        collectors=int(collectors),
+        epochs=int(epochs),
+        lagging=lagging if known else (),
         booked_to=booked_to,
         months=months_of(months),
     )
     return everything.about()
+
+
+def clocks_of(found: Completeness) -> Clocks:
+    """Return the log clocks up to which partitions are booked."""
+    return Clocks({(each.topic_id, each.partition): each.clock for each in found.partitions if each.clock is not None})
 
 
 def _with_repairs(seal: _Seal, repairs: Sequence[Repair]) -> Mapping[tuple[str, int], _Place]:
@@ -161,19 +175,17 @@ def _with_repairs(seal: _Seal, repairs: Sequence[Repair]) -> Mapping[tuple[str, 
 
 
 def _held_back(
-    booked_to: datetime | None, collectors: Iterable[CollectorSeen]
+    booked_to: datetime | None, lagging: Iterable[CollectorSeen]
 ) -> tuple[datetime | None, tuple[CollectorSeen, ...]]:
     """Return up to where both the log and every collector that is not retired say that all is there, and which silent
     ones hold that back. Who carries no watermark promised none: it holds nothing.
     """
     if booked_to is None:
         return None, ()
-    marks = [(each.watermark, each) for each in collectors if each.state != "retired" and each.watermark is not None]
+    marks = [(each.watermark, each) for each in lagging if each.watermark is not None]
     complete_to = min([booked_to, *(mark for mark, _ in marks)])
-    held = sorted(
-        ((mark, each.name, each) for mark, each in marks if each.state == "silent" and mark < booked_to),
-        key=lambda found: found[:2],
-    )
+    silent = ((mark, each.name, each) for mark, each in marks if each.state == "silent")
+    held = sorted(silent, key=lambda found: found[:2])
     return complete_to, tuple(each for _, _, each in held)
 
 

@@ -6,11 +6,11 @@ calls nobody silent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tallyman.errors import UsageQueryError
 from tallyman.files import nearest
@@ -27,8 +27,17 @@ _NEWEST = (
     "groupArray((collector, epoch, toString(topic_id), partition, first_clock_ms, clock_ms, last, watermark_us,"
     " subjects, types)) FROM heard_newest FINAL"
 )
+# Who may have said less than `mark`: of a hundred thousand few, while all goes well. A row that is not merged yet says
+# less than it will, so none is left out who belongs here.
+_LAGGING = (
+    " WHERE collector IN (SELECT collector FROM heard_newest GROUP BY collector HAVING max(watermark_us) > 0"
+    " AND argMax(watermark_us, (clock_ms, first_clock_ms)) < %(mark)s AND max(clock_ms) >= %(oldest)s)"
+)
+_FEEDS = "SELECT collector FROM heard_newest GROUP BY collector HAVING 1"
+# How many collectors were ever heard, and in how many epochs.
+HEARD_SQL = "SELECT [uniqExact(collector), uniqExact(collector, epoch)] FROM heard_newest"
 _RETIRED = "SELECT collector, max(heard_ms) FROM collectors_retired GROUP BY collector"
-_GAPS = "SELECT collector, epoch, first, last, after, before FROM collector_gaps WHERE collector IN %(names)s"
+_GAPS = "SELECT collector, epoch, first, last, after, before FROM collector_gaps"
 _FIRST_WATERMARKS = (
     "SELECT collector, epoch, min(first_watermark_us) FROM heard WHERE (collector, epoch) IN %(epochs)s"
     " AND first_watermark_us > 0 GROUP BY collector, epoch"
@@ -41,13 +50,16 @@ class Clocks:
 
     by_partition: Mapping[tuple[str, int], datetime]
 
+    @property
+    def least(self) -> datetime | None:
+        return min(self.by_partition.values(), default=None)
+
     def of(self, key: tuple[str, int]) -> datetime | None:
         """Return a partition's clock; of one whose topic has ended, the newest of all."""
         return self.by_partition.get(key) or max(self.by_partition.values(), default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Epoch:
+class _Epoch(NamedTuple):
     """What is known of one epoch of a collector at its home."""
 
     collector: str
@@ -61,50 +73,66 @@ class _Epoch:
     types: frozenset[str]
 
 
-def read_heard(client: Client, *along: str, any_retired: bool = True) -> tuple[Sequence[Any], Heard]:
-    """Read who was ever heard. Read it behind progress: who spoke below its clocks is known then.
+def read_collectors(client: Client, clocks: Clocks) -> tuple[CollectorSeen, ...]:
+    """Return all collectors that were ever heard, by name.
 
     Args:
+        clocks: How far partitions are booked, read before.
+    """
+    epochs = client.execute(f"SELECT {_NEWEST}")[0][0]
+    return _all_seen(epochs, clocks, _read_retired(client))
+
+
+def read_lagging(
+    client: Client, clocks: Clocks, mark: datetime | None, *along: str, any_retired: bool = True
+) -> tuple[Sequence[Any], tuple[CollectorSeen, ...]]:
+    """Return, by name, the collectors that hold back up to when usage is complete: those that have said less than
+    `mark` and are not retired; none for None.
+
+    Args:
+        clocks: How far partitions are booked, read before: who spoke below these clocks is known now.
         along: The SQL of values that are read along, since a statement costs more by itself than most find.
         any_retired: Whether operators may have retired some; if not, nobody needs to ask.
+
+    Returns:
+        The values, and the collectors.
     """
-    retired = {name: int(ms) for name, ms in client.execute(_RETIRED)} if any_retired else {}
-    *values, epochs = client.execute(f"SELECT {', '.join((*(f'({sql})' for sql in along), _NEWEST))}")[0]
-    return values, Heard([_epoch(row) for row in epochs], retired)
+    retired = _read_retired(client) if any_retired else {}
+    oldest = (clocks.least or _EPOCH) - RETIRED_AFTER
+    limits = {"mark": _micros(mark) if mark else 0, "oldest": max(_micros(oldest) // 1000, 0)}
+    asked = ", ".join((*(f"({sql})" for sql in along), f"{_NEWEST}{_LAGGING}"))
+    *values, epochs = client.execute(f"SELECT {asked}", limits)[0]
+    seen = _all_seen(epochs, clocks, retired)
+    return values, tuple(
+        each for each in seen if each.state != "retired" and each.watermark and mark and each.watermark < mark
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What all collectors said, and up to which log clock, in milliseconds, some of them are retired, by name."""
-
-    epochs: Sequence[_Epoch]
-    retired: Mapping[str, int]
-
-    def collectors(self, clocks: Clocks) -> tuple[CollectorSeen, ...]:
-        """Return all collectors, by name.
-
-        Args:
-            clocks: How far partitions are booked, read before.
-        """
-        return tuple(
-            _seen(epochs, clocks, self.retired.get(name, -1)) for name, epochs in _by_collector(self.epochs)
-        )
+def count_collectors(client: Client) -> Mapping[CollectorState, int]:
+    """Return how many collectors there are in each state."""
+    rows = client.execute("SELECT state, count() FROM collectors GROUP BY state")
+    return {state: int(count) for state, count in rows}
 
 
 def read_gaps(
     client: Client,
-    collectors: Sequence[CollectorSeen],
+    subjects: Collection[str] = (),
+    event_type: str | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    *,
+    any_followed: bool = True,
 ) -> tuple[Gap, ...]:
-    """Return what is missing of some collectors' batches, and may be missing, in [start, end) of event time.
+    """Return what is missing, and may be, in [start, end) of event time, of the batches of collectors that measure
+    usage of some subjects (none: of any) and a type (None: of any).
 
     A number that comes later closes its gap. Where an epoch was followed by another one, because the spool was thrown
     away or damaged, nobody can know from the log whether it had more: that is a possible gap.
+
+    Args:
+        any_followed: Whether there may be such epochs; if not, nobody needs to ask.
     """
-    names = [each.name for each in collectors]
-    if not names:
-        return ()
+    feeds, names = _feeds_sql(subjects, event_type), {"subjects": list(subjects), "type": event_type}
     missing = [
         Gap(
             collector=collector,
@@ -114,11 +142,29 @@ def read_gaps(
             start=_moment(after),
             end=_moment(before),
         )
-        for collector, epoch, first, last, after, before in client.execute(_GAPS, {"names": names})
+        for collector, epoch, first, last, after, before in client.execute(
+            f"{_GAPS} WHERE collector IN ({feeds})" if subjects or event_type else _GAPS, names
+        )
     ]
-    followed = [each.name for each in collectors if each.epochs > 1]
-    found = [*missing, *_tails(client, followed)]
+    found = list(missing)
+    if any_followed:
+        followed = f" WHERE collector IN ({feeds} AND uniqExact(epoch) > 1)"
+        epochs = client.execute(f"SELECT {_NEWEST}{followed}", names)[0][0]
+        found += _tails(client, [_epoch(row) for row in epochs])
     return tuple(sorted((gap for gap in found if gap.touches(start, end)), key=_gap_order))
+
+
+def _feeds_sql(subjects: Collection[str], event_type: str | None) -> str:
+    """Return the SQL of the collectors that may feed usage, as `CollectorSeen.may_feed` says it."""
+    feeds = _FEEDS
+    for column, asked, wanted in (
+        ("subjects", bool(subjects), "hasAny(named, %(subjects)s)"),
+        ("types", event_type is not None, "has(named, %(type)s)"),
+    ):
+        if asked:
+            named = f"groupUniqArrayArray({column})"
+            feeds += f" AND (empty({named}) OR has({named}, '') OR {wanted.replace('named', named)})"
+    return feeds
 
 
 def retire(client: Client, collectors: Iterable[CollectorSeen], name: str) -> CollectorSeen:
@@ -138,6 +184,18 @@ def retire(client: Client, collectors: Iterable[CollectorSeen], name: str) -> Co
     heard_ms = (found.last_heard - _EPOCH) // timedelta(milliseconds=1)
     client.execute("INSERT INTO collectors_retired (collector, heard_ms) VALUES", [(name, heard_ms)])
     return found
+
+
+def _read_retired(client: Client) -> Mapping[str, int]:
+    """Return up to which log clock, in milliseconds, operators have retired collectors, by name."""
+    return {name: int(heard_ms) for name, heard_ms in client.execute(_RETIRED)}
+
+
+def _all_seen(
+    rows: Iterable[Sequence[Any]], clocks: Clocks, retired: Mapping[str, int]
+) -> tuple[CollectorSeen, ...]:
+    epochs = [_epoch(row) for row in rows]
+    return tuple(_seen(each, clocks, retired.get(name, -1)) for name, each in _by_collector(epochs))
 
 
 def _epoch(row: Sequence[Any]) -> _Epoch:
@@ -173,19 +231,15 @@ def _seen(epochs: Sequence[_Epoch], clocks: Clocks, retired_ms: int) -> Collecto
         epoch=newest.epoch,
         sequence=max(each.last for each in epochs if each.epoch == newest.epoch),
         epochs=len({each.epoch for each in epochs}),
-        subjects=frozenset().union(*(each.subjects for each in epochs)),
-        types=frozenset().union(*(each.types for each in epochs)),
+        subjects=newest.subjects.union(*(each.subjects for each in epochs[:-1])),
+        types=newest.types.union(*(each.types for each in epochs[:-1])),
     )
 
 
-def _tails(client: Client, names: Sequence[str]) -> list[Gap]:
+def _tails(client: Client, heard: Iterable[_Epoch]) -> list[Gap]:
     """Return where epochs ended that others followed. Two that were heard at the same time follow no one."""
-    if not names:
-        return []
-    wanted = set(names)
     pairs = []
-    _, heard = read_heard(client, any_retired=False)
-    for _, homes in _by_collector(each for each in heard.epochs if each.collector in wanted):
+    for _, homes in _by_collector(heard):
         epochs = _joined(homes)
         pairs += [
             (old, new) for old, new in pairwise(epochs) if old.clock_ms <= new.first_clock_ms
@@ -219,6 +273,10 @@ def _joined(homes: Sequence[_Epoch]) -> list[_Epoch]:
             one.subjects | each.subjects, one.types | each.types,
         )  # fmt: skip
     return sorted(found.values(), key=lambda each: each.first_clock_ms)
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _from_us(moment_us: int) -> datetime | None:

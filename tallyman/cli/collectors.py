@@ -49,7 +49,7 @@ def list_(options: Options, as_json: bool) -> None:
 
     with clickhouse(options.load()) as client:
         found = _read(client)
-        gaps = read_gaps(client, found)
+        gaps = read_gaps(client)
     if as_json:
         print_json([_document(each, [gap for gap in gaps if gap.collector == each.name]) for each in found])
         return
@@ -92,9 +92,10 @@ def retire(options: Options, name: str) -> None:
 
 
 def _read(client: Client) -> Sequence[CollectorSeen]:
-    from tallyman.completeness import read_completeness
+    from tallyman.completeness import clocks_of, read_completeness
+    from tallyman.heard import read_collectors
 
-    return read_completeness(client).collectors
+    return read_collectors(client, clocks_of(read_completeness(client)))
 
 
 def _missing(gaps: Sequence[Gap]) -> int:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tallyman.clickhouse import connect
-from tallyman.completeness import Completeness, read_completeness
+from tallyman.completeness import Completeness, clocks_of, read_completeness
 from tallyman.event import ARROW, COLLECTOR, CONTENT_TYPE, EPOCH, SEQUENCE, WATERMARK
-from tallyman.heard import read_gaps
+from tallyman.heard import read_collectors, read_gaps
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import CollectorSeen, Gap
 from tests.integration.booking import OwnProject, wait_for
@@ -47,17 +47,17 @@ def agent(own: OwnProject) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def look(own: OwnProject) -> tuple[Completeness, tuple[Gap, ...]]:
+def look(own: OwnProject) -> tuple[Completeness, tuple[Gap, ...], tuple[CollectorSeen, ...]]:
     client = connect(own.endpoint)
     try:
         found = read_completeness(client, expected_delay=timedelta(0))
-        return found, read_gaps(client, found.collectors)
+        return found, read_gaps(client), read_collectors(client, clocks_of(found))
     finally:
         client.disconnect()
 
 
 def heard(own: OwnProject, name: str = NAME) -> CollectorSeen | None:
-    return next((each for each in look(own)[0].collectors if each.name == name), None)
+    return next((each for each in look(own)[2] if each.name == name), None)
 
 
 def wait_beyond(own: OwnProject, sequence: int, epochs: int = 1) -> CollectorSeen:

@@ -11,11 +11,14 @@ import pytest
 from clickhouse_driver import Client
 
 from tallyman.aggregates import read_completeness, read_usage
+from tallyman.books import Topic
 from tallyman.cli import run
+from tallyman.completeness import clocks_of
 from tallyman.errors import UsageQueryError
-from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, read_gaps, retire
+from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, count_collectors, read_collectors, read_gaps, retire
 from tallyman.local.folder import ClickHouseEndpoint
-from tallyman.usage import Gap, UsageQuery
+from tallyman.topics import note_line
+from tallyman.usage import CollectorSeen, Gap, UsageQuery
 from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress
 
 pytestmark = pytest.mark.integration
@@ -66,8 +69,12 @@ def gaps(client: Client) -> list[tuple[int, int | None]]:
     return [(gap.first, gap.last) for gap in found_gaps(client)]
 
 
+def seen(client: Client) -> tuple[CollectorSeen, ...]:
+    return read_collectors(client, clocks_of(read_completeness(client)))
+
+
 def found_gaps(client: Client) -> tuple[Gap, ...]:
-    return read_gaps(client, read_completeness(client).collectors)
+    return read_gaps(client)
 
 
 def ask(client: Client, *subjects: str, start: datetime = NOON) -> object:
@@ -92,12 +99,60 @@ def test_a_silent_collector_holds_back_what_it_measures_and_nothing_else(client:
     assert ask(client).complete_to == NOON + 5 * MINUTE
 
 
+def test_twenty_thousand_collectors_are_looked_through_and_only_those_behind_are_fetched(client: Client) -> None:
+    book(client, Booked(minute=NOON))
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    client.execute(
+        "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+        " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered)"
+        f" SELECT concat('host-', toString(number)), 'e1', '{TOPIC}', 0, 0, {DAY}, 1, 0, 20, {micros(NOON)},"
+        f" {micros(NOON + 20 * MINUTE)}, {micros(NOON) // 1000}, {micros(NOON + 20 * MINUTE) // 1000},"
+        " [concat('tenant-', toString(number))], ['vm'], 5 FROM numbers(20000)"
+    )
+    hear(client, 1, 5)
+    hear(client, 8, 9)
+    found = read_completeness(client, expected_delay=AT_ONCE)
+    assert (found.collectors, found.epochs, [each.name for each in found.lagging]) == (20_001, 20_001, ["värd-1"])
+    assert count_collectors(client) == {"live": 20_000, "silent": 1}
+    for subjects, complete_to, missing in (
+        ((), NOON + 9 * MINUTE, 1),
+        (("tenant-zoë",), NOON + 9 * MINUTE, 1),
+        (("tenant-7",), NOON + 20 * MINUTE, 0),
+    ):
+        answer = ask(client, *subjects)
+        assert (answer.complete_to, len(answer.gaps)) == (complete_to, missing)
+
+
+def test_gaps_are_those_of_collectors_that_may_feed_what_is_asked_for(client: Client) -> None:
+    """As it is decided of who holds back how complete usage is."""
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    whom = [(), ("",), ("tenant-a",), ("tenant-a", "tenant-b"), ("tenant-b", "")]
+    for number, subjects in enumerate(whom):
+        for first in (1, 4):
+            hear(client, first, first, collector=f"värd-{number}", subjects=subjects)
+    everybody = seen(client)
+    for subjects in ((), ("tenant-a",), ("tenant-b", "tenant-c"), ("tenant-c",)):
+        for kind in (None, "vm", "lb"):
+            wanted = [each.name for each in everybody if each.may_feed(subjects, kind)]
+            assert [gap.collector for gap in read_gaps(client, subjects, kind)] == wanted
+
+
+def test_who_was_silent_for_a_week_holds_nothing_back_by_the_clock_of_his_own_partition(client: Client) -> None:
+    hear(client, 1, 5)
+    progress(client, 0, 0, 5, NOON + RETIRED_AFTER)
+    progress(client, 1, 0, 5, NOON + RETIRED_AFTER + HOUR)
+    note_line(client, [Topic(TOPIC, "usage", 2, 16, founded=True)])
+    assert read_completeness(client).complete_to == NOON + 5 * MINUTE
+    progress(client, 0, 0, 6, NOON + 5 * MINUTE + RETIRED_AFTER + SECOND)
+    assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 5 * MINUTE + RETIRED_AFTER + SECOND
+
+
 def test_a_living_collector_is_believed_and_not_called_silent(client: Client) -> None:
     progress(client, 0, 0, 5, NOON + 5 * MINUTE + SILENT_AFTER)
     hear(client, 1, 5)
     found = read_completeness(client, expected_delay=AT_ONCE)
     assert (found.complete_to, found.held_by) == (NOON + 5 * MINUTE, ())
-    assert [each.state for each in found.collectors] == ["live"]
+    assert [each.state for each in seen(client)] == ["live"]
 
 
 def test_a_collector_of_which_no_reading_is_known_holds_everybody_back(client: Client) -> None:
@@ -111,25 +166,25 @@ def test_who_carries_no_watermark_promised_none(client: Client) -> None:
     hear(client, 1, 5, marks=False, clock=NOON)
     found = read_completeness(client, expected_delay=AT_ONCE)
     assert (found.complete_to, found.held_by) == (NOON + 20 * MINUTE, ())
-    assert [(each.state, each.watermark) for each in found.collectors] == [("silent", None)]
+    assert [(each.state, each.watermark) for each in seen(client)] == [("silent", None)]
 
 
 def test_a_retired_collector_holds_nothing_back_until_it_is_heard_again(client: Client) -> None:
     progress(client, 0, 0, 5, NOON + 20 * MINUTE)
     hear(client, 1, 5)
-    assert retire(client, read_completeness(client).collectors, "värd-1").name == "värd-1"
+    assert retire(client, seen(client), "värd-1").name == "värd-1"
     found = read_completeness(client, expected_delay=AT_ONCE)
-    assert (found.complete_to, [each.state for each in found.collectors]) == (NOON + 20 * MINUTE, ["retired"])
+    assert (found.complete_to, [each.state for each in seen(client)]) == (NOON + 20 * MINUTE, ["retired"])
     hear(client, 1, 6)
     assert read_completeness(client).complete_to == NOON + 6 * MINUTE
     progress(client, 0, 0, 6, NOON + 6 * MINUTE + RETIRED_AFTER + SECOND)
-    assert [each.state for each in read_completeness(client).collectors] == ["retired"]
+    assert [each.state for each in seen(client)] == ["retired"]
 
 
 def test_only_one_that_was_heard_and_is_silent_can_be_retired(client: Client) -> None:
     progress(client, 0, 0, 5, NOON + 5 * MINUTE)
     hear(client, 1, 5)
-    known = read_completeness(client).collectors
+    known = seen(client)
     with pytest.raises(UsageQueryError, match='collector "värd-1" still sends'):
         retire(client, known, "värd-1")
     with pytest.raises(UsageQueryError, match='expected one that was heard, got "värd-2"; did you mean "värd-1"'):
@@ -185,7 +240,7 @@ def test_the_views_say_what_python_says(client: Client) -> None:
     hear(client, 8, 10)
     hear(client, 1, 20, collector="värd-2")
     rows = client.execute("SELECT collector, state, last_heard, watermark FROM collectors ORDER BY collector")
-    found = read_completeness(client).collectors
+    found = seen(client)
     assert rows == [(each.name, each.state, each.last_heard, each.watermark) for each in found]
     assert client.execute("SELECT first, last FROM collector_gaps") == gaps(client) == [(6, 7)]
     minutes = {
