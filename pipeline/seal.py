@@ -16,6 +16,7 @@ import msgspec
 from clickhouse_driver import Client
 
 from pipeline.frontier import Frontier, read_frontier
+from pipeline.join import join_heard
 from pipeline.rollup import TAKEN_FOR_S, roll_up, roll_up_missing
 from tallyman.clickhouse import store_errors
 from tallyman.topics import ENDED
@@ -136,6 +137,10 @@ class Sealer:
     def roll_up_missing(self) -> list[int]:
         """Roll up what was sealed before there were blocks, or by a sealer that was killed in between."""
         return roll_up_missing(self._client, self._taken_for_s)
+
+    def join_heard(self) -> int:
+        """Join what was heard of collectors in sealed bookings."""
+        return join_heard(self._client)
 
     def drop_leftovers(self) -> None:
         """Drop staging tables that a killed sealer left a day ago."""

@@ -88,6 +88,7 @@ class SealDesk:
             self._begin()
             sealed += tuple(self._sealer.seal_all())
         self._sealer.roll_up_missing()
+        self._sealer.join_heard()
         self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
         self._sealer.drop_leftovers()
         return self._report(sealed)

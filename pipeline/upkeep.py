@@ -114,6 +114,7 @@ class Upkeep:
             counted.note_seal(seal)
         with store_errors(self._client, "tidying usage_hot and usage"):
             self._sealer.roll_up_missing()
+            self._sealer.join_heard()
             self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
             self._sealer.drop_leftovers()
         if self._sealer.ended:

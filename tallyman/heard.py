@@ -39,7 +39,7 @@ HEARD_SQL = "SELECT [uniqExact(collector), uniqExact(collector, epoch)] FROM hea
 _RETIRED = "SELECT collector, max(heard_ms) FROM collectors_retired GROUP BY collector"
 _GAPS = "SELECT collector, epoch, first, last, after, before FROM collector_gaps"
 _FIRST_WATERMARKS = (
-    "SELECT collector, epoch, min(first_watermark_us) FROM heard WHERE (collector, epoch) IN %(epochs)s"
+    "SELECT collector, epoch, min(first_watermark_us) FROM heard_runs WHERE (collector, epoch) IN %(epochs)s"
     " AND first_watermark_us > 0 GROUP BY collector, epoch"
 )
 

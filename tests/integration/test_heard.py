@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 from clickhouse_driver import Client
 
+from pipeline.join import join_heard
 from tallyman.aggregates import read_completeness, read_usage
 from tallyman.books import Topic
 from tallyman.cli import run
@@ -19,7 +21,7 @@ from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, count_collectors, read_c
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.topics import note_line
 from tallyman.usage import CollectorSeen, Gap, UsageQuery
-from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress
+from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
@@ -49,6 +51,7 @@ def hear(
     subjects: tuple[str, ...] = ("tenant-zoë",),
     marks: bool = True,
     clock: datetime | None = None,
+    booking: int = DAY,
 ) -> None:
     """Write a run of batches; number n says that all is sent up to n minutes behind `start`, and came just then."""
     edges = [start + n * MINUTE for n in (first, last)]
@@ -58,7 +61,7 @@ def hear(
         " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
         [
             (
-                collector, epoch, TOPIC, 0, chunk, DAY, 1, first, last, *watermarks,
+                collector, epoch, TOPIC, 0, chunk, booking, 1, first, last, *watermarks,
                 *(micros(clock or edge) // 1000 for edge in edges), list(subjects), ["vm"] if subjects else [], 5,
             )
         ],
@@ -208,6 +211,59 @@ def test_numbers_that_come_later_close_their_gap_whole_or_in_part(client: Client
     assert gaps(client) == [(7, 8)]
     hear(client, 1, 12, chunk=4)
     assert gaps(client) == []
+
+
+def joined(client: Client, booking: int) -> None:
+    """Seal a booking, join what was heard in it, and let readers go by that at once."""
+    seal(client, booking)
+    assert join_heard(client) == booking
+    client.execute(
+        "INSERT INTO heard_joined_to (booking, joined_at) SELECT max(booking), now64(3) - INTERVAL 1 HOUR"
+        " FROM heard_joined_to"
+    )
+
+
+def test_runs_are_joined_when_their_booking_is_sealed_and_gaps_stay_what_they_are(client: Client) -> None:
+    """Numbers in any order, over eight bookings of which the last is not sealed, in two epochs of two collectors."""
+    rng = Random(8)
+    sent = {("värd-1", "e1"): range(3, 90), ("värd-1", "e2"): range(20), ("värd-2", "e9"): range(60)}
+    numbers = {key: rng.sample(all_of_it, len(all_of_it) * 5 // 6) for key, all_of_it in sent.items()}
+    for booking in range(DAY, DAY + 8):
+        for (name, epoch), left in numbers.items():
+            for _ in range(min(len(left), rng.choice([3, 12]))):
+                first = left.pop()
+                start = NOON + (100 * MINUTE if epoch == "e2" else timedelta(0))
+                hear(client, first, first, collector=name, epoch=epoch, booking=booking, start=start)
+        before = found_gaps(client)
+        if booking < DAY + 7:
+            joined(client, booking)
+        assert found_gaps(client) == before, booking - DAY
+    assert join_heard(client) == 0
+    (runs,) = client.execute("SELECT count() FROM heard_runs WHERE collector = 'värd-2'")[0]
+    (all_rows,) = client.execute("SELECT count() FROM heard WHERE collector = 'värd-2'")[0]
+    assert 0 < runs < all_rows
+    client.execute("ALTER TABLE heard DELETE WHERE booking < %(b)s", {"b": DAY + 7}, settings={"mutations_sync": 1})
+    assert found_gaps(client) == before, "what was joined is needed no more"
+
+
+def test_what_is_joined_this_moment_is_still_read_where_it_was(client: Client) -> None:
+    """A reader may have looked at the one table before it was joined, and at the other afterwards."""
+    hear(client, 1, 2)
+    hear(client, 5, 6, chunk=1)
+    seal(client, DAY)
+    assert join_heard(client) == DAY
+    client.execute("TRUNCATE TABLE heard_joined")
+    assert gaps(client) == [(3, 4)]
+
+
+def test_months_that_were_joined_long_ago_are_dropped(client: Client) -> None:
+    hear(client, 1, 2, booking=DAY)
+    hear(client, 5, 6, booking=DAY + 100_000, chunk=1)
+    joined(client, DAY)
+    assert client.execute("SELECT count() FROM heard") == [(2,)]
+    joined(client, DAY + 100_000)
+    assert client.execute("SELECT first FROM heard") == [(5,)]
+    assert gaps(client) == [(3, 4)]
 
 
 def test_where_an_epoch_was_followed_by_another_more_may_be_missing(client: Client) -> None:

@@ -155,6 +155,7 @@ def seal(world: RealWorld) -> None:
                 world.dropped += 1
             if world.rng.random() < 0.2:
                 sealer.roll_up_missing()
+                sealer.join_heard()
         except (StoreError, driver_errors.Error):
             pass
         running().pause("rest")

@@ -19,10 +19,12 @@ from tests.model.server import Endpoint
 _TABLES = (
     "usage_hot", "usage_rolled_up", "usage", "progress", "ids", "seals", "rolling_up", "rolled_up",
     "dead_letters", "conflicts", "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
+    "heard_joined", "heard_joined_to",
     "usage_rebuilt", "rebuilds", "switches",
 )  # fmt: skip
 _SHOWN = ("usage", "usage_hot", "usage_rebuilt", "rebuilds", "switches", "seals")
-_VIEWS = {"usage_booked": _SHOWN, "usage_minute": _SHOWN}
+_RUNS = ("heard", "heard_joined", "heard_joined_to")
+_VIEWS = {"usage_booked": _SHOWN, "usage_minute": _SHOWN, "collector_gaps": _RUNS, "heard_runs": _RUNS}
 _NAMES = re.compile(rf"\b({'|'.join((*_TABLES, *_VIEWS))})\b")
 _WRITES = re.compile(r"\s*(?:INSERT INTO|ALTER TABLE|TRUNCATE TABLE|(?:CREATE|DROP) TABLE(?: IF EXISTS)?)\s+(\w+)")
 
