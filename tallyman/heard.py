@@ -28,10 +28,10 @@ _NEWEST = (
     " subjects, types)) FROM heard_newest FINAL"
 )
 # Who may have said less than `mark`: of a hundred thousand few, while all goes well. A row that is not merged yet says
-# less than it will, so none is left out who belongs here.
+# less than it will, and of what was heard at one time the least counts, so none is left out who belongs here.
 _LAGGING = (
     " WHERE collector IN (SELECT collector FROM heard_newest GROUP BY collector HAVING max(watermark_us) > 0"
-    " AND argMax(watermark_us, (clock_ms, first_clock_ms)) < %(mark)s AND max(clock_ms) >= %(oldest)s)"
+    " AND argMax(watermark_us, (clock_ms, -watermark_us)) < %(mark)s AND max(clock_ms) >= %(oldest)s)"
 )
 _FEEDS = "SELECT collector FROM heard_newest GROUP BY collector HAVING 1"
 # How many collectors were ever heard, and in how many epochs.
@@ -133,7 +133,7 @@ def read_gaps(
         any_followed: Whether there may be such epochs; if not, nobody needs to ask.
     """
     feeds, names = _feeds_sql(subjects, event_type), {"subjects": list(subjects), "type": event_type}
-    missing = [
+    found = [
         Gap(
             collector=collector,
             epoch=epoch,
@@ -146,7 +146,6 @@ def read_gaps(
             f"{_GAPS} WHERE collector IN ({feeds})" if subjects or event_type else _GAPS, names
         )
     ]
-    found = list(missing)
     if any_followed:
         followed = f" WHERE collector IN ({feeds} AND uniqExact(epoch) > 1)"
         epochs = client.execute(f"SELECT {_NEWEST}{followed}", names)[0][0]

@@ -126,6 +126,17 @@ def test_twenty_thousand_collectors_are_looked_through_and_only_those_behind_are
         assert (answer.complete_to, len(answer.gaps)) == (complete_to, missing)
 
 
+def test_of_two_epochs_heard_at_one_time_the_one_behind_is_not_overlooked(client: Client) -> None:
+    """Which of them is the newest is known when their rows are merged; who lags is looked for before."""
+    late = NOON + 20 * MINUTE
+    progress(client, 0, 0, 5, late)
+    client.execute("SYSTEM STOP MERGES heard_newest")
+    hear(client, 1, 1, epoch="e2")
+    hear(client, 20, 20, epoch="e2", chunk=1)
+    hear(client, 4, 5, clock=late)
+    assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 5 * MINUTE
+
+
 def test_gaps_are_those_of_collectors_that_may_feed_what_is_asked_for(client: Client) -> None:
     """As it is decided of who holds back how complete usage is."""
     progress(client, 0, 0, 5, NOON + 20 * MINUTE)
