@@ -12,7 +12,7 @@ from clickhouse_driver import Client
 
 log = logging.getLogger(__name__)
 KEEP_DAYS = 62  # of bookings: what is older can be had from `heard_joined` alone
-_PIECES = 16  # of collectors: what is sorted at once stays small
+_SORTED_AT_ONCE = 1_000_000  # rows, about; more are joined in pieces, by collector
 _JOIN = (
     "INSERT INTO heard_joined (collector, epoch, first, last, first_watermark_us, last_watermark_us)"
     " SELECT collector, epoch, min(r.first), max(r.last), argMin(r.first_watermark_us, r.first),"
@@ -29,17 +29,19 @@ _JOIN = (
 
 def join_heard(client: Client) -> int:
     """Join what was heard in bookings that were sealed since this was done last; return the last of them, or 0."""
-    sealed_to, joined_to = client.execute(
-        "SELECT (SELECT max(booking) FROM seals), (SELECT max(booking) FROM heard_joined_to)"
-    )[0]
-    if int(sealed_to or 0) <= int(joined_to or 0):
+    found = client.execute("SELECT (SELECT max(booking) FROM seals), (SELECT max(booking) FROM heard_joined_to)")
+    sealed_to, joined_to = (int(booking or 0) for booking in found[0])
+    if sealed_to <= joined_to:
         return 0
     # All of a sealed booking was written before it was sealed.
-    for piece in range(_PIECES):
-        client.execute(_JOIN, {"from": joined_to or 0, "to": sealed_to, "pieces": _PIECES, "piece": piece})
+    span = {"from": joined_to, "to": sealed_to}
+    counted = "SELECT count() FROM heard WHERE booking > %(from)s AND booking <= %(to)s"
+    pieces = 1 + int(client.execute(counted, span)[0][0]) // _SORTED_AT_ONCE
+    for piece in range(pieces):
+        client.execute(_JOIN, {**span, "pieces": pieces, "piece": piece})
     client.execute("INSERT INTO heard_joined_to (booking) VALUES", [(sealed_to,)])
-    _drop_old(client, int(sealed_to))
-    return int(sealed_to)
+    _drop_old(client, sealed_to)
+    return sealed_to
 
 
 def _drop_old(client: Client, joined_to: int) -> None:

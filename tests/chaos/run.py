@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from clickhouse_driver import errors as driver_errors
 
+from pipeline.rollup import roll_up_missing
 from tallyman.clickhouse import connect
 from tallyman.kafka import read_topic
 from tallyman.reconcile import read_counts
@@ -192,6 +193,9 @@ class Run:
         if helper.code:
             self.outcome.note("replay from zero", 0, [f"the replay ended with {helper.code}; see replay.log"])
             return
+        self._watch.doing("rolling up what killed sealers left")
+        while roll_up_missing(client, taken_for_s=0):  # as a worker does it an hour later
+            pass
         self._watch.doing("comparing the replay")
         for compared in sameness.compare_replay(client, replayed, ends, sealed_to):
             name = f"replay from zero: {compared.what} (sha256 {compared.sha256[:12]})"

@@ -234,8 +234,11 @@ def joined(client: Client, booking: int) -> None:
     )
 
 
-def test_runs_are_joined_when_their_booking_is_sealed_and_gaps_stay_what_they_are(client: Client) -> None:
+def test_runs_are_joined_when_their_booking_is_sealed_and_gaps_stay_what_they_are(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers in any order, over eight bookings of which the last is not sealed, in two epochs of two collectors."""
+    monkeypatch.setattr("pipeline.join._SORTED_AT_ONCE", 7)
     rng = Random(8)
     sent = {("värd-1", "e1"): range(3, 90), ("värd-1", "e2"): range(20), ("värd-2", "e9"): range(60)}
     numbers = {key: rng.sample(all_of_it, len(all_of_it) * 5 // 6) for key, all_of_it in sent.items()}
