@@ -13,7 +13,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from clickhouse_driver import Client
 
-from bench.tables import table
+from bench.tables import table, times
 from pipeline.join import join_heard
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import connect, migrate
@@ -74,17 +73,6 @@ def book(client: Client) -> None:
     )
 
 
-def milliseconds(question: Callable[[], object], count: int = 20) -> float:
-    """Return the median of some answers."""
-    question()
-    spent = []
-    for _ in range(count):
-        began = time.perf_counter()
-        question()
-        spent.append((time.perf_counter() - began) * 1000)
-    return statistics.median(spent)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000, help="rows of heard, of 10,000 collectors")
@@ -102,7 +90,7 @@ def main() -> None:
         for collectors in (100, 10_000, 100_000):
             hear(client, collectors, collectors)
             answer = read_usage(client, query)
-            spent = [milliseconds(partial(read_usage, client, asked))
+            spent = [statistics.median(times(partial(read_usage, client, asked), 20))
                      for asked in (query, replace(query, subjects=("tenant-7",)))]  # fmt: skip
             held = ", ".join(each.name for each in answer.held_by)
             everybodys, tenants = (f"{each:,.0f}" for each in spent)
@@ -127,7 +115,7 @@ def main() -> None:
 def _gaps(client: Client) -> tuple[str, str, str]:
     rows = client.execute("SELECT count() FROM heard_runs")[0][0]
     found = read_gaps(client, any_followed=False)
-    spent = milliseconds(lambda: read_gaps(client, any_followed=False), 3)
+    spent = statistics.median(times(lambda: read_gaps(client, any_followed=False), 3))
     return f"{rows:,}", str(len(found)), f"{spent:,.0f}"
 
 

@@ -1,6 +1,9 @@
-"""What benchmarks print: a table as wide as its cells need."""
+"""What benchmarks print, a table as wide as its cells need, and how long answers take that stand in it."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0, 4)) -> None:
@@ -9,3 +12,15 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) if i in left else cell.rjust(width)
                         for i, (cell, width) in enumerate(zip(row, widths, strict=True))))  # fmt: skip
+
+
+def times(question: Callable[[], object], count: int) -> list[float]:
+    """Return how many milliseconds each of some answers took."""
+    for _ in range(5):  # a server that has been running for a while
+        question()
+    spent = []
+    for _ in range(count):
+        began = time.perf_counter()
+        question()
+        spent.append((time.perf_counter() - began) * 1000)
+    return spent

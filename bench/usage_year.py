@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 from clickhouse_driver import Client
 
-from bench.tables import table
+from bench.tables import table, times
 from pipeline.rollup import roll_up
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import connect, migrate
@@ -74,18 +73,6 @@ def ask(client: Client, zone: str, days: int) -> Callable[[], int]:
                        end=(start.replace(tzinfo=None) + timedelta(days=days)).replace(tzinfo=ZoneInfo(zone)),
                        window="day", zone=zone)  # fmt: skip
     return lambda: len(read_usage(client, query).rows)
-
-
-def times(question: Callable[[], int], count: int) -> list[float]:
-    """Return how many milliseconds each of some answers took."""
-    for _ in range(5):  # a server that has been running for a while
-        question()
-    spent = []
-    for _ in range(count):
-        began = time.perf_counter()
-        question()
-        spent.append((time.perf_counter() - began) * 1000)
-    return spent
 
 
 def main() -> None:

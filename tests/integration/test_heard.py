@@ -289,6 +289,18 @@ def test_where_an_epoch_was_followed_by_another_more_may_be_missing(client: Clie
     assert not gap.touches(NOON + 31 * MINUTE, None) and not gap.touches(None, NOON + 5 * MINUTE)
 
 
+def test_an_answer_says_that_more_may_be_missing_of_an_epoch_that_another_followed(client: Client) -> None:
+    book(client, Booked(minute=NOON))
+    progress(client, 0, 0, 5, NOON + 40 * MINUTE)
+    hear(client, 1, 5, collector="värd-2")
+    hear(client, 1, 5)
+    assert ask(client, "tenant-zoë").gaps == ()
+    hear(client, 1, 3, epoch="e2", start=NOON + 30 * MINUTE, chunk=1)
+    for subjects in (("tenant-zoë",), ()):
+        assert [(gap.epoch, gap.last) for gap in ask(client, *subjects).gaps] == [("e1", None)]
+    assert ask(client, "tenant-b").gaps == ()
+
+
 def test_two_that_send_under_one_name_at_the_same_time_follow_no_one(client: Client) -> None:
     hear(client, 1, 5)
     hear(client, 1, 5, epoch="e2", clock=NOON + 4 * MINUTE)
