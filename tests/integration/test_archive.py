@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,9 +13,10 @@ from clickhouse_driver import Client
 from pipeline.archive import ArchiveSource, keep_archive_for
 from pipeline.book import RawRecord
 from pipeline.write import Tables
-from tallyman.clickhouse import connect, migrate
+from tallyman.clickhouse import connect
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.fetches import NOON_MS, TOPIC_ID
+from tests.usage_rows import fresh_database
 
 pytestmark = pytest.mark.integration
 ODD = (("traceparent", b"\xff\x00\xfe"), ("b3", b""), ("traceparent", b"again"), ("X-Åström", "ö".encode("latin-1")))
@@ -24,20 +24,14 @@ DAY = 20_757_000
 
 
 @pytest.fixture
-def endpoint(clickhouse_endpoint: ClickHouseEndpoint) -> ClickHouseEndpoint:
-    name = f"archive_{uuid.uuid4().hex[:10]}"
-    maker = connect(replace(clickhouse_endpoint, database="default"))
-    maker.execute(f"CREATE DATABASE {name}")
-    maker.disconnect()
-    return replace(clickhouse_endpoint, database=name)
+def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
 
 
 @pytest.fixture
-def client(endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    client = connect(endpoint)
-    migrate(client)
-    yield client
-    client.disconnect()
+def endpoint(clickhouse_endpoint: ClickHouseEndpoint, client: Client) -> ClickHouseEndpoint:
+    return replace(clickhouse_endpoint, database=client.connection.database)
 
 
 def test_headers_and_bodies_come_back_byte_for_byte_and_once(endpoint: ClickHouseEndpoint, client: Client) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.read import read_range
-from tallyman.clickhouse import connect, migrate
+from tallyman.clickhouse import connect
 from tallyman.config import ClickHouseConfig, KafkaConfig, TallymanConfig, UsageConfig
 from tallyman.errors import BrokerError, LogError, StoreError
 from tallyman.kafka import end_offsets, make_consumer
@@ -20,6 +19,7 @@ from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.project import Project
 from tallyman.send import Outcome, SendReport, send_file, wait_for
 from tests.stack import FreshTopic
+from tests.usage_rows import fresh_database
 
 pytestmark = pytest.mark.integration
 
@@ -153,17 +153,11 @@ def booked(
     clickhouse_endpoint: ClickHouseEndpoint, kafka_broker: str, fresh_topic: FreshTopic, tmp_path: Path
 ) -> Iterator[Project]:
     """A project with ClickHouse's tables in a database of its own."""
-    database = f"send_{secrets.token_hex(4)}"
-    endpoint = clickhouse_endpoint
-    admin = connect(ClickHouseConfig(host=endpoint.host, port=endpoint.port, database="default"))
-    admin.execute(f"CREATE DATABASE {database} ENGINE = Atomic")
-    config = ClickHouseConfig(host=endpoint.host, port=endpoint.port, database=database)
-    client = connect(config)
-    migrate(client)
-    client.disconnect()
-    yield project_on(tmp_path, kafka_broker, fresh_topic("usage.events", partitions=2), config)
-    admin.execute(f"DROP DATABASE {database}")
-    admin.disconnect()
+    with fresh_database(clickhouse_endpoint) as client:
+        where = ClickHouseConfig(
+            host=clickhouse_endpoint.host, port=clickhouse_endpoint.port, database=client.connection.database
+        )
+        yield project_on(tmp_path, kafka_broker, fresh_topic("usage.events", partitions=2), where)
 
 
 def book(project: Project, report: SendReport, accepted: int, dead: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pipeline.archive import keep_archive_for
 from pipeline.frontier import read_frontier
 from pipeline.seal import Sealer
 from pipeline.write import Flush, Tables, write
-from tallyman.clickhouse import REFUSALS, connect, migrate, store_error
+from tallyman.clickhouse import REFUSALS, connect, store_error
 from tallyman.errors import StoreError, StoreRefusedError
 from tallyman.local.clickhouse_child import ClickHouse
 from tallyman.local.folder import ClickHouseEndpoint
@@ -26,6 +25,7 @@ from tests.cutting import CuttingRelay
 from tests.fetches import TOPIC_ID
 from tests.unit.pipeline.events import SIZE
 from tests.unit.pipeline.test_write import Wire, full_flush
+from tests.usage_rows import fresh_database
 
 pytestmark = pytest.mark.integration
 BOOKED = ("ids", "dead_letters", "conflicts", "events", "usage_hot", "progress")
@@ -59,18 +59,8 @@ class Books:
 
 @contextmanager
 def fresh_books(endpoint: ClickHouseEndpoint) -> Iterator[Books]:
-    name = f"refused_{uuid.uuid4().hex[:10]}"
-    maker = connect(replace(endpoint, database="default"))
-    maker.execute(f"CREATE DATABASE {name}")
-    own = replace(endpoint, database=name)
-    client = connect(own)
-    migrate(client)
-    try:
-        yield Books(own, client)
-    finally:
-        client.disconnect()
-        maker.execute(f"DROP DATABASE IF EXISTS {name}")
-        maker.disconnect()
+    with fresh_database(endpoint) as client:
+        yield Books(replace(endpoint, database=client.connection.database), client)
 
 
 @pytest.fixture
