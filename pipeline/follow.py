@@ -13,7 +13,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
-from pipeline.metrics import STANDS_STILL_S
+from pipeline.metrics import STANDS_STILL_S, set_aside
 from pipeline.runtime import JobConfig
 from tallyman.clickhouse import connect
 from tallyman.kafka import end_offsets, make_consumer
@@ -88,6 +88,8 @@ class Follower:
             return False, f"Kafka or ClickHouse did not answer for {now - self._looked_at:.0f} s"
         if not self._seen:
             return False, "nothing is known of the partitions yet"
+        if aside := set_aside():
+            return False, aside
         for partition, seen in sorted(self._seen.items()):
             if seen.reached < seen.end and now - seen.moved_at > STANDS_STILL_S:
                 return False, (

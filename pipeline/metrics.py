@@ -113,12 +113,19 @@ def silent_s(partition: int) -> float:
     return 0.0 if last is None else time.monotonic() - last
 
 
+def set_aside() -> str:
+    """Say which partition is set aside, and why; "" if none is."""
+    if not _pulse.quarantined:
+        return ""
+    partition, problem = min(_pulse.quarantined.items())
+    return f"partition {partition} is set aside, the others are booked on (tallyman repair list): {problem}"
+
+
 def ready() -> tuple[bool, str]:
     """Say whether usage is being booked, and if not, why."""
     now = time.monotonic()
-    if _pulse.quarantined:
-        partition, problem = min(_pulse.quarantined.items())
-        return False, f"partition {partition} is set aside, the others are booked on (tallyman repair list): {problem}"
+    if aside := set_aside():
+        return False, aside
     if not _pulse.polled:
         return False, "no partition was read yet" + (f"; {_pulse.failure}" if _pulse.failure else "")
     if now - _pulse.polled > STANDS_STILL_S:

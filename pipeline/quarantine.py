@@ -14,14 +14,16 @@ from pipeline import metrics as counted
 from pipeline.frontier import read_frontier
 from pipeline.runtime import JobConfig
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import DamageError
+from tallyman.errors import DamageError, StoreError, StoreRefusedError
 from tallyman.repairs import note_quarantine, read_repairs
 
 log = logging.getLogger(__name__)
 
+LOOK_FOR_REPAIRS_S = 1.0
+
 
 class SetAside:
-    """The partitions of this worker that are set aside.
+    """The partitions of this worker, or of the job of a cluster, that are set aside.
 
     A partition is set aside when it fails a second time at the same offset: between the two, its frontier was read
     once more, and somebody else may have booked it on.
@@ -37,6 +39,20 @@ class SetAside:
         """Return those of some partitions that are to be read."""
         with self._lock:
             return frozenset(partitions) - self._aside.keys()
+
+    def meet(self, cause: BaseException) -> BaseException:
+        """Set the partition aside that is to blame, if one is, or give it another try.
+
+        Returns:
+            Why its reader starts again, or must end: retriable if it is worth another try.
+        """
+        if not isinstance(cause, DamageError):
+            return cause
+        try:
+            self.note(cause)
+        except (StoreError, StoreRefusedError) as error:
+            return error
+        return StoreError(f"partition {cause.partition} is read from its frontier again, or set aside: {cause}")
 
     def note(self, error: DamageError) -> bool:
         """Note that a partition failed; return whether it is set aside now.

@@ -1,7 +1,8 @@
 """Run the job on a cluster as a service: submit it, stay beside it, submit it again when it has failed.
 
 The cluster reads, counts and writes. What must be done once for all of it stays in this process: sealing, keeping
-silent partitions' clocks moving, looking at the topic again, and saying how the job is. A restart, of this process or
+silent partitions' clocks moving, looking at the topic again, saying how the job is, and setting a damaged partition
+aside: the job is submitted again without it, and with it when it was repaired. A restart, of this process or
 of the job, reads again from the book; savepoints and checkpoints hold nothing that is needed.
 """
 
@@ -26,10 +27,11 @@ from pipeline import metrics as counted
 from pipeline.follow import Follower
 from pipeline.job import build
 from pipeline.portable import Portable, check_known, flags_of, job_name
+from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.runtime import JobConfig
 from pipeline.upkeep import Over, Upkeep
 from pipeline.worker import prepare, prepare_again
-from tallyman.errors import BrokerError, ConfigError, LogError, StoreRefusedError
+from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreRefusedError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -40,12 +42,12 @@ _ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
 _WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
 _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
 _AWAY = "AWAY"  # the job server, not the job
-_FINAL: dict[str, type[LogError] | type[StoreRefusedError]] = {
+_OURS: dict[str, Callable[[str], LogError | StoreRefusedError]] = {
     "LogError": LogError,
-    "DamageError": LogError,  # on Flink no partition is set aside: the job ends
+    "DamageError": lambda text: DamageError.from_text(text) or LogError(text),
     "StoreRefusedError": StoreRefusedError,
 }
-_SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_FINAL)}): (.+?)(?: \[while running |\\n|\n|$)")
+_SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_OURS)}): (.+?)(?: \[while running |\\n|\n|$)")
 
 
 def main(project: Project, stop: threading.Event, metrics_port: int | None, *, portable: Portable) -> int:
@@ -70,15 +72,17 @@ def book_topic(
 ) -> LogError | StoreRefusedError | None:
     """Keep the job of one topic running until its end, or until told to stop; return why it cannot go on."""
     flags, over = flags_of(portable, config.topic), Over(stop)
-    follower = Follower(config)
+    follower, aside = Follower(config), SetAside(config)
     server = serve(metrics_port, follower.ready) if metrics_port is not None else None
-    duties = ((follower.look, LOOK_EVERY_S),)
-    upkeep = Upkeep(
-        config, over, project.kafka_replication, lambda: config.assigned, silent_s=follower.silent_s, more=duties
-    )
+    duties = ((follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S))
+
+    def reads() -> frozenset[int]:
+        return aside.without(config.assigned)
+
+    upkeep = Upkeep(config, over, project.kafka_replication, reads, silent_s=follower.silent_s, more=duties)
     try:
         upkeep.start()
-        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, over), over)
+        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, over, reads), over, aside.meet)
     finally:
         over.set()
         upkeep.close()
@@ -88,8 +92,14 @@ def book_topic(
     return fault or upkeep.fault
 
 
-def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError | StoreRefusedError | None:
+def keep_submitting(
+    run: Callable[[], None], stop: threading.Event, meet: Callable[[BaseException], BaseException]
+) -> LogError | StoreRefusedError | None:
     """Run the job again and again until `stop`, or until trying again cannot help; return why then.
+
+    Args:
+        meet: Called with what went wrong; sets aside the partition that is to blame, so that `run` leaves it out, and
+            returns why the job is submitted again, or must end.
 
     Raises:
         ConfigError: An option is wrong.
@@ -99,13 +109,16 @@ def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError 
         began = time.monotonic()
         try:
             run()
+            if not stop.is_set():
+                log.info("job_submitted_again", extra={"reason": "other partitions are to be read"})
         except ConfigError:
             raise
-        except (LogError, StoreRefusedError) as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - a cluster fails in many ways; none of them is the end
-            log.warning("job_submitted_again", extra={"error": f"{type(error).__name__}: {error}"[:1000]})
-            counted.note_failure(error)
+        except Exception as error:  # noqa: BLE001 - a cluster fails in many ways; few of them are the end
+            cause = meet(error)
+            if isinstance(cause, LogError | StoreRefusedError):
+                return cause
+            log.warning("job_submitted_again", extra={"error": f"{type(cause).__name__}: {cause}"[:1000]})
+            counted.note_failure(cause)
             if time.monotonic() - began > _WELL_AFTER_S:
                 wait_s = _FIRST_WAIT_S
             stop.wait(wait_s)
@@ -113,27 +126,41 @@ def keep_submitting(run: Callable[[], None], stop: threading.Event) -> LogError 
     return None
 
 
-def run_job(config: JobConfig, flags: list[str], endpoint: str, stop: threading.Event) -> None:
-    """Submit the job and wait until it ends; cancel it when `stop` is set.
+def run_job(
+    config: JobConfig,
+    flags: list[str],
+    endpoint: str,
+    stop: threading.Event,
+    reads: Callable[[], frozenset[int]],
+) -> None:
+    """Submit the job and wait until it ends; cancel it when `stop` is set, or other partitions are to be read.
+
+    Args:
+        reads: Says which partitions those are, now.
 
     Raises:
-        LogError: It failed because the log is not what was booked.
+        LogError: It failed because the log is not what was booked; DamageError if that is so of one partition.
         StoreRefusedError: It failed because ClickHouse refuses, and will until somebody mends it.
         ConfigError: The job server does not know an option.
         BrokerError, grpc.RpcError: It failed otherwise, or the job server is away.
     """
+    partitions = reads()
+    while not partitions:  # each is set aside
+        if stop.wait(LOOK_EVERY_S):
+            return
+        partitions = reads()
     with job_server(endpoint) as jobs:
         check_known(flags, _known_options(jobs), endpoint)
         name = job_name(config.topic)
         _cancel_older(jobs, name)
         before = {job.job_id for job in _jobs(jobs, name)}
         pipeline = beam.Pipeline(runner=PortableRunner(), options=_options(flags))
-        build(pipeline, config, apart=True)
+        build(pipeline, config, sorted(partitions), apart=True)
         result = pipeline.run()
         log.info("job_submitted", extra={"job_name": name, "job_server": endpoint})
         try:
             job_id = next(job.job_id for job in _jobs(jobs, name) if job.job_id not in before)
-            state = _wait(jobs, job_id, stop)
+            state = _wait(jobs, job_id, lambda: stop.wait(LOOK_EVERY_S) or reads() != partitions)
         finally:
             _cancel(jobs, result)
         if state in _OVER:
@@ -151,15 +178,15 @@ def failure(state: str, messages: list[str]) -> BrokerError | LogError | StoreRe
     """Return why a job has ended, in our own words where they are among the job server's messages."""
     for message in messages:
         if found := _SENTENCE.search(message):
-            return _FINAL[found[1]](found[2])
+            return _OURS[found[1]](found[2])
     reason = messages[-1].strip() if messages else "the job server gives no reason"
     return BrokerError(f"the job ended as {state}: {reason}")
 
 
-def _wait(jobs: Any, job_id: str, stop: threading.Event) -> str:
-    """Return the state in which the job ended, or the last one when `stop` was set. A job outlives its job server."""
+def _wait(jobs: Any, job_id: str, enough: Callable[[], bool]) -> str:
+    """Return the state in which the job ended, or the last one when it was enough. A job outlives its job server."""
     state = "STARTING"
-    while not stop.wait(LOOK_EVERY_S):
+    while not enough():
         try:
             answer = jobs.GetState(job_api.GetJobStateRequest(job_id=job_id), timeout=_ANSWER_S)
         except grpc.RpcError as error:

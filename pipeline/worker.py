@@ -23,7 +23,7 @@ from pipeline.compiled import load_kernel
 from pipeline.growth import is_followed, line_to_book
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
-from pipeline.quarantine import SetAside
+from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.read import STOP
 from pipeline.runtime import Database, JobConfig, forget, release
 from pipeline.source import close_readers
@@ -31,14 +31,13 @@ from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
-from tallyman.errors import DamageError, LogError, StoreError, StoreRefusedError, TallymanError
+from tallyman.errors import LogError, StoreRefusedError, TallymanError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S, _REST_S = 0.05, 1.0
-LOOK_FOR_REPAIRS_S = 1.0
 
 
 def job_config(project: Project, line: Sequence[Topic]) -> JobConfig:
@@ -117,7 +116,7 @@ def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fa
                 run_once(config, over, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
-                cause = _set_aside(aside, cause_of(error))
+                cause = aside.meet(cause_of(error))
                 if isinstance(cause, LogError | StoreRefusedError):
                     name = "log_differs" if isinstance(cause, LogError) else "store_refused"
                     return Fault(name, str(cause))
@@ -141,17 +140,6 @@ def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fa
     if upkeep.fault is not None:
         return Fault("topic_refused" if isinstance(upkeep.fault, LogError) else "store_refused", str(upkeep.fault))
     return None
-
-
-def _set_aside(aside: SetAside, cause: BaseException) -> BaseException:
-    """Set a damaged partition aside, or give it another try; return why the pipeline starts again, or must end."""
-    if not isinstance(cause, DamageError):
-        return cause
-    try:
-        aside.note(cause)
-    except (StoreError, StoreRefusedError) as error:
-        return error
-    return StoreError(f"partition {cause.partition} is read from its frontier again, or set aside: {cause}")
 
 
 def prepare(project: Project) -> JobConfig:

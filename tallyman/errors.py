@@ -22,6 +22,10 @@ the next step.
 
 from __future__ import annotations
 
+import re
+
+_DAMAGE = re.compile(r"(?P<message>.*) \(partition (?P<partition>\d+): (?P<reason>[a-z]+)\)", re.DOTALL)
+
 
 class TallymanError(Exception):
     """Anything this project raises on purpose."""
@@ -73,17 +77,34 @@ class LogError(TallymanError):
 class DamageError(LogError):
     """One partition of the log is not what was booked.
 
+    Its text ends with the partition and the reason, since a cluster hands on nothing of an error but its text.
+
     Attributes:
         partition: Which one.
         reason: What happened to it, as `quarantines` has it: retention, cut, digest or bytes.
+
+    >>> told = str(DamageError(3, "cut", "the log ends at 7"))
+    >>> told
+    'the log ends at 7 (partition 3: cut)'
+    >>> DamageError.from_text(told)
+    DamageError(3, 'cut', 'the log ends at 7')
     """
 
     def __init__(self, partition: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.partition, self.reason = partition, reason
+        super().__init__(f"{message} (partition {partition}: {reason})")
+        self.partition, self.reason, self.message = partition, reason, message
+
+    @classmethod
+    def from_text(cls, text: str) -> DamageError | None:
+        """Return the error of which this is the text; None if it is none."""
+        found = _DAMAGE.fullmatch(text)
+        return cls(int(found["partition"]), found["reason"], found["message"]) if found else None
+
+    def __repr__(self) -> str:
+        return f"DamageError({self.partition}, {self.reason!r}, {self.message!r})"
 
     def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
-        return type(self), (self.partition, self.reason, str(self))
+        return type(self), (self.partition, self.reason, self.message)
 
 
 class RebuildError(TallymanError):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clickhouse_driver import Client
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from pipeline import worker
 from tallyman.clickhouse import connect
@@ -78,6 +80,14 @@ class OwnProject:
         for future in sent:
             future.get(timeout=30)
         producer.close(timeout=5)
+
+    def eat(self, partition: int, below: int) -> None:
+        """Remove records as retention does."""
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
+        try:
+            admin.delete_records({TopicPartition(str(self.settings["topic"]), partition): below})
+        finally:
+            admin.close()
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import growth
+from pipeline.repair import plan_repair, repair
 from tallyman.clickhouse import connect
 from tallyman.errors import StackError
 from tallyman.local.folder import ClickHouseEndpoint
@@ -52,13 +52,14 @@ def project(tmp_path: Path, kafka_broker: str, clickhouse_endpoint: ClickHouseEn
 class Job:
     """`tallyman pipeline --runner PortableRunner` as a process of its own, which is the worker as well."""
 
-    def __init__(self, project: OwnProject, server: JobServer) -> None:
+    def __init__(self, project: OwnProject, server: JobServer, *options: str) -> None:
         assert project.project.config.kafka.partitions == PARTITIONS  # writes tallyman.yaml
         self.log = project.folder / "pipeline.log"
         where = ("--project", project.folder, "--data", project.folder / "data")
         self._argv = tallyman_argv(
             "pipeline", "--runner", "PortableRunner", "--job-endpoint", server.endpoint,
             "--environment", "LOOPBACK", *where, "--", "--parallelism=2", "--checkpointing_interval=1000",
+            *options,
         )  # fmt: skip
         self.start()
 
@@ -81,8 +82,8 @@ class Job:
 
 
 @contextmanager
-def running(project: OwnProject, server: JobServer) -> Iterator[Job]:
-    job = Job(project, server)
+def running(project: OwnProject, server: JobServer, *options: str) -> Iterator[Job]:
+    job = Job(project, server, *options)
     try:
         yield job
     except BaseException:
@@ -153,15 +154,33 @@ def test_on_flink_a_topic_grows_while_usage_flows_and_every_event_counts_once(
     assert_books_hold(project)
 
 
-def test_a_log_that_is_not_what_was_booked_ends_the_job_with_its_sentence(
+def test_on_flink_a_damaged_partition_is_set_aside_and_booked_again_when_it_is_repaired(
     project: OwnProject, job_server: JobServer
 ) -> None:
-    """Flink tries again a few times; then the service ends, as it does without Flink."""
+    """Retention removed what was not booked of partition 0; the others are booked on without it."""
     usage = Usage(PARTITIONS, seed=2)
+    topic, brokers = str(project.settings["topic"]), (project.kafka,)
     with project.running():
-        send((project.kafka,), str(project.settings["topic"]), usage.records(40))
+        send(brokers, topic, usage.records(40))
         project.wait_until_booked()
-    project.ask("ALTER TABLE progress UPDATE reached_digest = reached_digest + 1 WHERE 1 SETTINGS mutations_sync = 1")
-    with running(project, job_server) as job:
-        assert job.process.wait(PATIENCE_S) == 1
-        assert re.search(r"log_differs.*the log differs from what was booked \(digest", job.said)
+    stood = project.reached()[0]
+    lost = list(usage.records(60))
+    send(brokers, topic, iter(lost))
+    project.eat(0, below=stood + 3)
+    ends = ends_of(brokers, topic, PARTITIONS)
+    with running(project, job_server, "--number_of_execution_retries=0") as job:
+        wait_for(lambda: "partition_quarantined" in job.said, "partition 0 to be set aside", PATIENCE_S)
+        others = {partition: end for partition, end in ends.items() if partition}
+        wait_for(lambda: booked_to(project, others), f"progress up to {others}", PATIENCE_S)
+        assert project.reached()[0] == stood
+        client = connect(project.endpoint)
+        plan = plan_repair(project.project, client, 0)
+        assert plan is not None and (plan.first, plan.skipped, plan.problem) == (stood, 3, "retention")
+        repair(project.project, client, plan, who="zoë", note="the disk was full")
+        wait_for(lambda: booked_to(project, ends), f"progress up to {ends}, by the same service", PATIENCE_S)
+        send(brokers, topic, iter(lost))  # sent again: what was lost counts, the rest has counted
+        sql = "SELECT sum(count), sum(sum) FROM usage_booked"
+        wanted = [tuple(map(sum, zip(*usage.totals.values(), strict=True)))]
+        wait_for(lambda: project.ask(sql) == wanted, f"{usage.events} events", PATIENCE_S)
+        assert job.stop() == 0
+        client.disconnect()

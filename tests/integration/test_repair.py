@@ -10,8 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 from clickhouse_driver import Client
-from kafka import TopicPartition
-from kafka.admin import KafkaAdminClient
 
 from pipeline import metrics as counted
 from pipeline.close import found_books
@@ -57,14 +55,6 @@ class Damaged(OwnProject):
             return end_offsets(consumer, str(self.settings["topic"]), [partition])[partition]
         finally:
             consumer.close()
-
-    def eat(self, partition: int, below: int) -> None:
-        """Remove records as retention does."""
-        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
-        try:
-            admin.delete_records({TopicPartition(str(self.settings["topic"]), partition): below})
-        finally:
-            admin.close()
 
     def spoil_progress(self, partition: int, change: str) -> None:
         """Let the books say something else of the open chunk of a partition than the log does."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline import follow
+from pipeline import metrics as counted
 from pipeline.follow import Follower
 from tallyman.errors import BrokerError
 from tests.unit.pipeline.test_job import CONFIG
@@ -54,6 +55,17 @@ def look(world: World, follower: Follower, after_s: float, **seen: Any) -> tuple
     vars(world).update(seen)
     follower.look()
     return follower.ready()
+
+
+def test_a_partition_that_is_set_aside_is_said_before_one_that_stands_still(world: World, follower: Follower) -> None:
+    look(world, follower, 1, ends={0: 9})
+    counted.note_quarantine(0, "the log was cut")
+    try:
+        ready, reason = look(world, follower, 1000)
+        assert not ready and reason.startswith("partition 0 is set aside") and reason.endswith("the log was cut")
+    finally:
+        counted.note_repaired(0)
+    assert "nothing was booked for" in look(world, follower, 1)[1]
 
 
 def test_a_partition_that_stands_still_is_said_by_name(world: World, follower: Follower) -> None:

@@ -11,7 +11,7 @@ from clickhouse_driver.errors import ServerException
 from pipeline import submit
 from pipeline.submit import failure, keep_submitting
 from tallyman.clickhouse import store_error
-from tallyman.errors import BrokerError, ConfigError, LogError, StoreRefusedError
+from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreError, StoreRefusedError
 
 # As Flink hands on what Python raised in a worker: once with real line breaks, once inside a repr.
 TRACEBACK = """org.apache.flink.runtime.JobException: Recovery is suppressed by FixedDelayRestartBackoffTimeStrategy(...)
@@ -33,11 +33,14 @@ def test_our_own_sentence_is_found_in_what_flink_says(message: str) -> None:
     assert isinstance(found, LogError) and str(found) == SENTENCE
 
 
-def test_a_damaged_partition_ends_the_job_too() -> None:
+def test_a_damaged_partition_is_known_by_its_text() -> None:
     """Beam cannot make an error of ours again that takes more than a message, so it puts its text into another."""
+    damage = DamageError(3, "digest", SENTENCE)
     message = TRACEBACK.replace("tallyman.errors.LogError", "RuntimeError: tallyman.errors.DamageError")
-    found = failure("FAILED", [message])
-    assert type(found) is LogError and str(found) == SENTENCE
+    found = failure("FAILED", [message.replace(SENTENCE, str(damage))])
+    assert isinstance(found, DamageError) and repr(found) == repr(damage)
+    cut_off = failure("FAILED", [message])
+    assert type(cut_off) is LogError and str(cut_off) == SENTENCE
 
 
 def test_any_other_end_may_pass() -> None:
@@ -52,6 +55,10 @@ def test_any_other_end_may_pass() -> None:
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "_FIRST_WAIT_S", 0.001)
+
+
+def as_it_is(error: BaseException) -> BaseException:
+    return error
 
 
 def ends(*errors: Exception | None) -> Callable[[], None]:
@@ -69,19 +76,33 @@ def ends(*errors: Exception | None) -> Callable[[], None]:
 def test_a_job_that_failed_is_submitted_again_until_the_log_is_at_fault() -> None:
     fault = LogError("the log was cut")
     run = ends(BrokerError("no slots"), RuntimeError("gRPC"), None, fault)
-    assert keep_submitting(run, threading.Event()) is fault
+    assert keep_submitting(run, threading.Event(), as_it_is) is fault
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_damaged_partition_is_left_to_who_sets_it_aside_and_the_job_is_submitted_again() -> None:
+    met, refused = list[BaseException](), StoreRefusedError("the quarantines table is gone")
+    answers = iter((StoreError("set aside"), refused))
+
+    def meet(error: BaseException) -> BaseException:
+        met.append(error)
+        return next(answers)
+
+    damages = [DamageError(n, "cut", "the log ends at 7") for n in range(2)]
+    assert keep_submitting(ends(*damages), threading.Event(), meet) is refused
+    assert met == damages
 
 
 @pytest.mark.usefixtures("no_waiting")
 def test_a_wrong_option_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match="no such option"):
-        keep_submitting(ends(ConfigError("no such option")), threading.Event())
+        keep_submitting(ends(ConfigError("no such option")), threading.Event(), as_it_is)
 
 
 def test_a_stop_ends_it() -> None:
     stop = threading.Event()
     stop.set()
-    assert keep_submitting(ends(), stop) is None
+    assert keep_submitting(ends(), stop, as_it_is) is None
 
 
 def test_a_refusal_of_clickhouse_ends_the_job_too() -> None:
@@ -94,4 +115,4 @@ def test_a_refusal_of_clickhouse_ends_the_job_too() -> None:
     )
     found = failure("FAILED", [traceback])
     assert isinstance(found, StoreRefusedError) and str(found) == refusal
-    assert keep_submitting(ends(found), threading.Event()) is found
+    assert keep_submitting(ends(found), threading.Event(), as_it_is) is found
