@@ -19,6 +19,7 @@ from tallyman.repairs import NOT_SKIPPED, read_repairs
 from tallyman.topics import ends_of, topic_before
 from tallyman.usage import Repair
 
+_ASKED_AT_ONCE = 20_000
 PLACES = (
     "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
     " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest, turned_counts"
@@ -151,8 +152,8 @@ class StoredIds:
         found: dict[tuple[int, int], Accepted] = {}
         if not below and not self._before:
             return found
-        for first in range(0, len(identities), 20_000):
-            wanted = set(identities[first : first + 20_000])
+        for first in range(0, len(identities), _ASKED_AT_ONCE):
+            wanted = set(identities[first : first + _ASKED_AT_ONCE])
             numbers = ",".join(str(high) for high, _ in wanted)
             columns = self._ask(
                 "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers

@@ -102,16 +102,33 @@ def test_a_silent_collector_holds_back_what_it_measures_and_nothing_else(client:
     assert ask(client).complete_to == NOON + 5 * MINUTE
 
 
-def test_twenty_thousand_collectors_are_looked_through_and_only_those_behind_are_fetched(client: Client) -> None:
-    book(client, Booked(minute=NOON))
-    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+def hear_many(client: Client, number: int, epoch: str, first: datetime, last: datetime) -> None:
+    """Write a run of each of so many collectors."""
     client.execute(
         "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
         " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered)"
-        f" SELECT concat('host-', toString(number)), 'e1', '{TOPIC}', 0, 0, {DAY}, 1, 0, 20, {micros(NOON)},"
-        f" {micros(NOON + 20 * MINUTE)}, {micros(NOON) // 1000}, {micros(NOON + 20 * MINUTE) // 1000},"
-        " [concat('tenant-', toString(number))], ['vm'], 5 FROM numbers(20000)"
+        f" SELECT concat('host-', toString(number)), '{epoch}', '{TOPIC}', 0, 0, {DAY}, 1, 0, 20, {micros(first)},"
+        f" {micros(last)}, {micros(first) // 1000}, {micros(last) // 1000},"
+        f" [concat('tenant-', toString(number))], ['vm'], 5 FROM numbers({number})"
     )
+
+
+def test_twenty_thousand_collectors_that_began_anew_are_asked_for_at_once(client: Client) -> None:
+    """Hosts that were installed anew: each may have had more to send, between what two epochs said."""
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear_many(client, 20_000, "an-epoch-as-long-as-they-are-in-life-1", NOON, NOON + 9 * MINUTE)
+    hear_many(client, 20_000, "an-epoch-as-long-as-they-are-in-life-2", NOON + 10 * MINUTE, NOON + 20 * MINUTE)
+    found = found_gaps(client)
+    assert len(found) == 20_000
+    assert {(gap.first, gap.last, gap.start, gap.end) for gap in found} == {
+        (21, None, NOON + 9 * MINUTE, NOON + 10 * MINUTE)
+    }
+
+
+def test_twenty_thousand_collectors_are_looked_through_and_only_those_behind_are_fetched(client: Client) -> None:
+    book(client, Booked(minute=NOON))
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear_many(client, 20_000, "e1", NOON, NOON + 20 * MINUTE)
     hear(client, 1, 5)
     hear(client, 8, 9)
     found = read_completeness(client, expected_delay=AT_ONCE)

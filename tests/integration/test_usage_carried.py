@@ -66,6 +66,17 @@ def values(answer: UsageAnswer) -> list[Decimal]:
     return [row.value for row in answer.rows]
 
 
+def test_ten_thousand_counters_go_on_where_they_stood(client: Client) -> None:
+    """What is asked for them is a statement of a megabyte."""
+    ports = [f"{number}-{'port' * 20}" for number in range(10_000)]
+    book(client, *[reading(BYTES, NOON - 30 * DAYS, 1000, "r", "b", subject=port) for port in ports])
+    book(client, *[reading(BYTES, NOON + MINUTE, 1003, "r", "b", subject=port) for port in ports])
+    (row,) = ask(client, BYTES).rows
+    assert (row.value, row.events) == (30_000, 10_000)
+    (row,) = ask(client, BYTES, subjects=tuple(ports[1:])).rows
+    assert (row.value, row.events) == (29_997, 9_999)
+
+
 def test_a_counter_that_was_silent_for_a_month_goes_on_where_it_stood(client: Client) -> None:
     """Three ports: the same boot goes on, a new boot begins at 0, and a port that nobody knew adds nothing yet."""
     book(
