@@ -33,7 +33,8 @@ from pipeline.aggregate import Readings, Table, encode_keys
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import Catalog
 from pipeline.frontier import StoredIds, read_frontier
-from pipeline.identities import AcceptedIds, IdColumns
+from pipeline.id_filter import IdFilter
+from pipeline.identities import EVERYTHING, AcceptedIds, IdColumns
 from pipeline.rollup import roll_up
 from pipeline.series import SeriesKey
 from pipeline.write import Flush, Progress, Tables, write
@@ -51,7 +52,7 @@ FIRST, DAYS, TOPIC, CHUNK = datetime(2026, 3, 1, tzinfo=UTC), 30, "bench-topic",
 TODAY = FIRST + timedelta(days=DAYS)
 METER = Meter(meter="compute.seconds", event_type="compute.usage", aggregation="sum", value="value")
 ASKED, ASKED_SERIES = "tenant-asked", 100
-FLUSHED, LOOKED_UP, REPEATS = 10_000, 500, 9
+FLUSHED, LOOKED_UP, REPEATS = 10_000, (500, 10_000), 9
 _SHARED = "{booking}, 1, 0, '', 'sum', 9, '', 60, toInt128(number + 1) * 1000000007, 0, 0, 0, 0, ''"
 _COLUMNS = (
     "meter, subject, dimensions, minute, booking, definitions, generation, item, aggregation, scale, parameters, count,"
@@ -165,17 +166,15 @@ class Store:
         """Measure everything that a worker and a reader do again and again."""
         ids = StoredIds(self._numbers)
         rng = np.random.default_rng(self._filled)
-        known = rng.integers(0, self._filled, LOOKED_UP // 2).tolist()
-        pairs = ",".join(f"(cityHash64({n}), cityHash64({n + 1}))" for n in known)
-        mine = [(int(a), int(b)) for ((a, b),) in self.client.execute(f"SELECT arrayJoin([{pairs}])")]
-        fresh = [(int(a), int(b)) for a, b in rng.integers(0, 1 << 63, (LOOKED_UP // 2, 2)).tolist()]
+        few, many = (self._half_known(number, rng) for number in LOOKED_UP)
         month = UsageQuery(meter="compute.seconds", subjects=(ASKED,), start=FIRST, end=TODAY, window="day")
         hour = UsageQuery(meter="compute.seconds", subjects=("tenant-0",), start=TODAY,
                           end=TODAY + timedelta(hours=1), window="minute")  # fmt: skip
         assert len(read_usage(self.client, month).rows) == DAYS
-        assert len(ids.find(TOPIC, 0, 1 << 62, mine + fresh)) == len(set(mine))
+        assert len(ids.find(TOPIC, 0, EVERYTHING, few)) == len(few) // 2
         return {
-            f"look-up of {LOOKED_UP} ids": self._cost(lambda: ids.find(TOPIC, 0, 1 << 62, mine + fresh)),
+            f"look-up of {len(few):,} ids": self._cost(lambda: ids.find(TOPIC, 0, EVERYTHING, few)),
+            f"look-up of {len(many):,} ids": self._cost(lambda: ids.find(TOPIC, 0, EVERYTHING, many)),
             "a tenant's month by day": self._cost(lambda: read_usage(self.client, month)),
             "a tenant's last hour": self._cost(lambda: read_usage(self.client, hour)),
             "read_completeness": self._cost(lambda: read_completeness(self.client)),
@@ -183,6 +182,22 @@ class Store:
             # Last: what it leaves to merge is paid for by whatever comes behind it.
             f"flush of {FLUSHED:,} rows": self._cost(lambda: write(next(self._flushes), self._tables, Nowhere())),
         }
+
+    def _half_known(self, number: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Return identities, every second of which was accepted."""
+        known = np.unique(rng.integers(0, self._filled, number))[: number // 2].tolist()
+        pairs = ",".join(f"(cityHash64({n}), cityHash64({n + 1}))" for n in known)
+        mine = [(int(a), int(b)) for ((a, b),) in self.client.execute(f"SELECT arrayJoin([{pairs}])")]
+        return mine + [(int(a), int(b)) for a, b in rng.integers(0, 1 << 63, (number // 2, 2)).tolist()]
+
+    def load_filter(self) -> str:
+        """Load the filter of a worker that begins, and say what came of it."""
+        known, began = IdFilter(), time.perf_counter()
+        known.load(StoredIds(self._numbers), TOPIC, 0, EVERYTHING)
+        took_s = time.perf_counter() - began
+        new = np.random.default_rng(3).integers(0, 1 << 64, (2, 100_000), np.uint64)
+        unsure = float(known.perhaps(TOPIC, 0, *new).mean())
+        return f"{known.size / 2**20:.0f} MiB, loaded in {took_s:.1f} s; {unsure:.2%} of new ids are looked up"
 
     def _cost(self, do: Callable[[], object]) -> Cost:
         do()
@@ -255,14 +270,16 @@ def main() -> int:
         migrate(client)
         store = Store(client, connect(stack.clickhouse, numpy=True), process_on(stack.clickhouse.port))
         store.begin()
-        costs = []
+        costs, filters = [], []
         for size in arguments.sizes:
             began = time.monotonic()
             store.grow(size)
             free = shutil.disk_usage(folder).free / 1e9
             print(f"{size:,} rows and ids after {time.monotonic() - began:,.0f} s; {free:,.0f} GB free", flush=True)
             costs.append(store.costs())
+            filters.append(f"filter of {size:,} ids: {store.load_filter()}")
         flat = show(arguments.sizes, costs)
+        print("\n".join(filters))
         for name, (rows, size) in sorted(store.bytes_on_disk().items()):
             if rows >= 1000:
                 print(f"{name}: {rows:,} rows, {size / rows:.1f} bytes each")

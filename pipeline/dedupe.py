@@ -15,7 +15,8 @@ from pipeline.book import Conflict, Counts, Forward, OpenChunk
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events
 from pipeline.corrections import count_corrections
-from pipeline.identities import Accepted, IdColumns, IdFilter, IdStore
+from pipeline.id_filter import IdFilter
+from pipeline.identities import Accepted, IdColumns, IdStore
 from pipeline.letters import event_letter, record_letter
 from tallyman.errors import EventError
 from tallyman.event import ADMITTED, CONTENT_TYPE, SINGLE, format_time

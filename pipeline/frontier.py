@@ -12,14 +12,14 @@ from clickhouse_driver import Client
 
 from pipeline.aggregate import Needs, Table
 from pipeline.book import Counts, OpenChunk, Place
-from pipeline.identities import U64, Accepted, AcceptedIds
+from pipeline.identities import HASHES, Accepted, AcceptedIds, Portion
 from tallyman.clickhouse import store_errors
 from tallyman.errors import StoreError
 from tallyman.repairs import NOT_SKIPPED, read_repairs
 from tallyman.topics import ends_of, topic_before
 from tallyman.usage import Repair
 
-_ASKED_AT_ONCE = 20_000
+_ASKED_AT_ONCE, _PORTION = 20_000, 1_000_000  # ids
 PLACES = (
     "reached_offset, reached_clock_ms, reached_booking, reached_definitions, reached_digest, reached_counts,"
     " turned_offset, turned_clock_ms, turned_booking, turned_definitions, turned_digest, turned_counts"
@@ -169,17 +169,21 @@ class StoredIds:
                     found[high, low] = Accepted(*rest)  # the newest comes last
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[U64, U64]]:
-        """Yield the accepted identities of a partition below an offset, a sixteenth of the hash space at a time."""
-        for part in range(16):
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+        """Yield the accepted identities of a partition below an offset in the order of their hashes, about a million
+        at a time, however many there are.
+        """
+        start, span = 0, HASHES >> 12
+        while start < HASHES:
+            end = min(start + span, HASHES)
             columns = self._ask(
                 "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition = %(partition)s"
-                " AND offset < %(below)s AND identity_high >= %(from)s AND identity_high <= %(to)s",
-                {"topic": topic_id, "partition": partition, "below": below,
-                 "from": part << 60, "to": ((part + 1) << 60) - 1},
-            )  # fmt: skip
-            if len(columns):
-                yield np.asarray(columns[0], np.uint64), np.asarray(columns[1], np.uint64)
+                " AND offset < %(below)s AND identity_high >= %(start)s AND identity_high <= %(last)s",
+                {"topic": topic_id, "partition": partition, "below": below, "start": start, "last": end - 1},
+            )
+            high, low = (np.asarray(column, np.uint64) for column in (columns if len(columns) else ((), ())))
+            yield Portion(end, high, low)
+            start, span = end, min(8 * span, span * _PORTION // max(len(high), 1))
 
     def _ask(self, sql: str, values: dict[str, Any]) -> Any:
         """Return columns.

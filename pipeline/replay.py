@@ -25,7 +25,8 @@ from pipeline.decode import blocks
 from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
-from pipeline.identities import U64, AcceptedIds, IdColumns, IdFilter
+from pipeline.id_filter import IdFilter
+from pipeline.identities import U64, AcceptedIds, IdColumns
 from pipeline.poll import Poller
 from pipeline.write import Cut, Flush, Progress, Tables, write
 from tallyman.errors import LogError

@@ -24,7 +24,7 @@ from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due_elsewhere, fold
 from pipeline.frontier import StoredIds, read_frontier
-from pipeline.identities import IdFilter
+from pipeline.id_filter import IdFilter
 from pipeline.lanes import Lanes, inside, this_lane
 from pipeline.outlet import KafkaOutlet
 from pipeline.source import close_readers, reader_of
@@ -71,6 +71,7 @@ class JobConfig:
     archive: bool = False
     expected_delay_us: int = 10_000_000
     tick_s: float = 30
+    id_filter_bytes: int = 128 << 20
     before: tuple[Topic, ...] = ()
     followed: bool = False
 
@@ -157,10 +158,11 @@ def runtime(config: JobConfig) -> Runtime:
     key = this_lane(), config
     if key not in _runtimes:
         engine: sa.Engine = open_control(config.control_url)
+        ids = StoredIds(connect(config.database, numpy=True), config.before_ids)
         _runtimes[key] = Runtime(
             config,
             Tables(connect(config.database), connect(config.database, numpy=True)),
-            Judge(StoredIds(connect(config.database, numpy=True), config.before_ids), IdFilter()),
+            Judge(ids, IdFilter(limit_bytes=config.id_filter_bytes)),
             Decoders(lambda number: load_definitions(engine, number), config.partitions),
             KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
         )

@@ -67,6 +67,7 @@ def job_config(project: Project, line: Sequence[Topic]) -> JobConfig:
         archive=settings.archive,
         expected_delay_us=round(project.config.usage.expected_delay.total_seconds() * 1e6),
         tick_s=settings.tick.total_seconds(),
+        id_filter_bytes=settings.id_filter_bytes,
         before=tuple(line[:-1]),
         followed=is_followed(project, topic),
     )

@@ -24,7 +24,7 @@ SETTINGS: Mapping[str, Any] = {
     "optimize_on_insert": 1,
     "do_not_merge_across_partitions_select_final": 1,
     "session_timezone": "UTC",
-    "max_query_size": 1 << 28,  # ids, series and epochs are asked for in lists; by default a list of 12,000 ids is refused
+    "max_query_size": 1 << 28,  # ids, series and epochs are asked for in lists; the default refuses 12,000 ids
     # With replicas (tests/model/replica_model.py); without them ClickHouse has nothing to do for these. What is
     # acknowledged most replicas have, what is read they have, and a partition is replaced when all have replaced it.
     "insert_quorum": "auto",

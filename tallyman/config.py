@@ -145,6 +145,8 @@ class PipelineConfig:
         archive_ttl: How long they are kept there; 0 for ever.
         tick: How long a partition is silent before its clock is moved.
         partitions: Which partitions this process reads. Empty: its share; all workers of a topic share them evenly.
+        id_filter_bytes: Memory for knowing which ids are new, 128 MiB for some forty million (on Flink for each
+            partition); of more ids, some are looked up.
     """
 
     flush: timedelta = timedelta(milliseconds=200)
@@ -154,9 +156,12 @@ class PipelineConfig:
     archive_ttl: timedelta = timedelta(0)
     tick: timedelta = timedelta(seconds=30)
     partitions: tuple[int, ...] = ()
+    id_filter_bytes: int = 128 * MEBIBYTE
 
     def __post_init__(self) -> None:
         _above_zero(self, "flush", "rebuild_after", "rebuild_bundles", "tick")
+        least = 32 * MEBIBYTE
+        _need(self.id_filter_bytes >= least, f"id_filter_bytes: expected {least} or more, got {self.id_filter_bytes}")
         _need(all(number >= 0 for number in self.partitions), f"partitions: expected 0 or more, got {self.partitions}")
 
 

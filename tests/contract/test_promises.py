@@ -31,7 +31,9 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "::test_a_later_copy_with_other_content_is_a_conflict_with_both_offsets_and_is_not_added",
         "unit/pipeline/test_dedupe.py::test_ids_below_the_restart_are_asked_of_the_store_and_those_above_it_are_not",
         "unit/pipeline/test_dedupe.py::test_a_replay_gives_the_same_answer",
-        "unit/pipeline/test_identities.py::test_an_id_that_was_added_is_never_called_new",
+        "unit/pipeline/test_id_filter.py::test_an_id_that_was_added_is_never_called_new",
+        "unit/pipeline/test_id_filter.py::test_a_filter_that_is_full_covers_less_and_calls_no_id_new_that_was_added",
+        "integration/test_ids.py::test_as_many_ids_as_a_large_fetch_has_are_asked_for_at_once",
     ),
     "P4 nothing bad is dropped in silence": (
         "integration/test_bad_input.py::test_each_way_to_be_wrong_is_one_dead_letter_with_its_reason_body_and_place",

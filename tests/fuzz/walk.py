@@ -15,7 +15,8 @@ from pipeline.decode import blocks
 from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
-from pipeline.identities import Accepted, IdFilter
+from pipeline.id_filter import IdFilter
+from pipeline.identities import Accepted
 from pipeline.write import Flush
 from tallyman.headers import Headers
 from tallyman.meter import Definitions

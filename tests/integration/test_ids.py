@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from clickhouse_driver import Client
 
+from pipeline import frontier
 from pipeline.frontier import StoredIds
+from pipeline.id_filter import IdFilter
+from pipeline.identities import HASHES
 from tallyman.clickhouse import connect
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.fetches import TOPIC_ID
@@ -46,3 +50,34 @@ def test_as_many_ids_as_a_large_fetch_has_are_asked_for_at_once(database: Client
     found = ids.find(TOPIC_ID, 1, STORED, [*new, *known])
     assert found.keys() == set(known)
     assert {each.offset for each in found.values()} == set(range(20_000))
+
+
+def test_ids_are_told_in_portions_of_about_one_size_and_each_once(
+    ids: StoredIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are; who loads them never holds more than a portion."""
+    monkeypatch.setattr(frontier, "_PORTION", 2000)
+    portions = list(ids.stream(TOPIC_ID, 0, 40_000))
+    assert all(len(each.high) < 4000 for each in portions) and len(portions) < 60
+    assert [each.end for each in portions] == sorted({each.end for each in portions})
+    begin = 0
+    for each in portions:
+        assert not len(each.high) or (begin <= int(each.high.min()) and int(each.high.max()) < each.end)
+        begin = each.end
+    assert begin == HASHES
+    low = np.concatenate([each.low for each in portions])
+    assert sorted(low.tolist()) == list(range(40_000))
+
+
+def test_a_store_without_ids_is_told_in_few_questions(ids: StoredIds) -> None:
+    assert len(list(ids.stream(TOPIC_ID, 2, STORED))) == 5
+
+
+def test_a_filter_loaded_from_the_store_calls_none_of_its_ids_new(ids: StoredIds) -> None:
+    """Nor one that covers a part of them only."""
+    for known in (IdFilter(1 << 20), IdFilter(1 << 12, 1 << 12)):
+        known.load(ids, TOPIC_ID, 0, 40_000)
+        for portion in ids.stream(TOPIC_ID, 0, 40_000):
+            assert known.perhaps(TOPIC_ID, 0, portion.high, portion.low).all()
+        other = np.random.default_rng(1).integers(0, 2**64, (2, 10_000), np.uint64)
+        assert known.perhaps(TOPIC_ID, 0, *other).mean() < 1.02 - known.covered

@@ -19,7 +19,7 @@ from pipeline import book, fold, runtime, write
 from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge
 from pipeline.frontier import StoredIds
-from pipeline.identities import IdFilter
+from pipeline.id_filter import IdFilter
 from pipeline.runtime import JobConfig, Runtime
 from pipeline.seal import Sealer
 from pipeline.write import Tables
@@ -104,7 +104,7 @@ class Worker:
         self.runtime = Runtime(
             cast(JobConfig, _Config(chunk_size, world.archive, flush_s)),
             Tables(world.door(), world.door(numpy=True)),
-            Judge(StoredIds(world.door(numpy=True)), IdFilter(1 << 10)),
+            Judge(StoredIds(world.door(numpy=True)), IdFilter(1 << 10, limit_bytes=256)),
             Decoders(definitions, len(world.logs)),
             LogOutlet(world),
         )

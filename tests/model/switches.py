@@ -20,7 +20,8 @@ from pipeline.book import DAY_MS
 from pipeline.catalog import Catalog
 from pipeline.decoders import Decoders
 from pipeline.frontier import Frontier, StoredIds
-from pipeline.identities import AcceptedIds, IdFilter
+from pipeline.id_filter import IdFilter
+from pipeline.identities import HASHES, AcceptedIds
 from pipeline.write import Flush, Progress
 from tallyman import books
 from tallyman.aggregates import read_usage
@@ -205,7 +206,7 @@ def _writes_all_under_one_version(companions: Any, chunk: Any, decoders: Decoder
 
 @_instead(IdFilter, "perhaps")
 def _calls_new_what_it_never_loaded(perhaps: Any, self: IdFilter, topic_id: str, partition: int, *ids: Any) -> Any:
-    self._loaded.add((topic_id, partition))
+    self._loaded[topic_id, partition] = HASHES
     return perhaps(self, topic_id, partition, *ids)
 
 

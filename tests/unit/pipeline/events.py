@@ -17,7 +17,8 @@ from pipeline.decode import blocks
 from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import fold
-from pipeline.identities import Accepted, AcceptedIds, IdFilter
+from pipeline.id_filter import IdFilter
+from pipeline.identities import HASHES, Accepted, AcceptedIds, Portion
 from pipeline.write import Flush
 from tallyman.event import LINES, batch_identity, identity
 from tallyman.meter import Definitions, Meter
@@ -77,10 +78,9 @@ class StoredHere:
                     found[key] = row
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[tuple[Any, Any]]:
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
         keys = [key for key, rows in self.rows.items() if any(row.offset < below for row in rows)]
-        if keys:
-            yield np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64)
+        yield Portion(HASHES, np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64))
 
 
 def new_chunk(here: Place | None = None, *, size: int = SIZE, partition: int = 0) -> OpenChunk:

@@ -13,7 +13,7 @@ from pipeline.book import DAY_MS, OPEN
 from pipeline.decode import blocks
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due, due_elsewhere, fold
-from pipeline.identities import IdFilter
+from pipeline.id_filter import IdFilter
 from tests.fetches import NOON_MS, fetch_of
 from tests.unit.pipeline.events import StoredHere, Walk, body, new_chunk, new_decoders
 

@@ -19,7 +19,7 @@ from pipeline import runtime, worker
 from pipeline.book import OPEN, Place
 from pipeline.decode import blocks
 from pipeline.dedupe import Judge, count_once
-from pipeline.identities import IdFilter
+from pipeline.id_filter import IdFilter
 from pipeline.job import CountOnce, DecodeUsage, SumUsage, WriteUsage
 from pipeline.runtime import Database, JobConfig, Runtime
 from pipeline.write import Flush

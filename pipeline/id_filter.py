@@ -1,0 +1,265 @@
+"""A filter in front of the accepted identities: of most events it knows that nobody counted them before.
+
+Identities are hashes, so every range of hashes holds its share of them. Where memory is used up, the filter covers a
+smaller range, and of what lies outside it says "perhaps", which costs a look-up and no mistake. Only what is covered is
+loaded, so that neither memory nor the time to load grows with what is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.identities import EVERYTHING, HASHES, U64, IdStore
+
+log = logging.getLogger(__name__)
+
+_PROBES, _BITS_EACH = 8, 20
+_SHARES = 64  # in which the range of hashes is given up, the upper half of those that are left at a time
+_SHARE_BITS = 58  # of a hash lie below the number of its share
+_FIRST_BITS, _LIMIT_BYTES = 1 << 28, 128 << 20
+_FULL = "none is needed: ids that it does not cover are looked up; to have more of them covered, raise id_filter_bytes"
+
+
+class _Cover(NamedTuple):
+    """What the filter holds at a moment: the lower shares of the hashes, in layers, the newest last."""
+
+    shares: int
+    layers: tuple[_Layer, ...]
+
+    @property
+    def end(self) -> int:
+        """The hash below which it covers."""
+        return self.shares << _SHARE_BITS
+
+    def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
+        """Tell which of some identities that it covers may be in."""
+        result = self.layers[0].perhaps(high, low)
+        for layer in self.layers[1:]:
+            result |= layer.perhaps(high, low)
+        return result
+
+
+class IdFilter:
+    """A Bloom filter over identities, one for the process. It may say "perhaps" for a new one, never "new" for
+    an old one.
+
+    Until `load` has read what ClickHouse holds, everything is "perhaps": a worker may start at once, only slower.
+
+    Args:
+        bits: Of the first layer; each further one has twice as many. A power of two.
+        limit_bytes: What all layers together may take.
+    """
+
+    def __init__(self, bits: int = _FIRST_BITS, limit_bytes: int = _LIMIT_BYTES) -> None:
+        self._bits, self._limit = bits, limit_bytes
+        self._cover = self._empty()
+        self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
+        self._loaded: dict[tuple[str, int], int] = {}  # partition -> the hash below which its load has come
+        self._carried: object = None  # the filling into which what earlier topics accepted went
+        self._filling = object()  # another one after each time that all was let go
+        self._lock, self._carrying = threading.Lock(), threading.Lock()
+
+    def add(self, high: U64, low: U64) -> None:
+        with self._lock:
+            while True:
+                if self._cover.end < HASHES:
+                    inside = high < np.uint64(self._cover.end)
+                    high, low = high[inside], low[inside]
+                for layer in self._cover.layers:
+                    high, low = layer.add(high, low)
+                if not len(high):
+                    return
+                self._grow()
+
+    def perhaps(self, topic_id: str, partition: int, high: U64, low: U64) -> npt.NDArray[np.bool_]:
+        """Tell which identities may have been accepted before."""
+        loaded = self._loaded.get((topic_id, partition), 0)
+        cover = self._cover  # asked for second: what is loaded by now is in it
+        known = min(loaded, cover.end)
+        if known >= HASHES:
+            return cover.perhaps(high, low)
+        result = np.ones(len(high), bool)
+        inside = np.flatnonzero(high < np.uint64(known)) if known else ()
+        if len(inside):
+            result[inside] = cover.perhaps(high[inside], low[inside])
+        return result
+
+    def expect(self, topic_id: str, partition: int) -> None:
+        """Be sure of nothing in a partition until it is loaded: somebody else may have booked it up to now.
+
+        From here on nothing that is added is let go, though the load has yet to begin: it will not find it again.
+        """
+        with self._lock:
+            self._loading[topic_id, partition] = object()
+            self._loaded.pop((topic_id, partition), None)
+
+    def load(
+        self, store: IdStore, topic_id: str, partition: int, below: int, before: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
+        is missed. What is read is of use at once.
+
+        Args:
+            below: Where this process began to read: what it accepts from there on it adds itself. Were those in that
+                stand there already, everything that is read again after a restart would be asked of ClickHouse.
+            before: The partitions of the topics before: theirs are read once for all partitions.
+        """
+        key, this = (topic_id, partition), object()
+        with self._lock:
+            self._loading[key] = this
+        self._carry(store, before)
+        for end in self._take_in(store, key, below):
+            with self._lock:
+                if self._loading.get(key) is not this:
+                    return
+                self._loaded[key] = end
+
+    def _carry(self, store: IdStore, before: Sequence[tuple[str, int]]) -> None:
+        with self._carrying:
+            filling = self._filling
+            if not before or self._carried is filling:
+                return
+            for key in before:
+                for _ in self._take_in(store, key, EVERYTHING):
+                    pass
+            self._carried = filling
+
+    def _take_in(self, store: IdStore, key: tuple[str, int], below: int) -> Iterator[int]:
+        """Add what is accepted of a partition as far as the filter covers; yield the hash below which all is added."""
+        for end, high, low in store.stream(*key, below):
+            self.add(high, low)
+            yield end
+            if end >= self._cover.end:
+                return
+
+    def unload(self, topic_id: str, partition: int) -> None:
+        """Be sure of nothing in a partition that somebody else books from now on, until it is loaded again.
+
+        Its identities stay in the filter as long as other partitions are loaded: they cost room, and no mistakes.
+        """
+        with self._lock:
+            self._loading.pop((topic_id, partition), None)
+            self._loaded.pop((topic_id, partition), None)
+            if not self._loading:
+                self._cover, self._filling = self._empty(), object()
+
+    @property
+    def covered(self) -> float:
+        """How much of the range of hashes it covers, 0 to 1."""
+        return self._cover.shares / _SHARES
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        return sum(layer.size for layer in self._cover.layers)
+
+    def _empty(self) -> _Cover:
+        return _Cover(_SHARES, (_Layer(self._bits, _SHARES),))
+
+    def _grow(self) -> None:
+        """Add a layer; cover half as much, and again, until there is room for it."""
+        shares, layers = self._cover
+        bits = 2 * layers[-1].bits
+        whole = bits + sum(layer.bits for layer in layers)
+        while shares and whole // _SHARES * shares > 8 * self._limit:
+            shares //= 2
+        if shares < self._cover.shares:
+            log.warning("id_filter_full", extra={"covers": shares / _SHARES, "bytes": self._limit, "next_step": _FULL})
+            layers = tuple(layer.lower(shares) for layer in layers)
+        self._cover = _Cover(shares, (*layers, _Layer(bits, shares)) if shares else ())
+
+
+class _Layer:
+    """One fixed Bloom filter: eight probes; full at one id for each twenty bits (0.014 % false "perhaps").
+
+    A false one costs a look-up in ClickHouse, which with ten million ids there takes 0.1 s for a hundred of them.
+    Each share of the hashes has its own part, and is full by itself: what is loaded comes in the order of hashes.
+
+    Args:
+        bits: As many as it would have for the whole range of hashes.
+        shares: How many it has, the lower ones.
+    """
+
+    def __init__(self, bits: int, shares: int) -> None:
+        self.bits, self._shares = bits, shares
+        self._share_bits = bits // _SHARES
+        self._bytes = np.zeros(-(-self._share_bits * shares // 8), np.uint8)
+        self._room = np.full(shares, -(-self._share_bits // _BITS_EACH))  # how many more go into each share
+
+    @property
+    def size(self) -> int:
+        return len(self._bytes)
+
+    def lower(self, shares: int) -> _Layer:
+        """Return a copy of its lower shares."""
+        kept = _Layer(self.bits, shares)
+        kept._bytes[:] = self._bytes[: len(kept._bytes)]
+        kept._room[:] = self._room[:shares]
+        return kept
+
+    def add(self, high: U64, low: U64) -> tuple[U64, U64]:
+        """Add those for which there is room; return the others."""
+        share = (high >> np.uint64(_SHARE_BITS)).astype(np.int64)
+        if not len(high) or not self._room[share].any():
+            return high, low
+        wanted = np.bincount(share, minlength=self._shares)
+        if (wanted <= self._room).all():
+            self._room -= wanted
+            self._set(high, low)
+            return high[:0], low[:0]
+        fits = _rank(share) < self._room[share]
+        self._room -= np.minimum(wanted, self._room)
+        self._set(high[fits], low[fits])
+        return high[~fits], low[~fits]
+
+    def _begin(self, high: U64, low: U64) -> tuple[np.uint64, U64, U64]:
+        """Return the mask of places in a share, where each identity's share begins, and its steps between probes."""
+        size = self._share_bits
+        return np.uint64(size - 1), (high >> np.uint64(_SHARE_BITS)) * np.uint64(size), low | np.uint64(1)
+
+    def _set(self, high: U64, low: U64) -> None:
+        # Kirsch and Mitzenmacher: two independent hashes make any number of probes. Identities are hashes already.
+        mask, share, step = self._begin(high, low)
+        at = high
+        for _ in range(_PROBES):
+            place = share + (at & mask)
+            byte = (place >> np.uint64(3)).astype(np.int64)
+            bit = np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)
+            # Two identities that share a byte overwrite each other in one assignment: repeat for those, they are few.
+            while len(byte):
+                self._bytes[byte] |= bit
+                missing = (self._bytes[byte] & bit) == 0
+                byte, bit = byte[missing], bit[missing]
+            at = at + step
+
+    def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
+        """Tell which may be in; each probe looks only at those that all probes before have let through."""
+        result = np.zeros(len(high), bool)
+        left = np.arange(len(high))
+        mask, share, step = self._begin(high, low)
+        at = high
+        for _ in range(_PROBES):
+            place = share + (at & mask)
+            there = self._bytes[(place >> np.uint64(3)).astype(np.int64)] >> (place & np.uint64(7)).astype(np.uint8)
+            hit = (there & 1).astype(bool)
+            left, at, step, share = left[hit], at[hit], step[hit], share[hit]
+            if not len(left):
+                return result
+            at = at + step
+        result[left] = True
+        return result
+
+
+def _rank(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return how many of the same value stand before each."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return rank

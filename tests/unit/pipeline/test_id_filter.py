@@ -1,0 +1,164 @@
+"""The filter may say "perhaps" for a new id, never "new" for an old one, and takes no more memory than it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.id_filter import IdFilter
+from pipeline.identities import EVERYTHING, HASHES, Portion
+from tests.unit.pipeline.events import StoredHere
+
+TOPIC = "Zx3mQ0aQTq6uT6mZo0n2eA"
+
+
+def some_ids(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.random.default_rng(seed).integers(0, 2**64, (2, count), np.uint64)
+    return numbers[0], numbers[1]
+
+
+def loaded(bits: int, limit_bytes: int = 1 << 40) -> IdFilter:
+    known = IdFilter(bits, limit_bytes)
+    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    return known
+
+
+class InPortions(StoredHere):
+    """A store of identities, told in the order of their hashes, a hundred at a time.
+
+    Attributes:
+        told: How many were, so far.
+    """
+
+    def __init__(self, high: np.ndarray, low: np.ndarray) -> None:
+        super().__init__()
+        order = np.argsort(high)
+        self._high, self._low = high[order], low[order]
+        self.told = 0
+
+    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+        for first in range(0, len(self._high), 100):
+            high, low = self._high[first : first + 100], self._low[first : first + 100]
+            self.told += len(high)
+            yield Portion(int(high[-1]) + 1 if first + 100 < len(self._high) else HASHES, high, low)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), min_size=1, max_size=80))
+def test_an_id_that_was_added_is_never_called_new(ids: list[tuple[int, int]]) -> None:
+    """Also in a filter so small that ids share bytes, and grow over several layers."""
+    known = loaded(64)
+    high, low = (np.array(column, np.uint64) for column in zip(*ids, strict=True))
+    for first in range(0, len(ids), 7):
+        known.add(high[first : first + 7], low[first : first + 7])
+    assert known.perhaps(TOPIC, 0, high, low).all()
+
+
+@pytest.mark.parametrize("count, step", [(50_000, 500), (200_000, 200_000), (1_000_000, 70_000)])
+def test_less_than_two_in_a_hundred_new_ids_are_suspected(count: int, step: int) -> None:
+    """However many there are, and whether they come in small flushes or in one long stream from the store."""
+    known = loaded(1 << 20)  # one layer for 100,000
+    high, low = some_ids(count, 1)
+    for first in range(0, count, step):
+        known.add(high[first : first + step], low[first : first + step])
+    assert known.perhaps(TOPIC, 0, high[:5000], low[:5000]).all()
+    assert known.perhaps(TOPIC, 0, *some_ids(100_000, 2)).mean() < 0.02
+
+
+@pytest.mark.parametrize("limit", [2_000, 500, 130, 40, 0])
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(0, 3000), own=st.integers(0, 300), seed=st.integers(0, 2**32))
+def test_a_filter_that_is_full_covers_less_and_calls_no_id_new_that_was_added(
+    limit: int, count: int, own: int, seed: int
+) -> None:
+    """Loaded ones, those that came meanwhile, and those that come behind: at a hundredth of the room that they need."""
+    known, stored, mine = IdFilter(512, limit), some_ids(count, seed), some_ids(own, seed + 1)
+    store = InPortions(*stored)
+    known.add(mine[0][: own // 2], mine[1][: own // 2])
+    for end in known._take_in(store, (TOPIC, 0), EVERYTHING):
+        known._loaded[TOPIC, 0] = end
+        assert known.perhaps(TOPIC, 0, *stored).all()
+    known.add(mine[0][own // 2 :], mine[1][own // 2 :])
+    for high, low in (stored, mine):
+        assert known.perhaps(TOPIC, 0, high, low).all()
+    assert known.size <= max(limit, 64)
+
+
+def test_what_a_full_filter_covers_is_as_sure_as_ever_and_all_that_is_read_of_the_store() -> None:
+    """Eight times the ids that fit: a sixteenth is covered, since layers double, and little more is loaded."""
+    high, low = some_ids(800_000, 1)
+    store, known = InPortions(high, low), IdFilter(1 << 20, 1 << 18)  # room for 100,000
+    known.load(store, TOPIC, 0, EVERYTHING)
+    assert known.covered == 1 / 16
+    assert 0.93 < known.perhaps(TOPIC, 0, *some_ids(100_000, 2)).mean() < 0.945
+    assert store.told < 0.1 * 800_000
+    assert known.perhaps(TOPIC, 0, high, low).all()
+
+
+def test_what_is_loaded_is_of_use_before_all_is() -> None:
+    store, known = InPortions(*some_ids(1000, 1)), IdFilter(1 << 16)
+    shares = list[float]()
+
+    class Watched(InPortions):
+        def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+            for portion in store.stream(topic_id, partition, below):
+                shares.append(float(known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean()))
+                yield portion
+
+    known.load(Watched(*some_ids(0, 1)), TOPIC, 0, EVERYTHING)
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True) and 0.05 < shares[-1] < 0.15
+    assert known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean() < 0.01
+
+
+def test_a_filter_that_was_let_go_covers_everything_again() -> None:
+    known = loaded(1 << 10, 256)
+    known.add(*some_ids(1000, 1))
+    assert known.covered < 1
+    known.unload(TOPIC, 0)
+    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    assert known.covered == 1 and not known.perhaps(TOPIC, 0, *some_ids(40, 1)).any()
+
+
+def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
+    known = loaded(1 << 16)
+    assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all() and not known.perhaps(TOPIC, 0, *some_ids(10, 1)).all()
+
+
+def test_after_a_partition_was_somebody_elses_a_filter_is_sure_of_nothing_until_it_is_loaded_again() -> None:
+    known = loaded(1 << 16)
+    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
+    known.add(*some_ids(10, 1))
+    known.unload(TOPIC, 0)
+    assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
+    assert not known.perhaps(TOPIC, 1, *some_ids(10, 2)).any()
+    assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
+    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    assert not known.perhaps(TOPIC, 0, *some_ids(10, 2)).any()
+
+
+def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
+    """It cannot have seen what somebody else has accepted since."""
+    known = IdFilter(1 << 16)
+
+    class LeavesMeanwhile(StoredHere):
+        def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+            known.unload(topic_id, partition)
+            yield Portion(HASHES, *some_ids(10, 1))
+
+    known.load(LeavesMeanwhile(), TOPIC, 0, EVERYTHING)
+    assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
+
+
+def test_what_was_accepted_before_a_load_began_is_still_known_when_another_partition_came_meanwhile() -> None:
+    """It may not be written yet: the load does not find it."""
+    known = IdFilter(1 << 16)
+    known.expect(TOPIC, 1)
+    known.add(*some_ids(10, 1))
+    known.expect(TOPIC, 0)
+    known.unload(TOPIC, 0)
+    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
+    assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
