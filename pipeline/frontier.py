@@ -169,11 +169,11 @@ class StoredIds:
                     found[high, low] = Accepted(*rest)  # the newest comes last
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
-        """Yield the accepted identities of a partition below an offset in the order of their hashes, about a million
-        at a time, however many there are.
+    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+        """Yield the accepted identities of a partition below an offset in the order of their hashes, from one on,
+        about a million at a time, however many there are.
         """
-        start, span = 0, HASHES >> 12
+        span = HASHES >> 12
         while start < HASHES:
             end = min(start + span, HASHES)
             columns = self._ask(

@@ -61,8 +61,7 @@ class IdFilter:
         self._cover = self._empty()
         self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
         self._loaded: dict[tuple[str, int], int] = {}  # partition -> the hash below which its load has come
-        self._carried: object = None  # the filling into which what earlier topics accepted went
-        self._filling = object()  # another one after each time that all was let go
+        self._carried: dict[tuple[str, int], int] = {}  # the same of partitions of earlier topics
         self._lock, self._carrying = threading.Lock(), threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
@@ -103,7 +102,7 @@ class IdFilter:
         self, store: IdStore, topic_id: str, partition: int, below: int, before: Sequence[tuple[str, int]] = ()
     ) -> None:
         """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
-        is missed. What is read is of use at once.
+        is missed. What is read is of use at once, and is not read again if this fails and is tried once more.
 
         Args:
             below: Where this process began to read: what it accepts from there on it adds itself. Were those in that
@@ -114,7 +113,7 @@ class IdFilter:
         with self._lock:
             self._loading[key] = this
         self._carry(store, before)
-        for end in self._take_in(store, key, below):
+        for end in self._take_in(store, key, below, self._loaded.get(key, 0)):
             with self._lock:
                 if self._loading.get(key) is not this:
                     return
@@ -122,17 +121,19 @@ class IdFilter:
 
     def _carry(self, store: IdStore, before: Sequence[tuple[str, int]]) -> None:
         with self._carrying:
-            filling = self._filling
-            if not before or self._carried is filling:
-                return
+            carried = self._carried
             for key in before:
-                for _ in self._take_in(store, key, EVERYTHING):
-                    pass
-            self._carried = filling
+                for end in self._take_in(store, key, EVERYTHING, carried.get(key, 0)):
+                    carried[key] = end
 
-    def _take_in(self, store: IdStore, key: tuple[str, int], below: int) -> Iterator[int]:
-        """Add what is accepted of a partition as far as the filter covers; yield the hash below which all is added."""
-        for end, high, low in store.stream(*key, below):
+    def _take_in(self, store: IdStore, key: tuple[str, int], below: int, start: int) -> Iterator[int]:
+        """Add what is accepted of a partition, from a hash on as far as the filter covers; yield how far all is added.
+
+        What is let go meanwhile takes with it what was added: who asked for this load then counts no more.
+        """
+        if start >= self._cover.end:
+            return
+        for end, high, low in store.stream(*key, below, start):
             self.add(high, low)
             yield end
             if end >= self._cover.end:
@@ -147,7 +148,7 @@ class IdFilter:
             self._loading.pop((topic_id, partition), None)
             self._loaded.pop((topic_id, partition), None)
             if not self._loading:
-                self._cover, self._filling = self._empty(), object()
+                self._cover, self._carried = self._empty(), {}
 
     @property
     def covered(self) -> float:

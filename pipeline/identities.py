@@ -74,8 +74,8 @@ class IdStore(Protocol):
         """Return the newest acceptance below an offset of each identity that has one."""
         ...
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
-        """Yield the accepted identities of a partition below an offset, in the order of their hashes."""
+    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+        """Yield the accepted identities of a partition below an offset, in the order of their hashes, from one on."""
         ...
 
 

@@ -78,7 +78,7 @@ class StoredHere:
                     found[key] = row
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
         keys = [key for key, rows in self.rows.items() if any(row.offset < below for row in rows)]
         yield Portion(HASHES, np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64))
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.id_filter import IdFilter
 from pipeline.identities import EVERYTHING, HASHES, Portion
+from tallyman.errors import StoreError
 from tests.unit.pipeline.events import StoredHere
 
 TOPIC = "Zx3mQ0aQTq6uT6mZo0n2eA"
@@ -40,8 +41,8 @@ class InPortions(StoredHere):
         self._high, self._low = high[order], low[order]
         self.told = 0
 
-    def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
-        for first in range(0, len(self._high), 100):
+    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+        for first in range(int(np.searchsorted(self._high, np.uint64(start))), len(self._high), 100):
             high, low = self._high[first : first + 100], self._low[first : first + 100]
             self.told += len(high)
             yield Portion(int(high[-1]) + 1 if first + 100 < len(self._high) else HASHES, high, low)
@@ -79,7 +80,7 @@ def test_a_filter_that_is_full_covers_less_and_calls_no_id_new_that_was_added(
     known, stored, mine = IdFilter(512, limit), some_ids(count, seed), some_ids(own, seed + 1)
     store = InPortions(*stored)
     known.add(mine[0][: own // 2], mine[1][: own // 2])
-    for end in known._take_in(store, (TOPIC, 0), EVERYTHING):
+    for end in known._take_in(store, (TOPIC, 0), EVERYTHING, 0):
         known._loaded[TOPIC, 0] = end
         assert known.perhaps(TOPIC, 0, *stored).all()
     known.add(mine[0][own // 2 :], mine[1][own // 2 :])
@@ -104,14 +105,41 @@ def test_what_is_loaded_is_of_use_before_all_is() -> None:
     shares = list[float]()
 
     class Watched(InPortions):
-        def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
-            for portion in store.stream(topic_id, partition, below):
+        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+            for portion in store.stream(topic_id, partition, below, start):
                 shares.append(float(known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean()))
                 yield portion
 
     known.load(Watched(*some_ids(0, 1)), TOPIC, 0, EVERYTHING)
     assert shares[0] == 1 and shares == sorted(shares, reverse=True) and 0.05 < shares[-1] < 0.15
     assert known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean() < 0.01
+
+
+class BreaksOff(InPortions):
+    """A store that is away now and then."""
+
+    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+        for number, portion in enumerate(super().stream(topic_id, partition, below, start)):
+            if number == 3:
+                raise StoreError("ClickHouse is away")
+            yield portion
+
+
+@pytest.mark.parametrize("before", [(), (("earlier", 0),)])
+def test_a_load_that_breaks_off_goes_on_where_it_was(before: tuple[tuple[str, int], ...]) -> None:
+    """Else what is read again would take room as often as ClickHouse is away."""
+    ids = some_ids(1000, 1)
+    store, known = BreaksOff(*ids), IdFilter(1 << 16)
+    failures = 0
+    while failures < 20:
+        try:
+            known.load(store, TOPIC, 0, EVERYTHING, before)
+            break
+        except StoreError:
+            failures += 1
+    assert 3 <= failures <= 8 and known.perhaps(TOPIC, 0, *ids).all()
+    assert store.told <= (1 + len(before)) * 1000 + failures * 100
+    assert not known.perhaps(TOPIC, 0, *some_ids(300, 2)).any()
 
 
 def test_a_filter_that_was_let_go_covers_everything_again() -> None:
@@ -145,7 +173,7 @@ def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
     known = IdFilter(1 << 16)
 
     class LeavesMeanwhile(StoredHere):
-        def stream(self, topic_id: str, partition: int, below: int) -> Iterator[Portion]:
+        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
             known.unload(topic_id, partition)
             yield Portion(HASHES, *some_ids(10, 1))
 
