@@ -18,7 +18,7 @@ from tallyman.generations import Attempt, Listed
 from tallyman.project import Project
 from tallyman.rebuilds import Switch, Switches, read_switches, read_switches_with
 from tallyman.sealed import read_months
-from tallyman.stored import SETTINGS, Source
+from tallyman.stored import Source
 from tallyman.usage import UsageQuery
 
 
@@ -126,7 +126,6 @@ def _side(project: Project, client: Client, name: str, switch: Switch, switches:
         "SELECT uniqExact(subject, dimensions), uniqExact(subject, dimensions, minute), sum(count)"  # noqa: S608
         f" FROM {table}",
         {"meter": name},
-        settings=SETTINGS,
     )[0]
     total = answer.rows[0].value if answer.rows else None
     return Side(series=int(series), minutes=int(minutes), events=int(events), total=total)

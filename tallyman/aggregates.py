@@ -22,7 +22,7 @@ from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures
 from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
 from tallyman.rebuilds import Switches, read_switches
-from tallyman.stored import SETTINGS, Source
+from tallyman.stored import Source
 from tallyman.usage import Gap, UsageAnswer, UsageQuery, UsageRow
 
 if TYPE_CHECKING:
@@ -183,7 +183,6 @@ def read_meters(client: Client) -> tuple[MeterSeen, ...]:
     rows = client.execute(
         "SELECT meter, argMax(b.aggregation, b.booking), sum(b.count) FROM usage_booked AS b"
         " GROUP BY meter ORDER BY meter",
-        settings=SETTINGS,
     )
     return tuple(MeterSeen(meter, as_aggregation(aggregation), int(events)) for meter, aggregation, events in rows)
 
@@ -246,7 +245,6 @@ def _seen_shape(client: Client, name: str, meters: Sequence[Meter]) -> Shape:
         "SELECT argMax(b.aggregation, b.definitions), argMax(b.parameters, b.definitions), count()"
         " FROM usage_booked AS b WHERE meter = %(meter)s",
         {"meter": name},
-        settings=SETTINGS,
     )
     aggregation, parameters, seen = rows[0]
     if seen:

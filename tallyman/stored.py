@@ -21,9 +21,6 @@ from tallyman.usage import UsageQuery
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-# An hour in each of several years is an edge; the query carries them all.
-SETTINGS = {"do_not_merge_across_partitions_select_final": 1, "max_query_size": 16_777_216}
-
 _MEASURED = "minute, definitions, aggregation, scale, parameters, count, sum"
 _COLUMNS = f"subject, dimensions, {_MEASURED}"
 _EXTREMES = "min, max, latest, latest_us, latest_by"  # half of a row's bytes, which most meters do not need
@@ -112,7 +109,7 @@ class Source:
     def read(self, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[Any]:
         """Read what some statements give, all of it in one reading."""
         parameters = {"meter": self.query.meter, "subjects": list(self.query.subjects), "series": tuple(series)}
-        rows: list[Any] = self.client.execute(" UNION ALL ".join(statements), parameters, settings=SETTINGS)
+        rows: list[Any] = self.client.execute(" UNION ALL ".join(statements), parameters)
         return rows
 
     def table(self, columns: str, span: Range, *, only: str = "", edges: Sequence[int] = ()) -> str:
