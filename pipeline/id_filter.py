@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _PROBES, _BITS_EACH = 8, 20
 _SHARES = 64  # in which the range of hashes is given up, the upper half of those that are left at a time
 _SHARE_BITS = 58  # of a hash lie below the number of its share
-_FIRST_BITS, _LIMIT_BYTES = 1 << 28, 128 << 20
+_FIRST_BITS, _LIMIT_BYTES = 1 << 28, 1 << 30
 _FULL = "none is needed: ids that it does not cover are looked up; to have more of them covered, raise id_filter_bytes"
 
 

@@ -71,7 +71,7 @@ class JobConfig:
     archive: bool = False
     expected_delay_us: int = 10_000_000
     tick_s: float = 30
-    id_filter_bytes: int = 128 << 20
+    id_filter_bytes: int = 1 << 30
     before: tuple[Topic, ...] = ()
     followed: bool = False
 

@@ -145,7 +145,7 @@ class PipelineConfig:
         archive_ttl: How long they are kept there; 0 for ever.
         tick: How long a partition is silent before its clock is moved.
         partitions: Which partitions this process reads. Empty: its share; all workers of a topic share them evenly.
-        id_filter_bytes: Memory for knowing which ids are new, 128 MiB for some forty million (on Flink for each
+        id_filter_bytes: Most memory for knowing which ids are new, 1 GiB for four hundred million (on Flink for each
             partition); of more ids, some are looked up.
     """
 
@@ -156,7 +156,7 @@ class PipelineConfig:
     archive_ttl: timedelta = timedelta(0)
     tick: timedelta = timedelta(seconds=30)
     partitions: tuple[int, ...] = ()
-    id_filter_bytes: int = 128 * MEBIBYTE
+    id_filter_bytes: int = 1024 * MEBIBYTE
 
     def __post_init__(self) -> None:
         _above_zero(self, "flush", "rebuild_after", "rebuild_bundles", "tick")
