@@ -95,7 +95,10 @@ def test_what_a_full_filter_covers_is_as_sure_as_ever_and_all_that_is_read_of_th
     store, known = InPortions(high, low), IdFilter(1 << 20, 1 << 18)  # room for 100,000
     known.load(store, TOPIC, 0, EVERYTHING)
     assert known.covered == 1 / 16
-    assert 0.93 < known.perhaps(TOPIC, 0, *some_ids(100_000, 2)).mean() < 0.945
+    new = some_ids(100_000, 2)
+    assert 0.93 < known.perhaps(TOPIC, 0, *new).mean() < 0.945
+    covered = new[0] < np.uint64(HASHES // 16)
+    assert known.perhaps(TOPIC, 0, new[0][covered], new[1][covered]).mean() < 0.002
     assert store.told < 0.1 * 800_000
     assert known.perhaps(TOPIC, 0, high, low).all()
 
@@ -140,6 +143,28 @@ def test_a_load_that_breaks_off_goes_on_where_it_was(before: tuple[tuple[str, in
     assert 3 <= failures <= 8 and known.perhaps(TOPIC, 0, *ids).all()
     assert store.told <= (1 + len(before)) * 1000 + failures * 100
     assert not known.perhaps(TOPIC, 0, *some_ids(300, 2)).any()
+
+
+def test_what_earlier_topics_accepted_is_read_again_after_all_was_let_go() -> None:
+    ids, known = some_ids(500, 1), IdFilter(1 << 16)
+
+    class Earlier(InPortions):
+        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+            if topic_id == TOPIC:
+                return iter([Portion(HASHES, *some_ids(0, 1))])
+            return super().stream(topic_id, partition, below, start)
+
+    for _ in range(2):
+        known.load(Earlier(*ids), TOPIC, 0, EVERYTHING, [("earlier", 0)])
+        assert known.perhaps(TOPIC, 0, *ids).all() and not known.perhaps(TOPIC, 0, *some_ids(500, 2)).any()
+        known.unload(TOPIC, 0)
+
+
+def test_a_partition_that_opens_again_is_sure_of_nothing_until_it_is_loaded_again() -> None:
+    """Somebody else may have booked it up to now."""
+    known = loaded(1 << 16)
+    known.expect(TOPIC, 0)
+    assert known.perhaps(TOPIC, 0, *some_ids(10, 1)).all()
 
 
 def test_a_filter_that_was_let_go_covers_everything_again() -> None:
