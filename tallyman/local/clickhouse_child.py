@@ -24,6 +24,9 @@ SERVER_CONFIG = """<clickhouse>
     <format_schema_path>{folder}/format_schemas/</format_schema_path>
     <mark_cache_size>268435456</mark_cache_size>
     <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
+    <storage_configuration><disks><default>
+        <keep_free_space_bytes>268435456</keep_free_space_bytes>
+    </default></disks></storage_configuration>
     <users><{user}>
         <password>{password}</password>
         <networks><ip>127.0.0.1</ip><ip>::1</ip></networks>

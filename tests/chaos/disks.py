@@ -25,8 +25,8 @@ _SMALLEST_FILE = 4096  # bytes that every file may still have under a limit
 class Disk(Protocol):
     """A disk of one folder."""
 
-    def fill(self) -> None:
-        """Leave no room; may be called again while somebody deletes files."""
+    def fill(self, *, but_for: int = 0) -> None:
+        """Leave no room, or so many bytes where that can be had; may be called again while somebody deletes files."""
         ...
 
     def free(self) -> None: ...
@@ -40,9 +40,9 @@ class SmallDisk:
         folder.mkdir(parents=True, exist_ok=True)
         self._mount(f"size={size},mode=700", "-t", "tmpfs", "tallyman")
 
-    def fill(self) -> None:
+    def fill(self, *, but_for: int = 0) -> None:
         now = os.statvfs(self._folder)
-        self._resize((now.f_blocks - now.f_bfree) * now.f_frsize)
+        self._resize((now.f_blocks - now.f_bfree) * now.f_frsize + but_for)
 
     def free(self) -> None:
         self._resize(self._size)
@@ -61,8 +61,9 @@ class FileLimit:
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         self._pids = pids
 
-    def fill(self) -> None:
-        self._limit(_SMALLEST_FILE)
+    def fill(self, *, but_for: int = 0) -> None:
+        if not but_for:
+            self._limit(_SMALLEST_FILE)
 
     def free(self) -> None:
         self._limit(resource.RLIM_INFINITY)

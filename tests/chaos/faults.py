@@ -21,7 +21,9 @@ import sqlalchemy as sa
 from pipeline.close import close_books
 from tallyman.control import open_control, read
 from tallyman.errors import BrokerError, StoreError
+from tallyman.local.clickhouse.engine import DISK_RESERVE_BYTES
 from tests.chaos.board import TWIN, Board
+from tests.chaos.disks import SmallDisk
 from tests.chaos.parts import Helper, Parts
 from tests.chaos.sealer import STEPS
 
@@ -297,15 +299,23 @@ def fill_spool(chaos: Chaos) -> None:
 
 
 def fill_database(chaos: Chaos) -> None:
+    """Fill ClickHouse's disk as a disk gets full: first all but a part of the reserve, then, when nothing is being
+    written any more, the last byte. What is being written just then the engine loses without an error.
+    """
     chaos.booked()
     chaos.wait("a table to try", lambda: chaos.parts.ask(_SCRATCH) is not None)
     sent = chaos.board["client.done"]
 
-    def is_refused() -> bool:
-        chaos.parts.database_disk.fill()
+    def is_refused(but_for: int = 0) -> bool:
+        chaos.parts.database_disk.fill(but_for=but_for)
         return chaos.parts.ask("INSERT INTO chaos_scratch SELECT randomString(1000) FROM numbers(2000)") is None
 
+    def is_quiet() -> bool:
+        return is_refused(DISK_RESERVE_BYTES // 4) and chaos.parts.ask(_WRITES) == [(0,)]
+
     try:
+        if isinstance(chaos.parts.database_disk, SmallDisk):
+            chaos.wait("ClickHouse writes nothing more", is_quiet)
         chaos.wait("ClickHouse refuses", is_refused)
         chaos.wait_fed("the client sends meanwhile", lambda: is_refused() and chaos.board["client.done"] > sent)
     finally:
@@ -313,6 +323,7 @@ def fill_database(chaos: Chaos) -> None:
     chaos.wait("the table is dropped", lambda: chaos.parts.ask("DROP TABLE IF EXISTS chaos_scratch") is not None)
 
 
+_WRITES = "SELECT (SELECT count() FROM system.merges) + countIf(query_kind = 'Insert') FROM system.processes"
 _SCRATCH = "CREATE TABLE IF NOT EXISTS chaos_scratch (bytes String) ENGINE = MergeTree ORDER BY ()"
 
 
