@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _PROBES, _BITS_EACH = 8, 20
 _SHARES = 64  # in which the range of hashes is given up, the upper half of those that are left at a time
 _SHARE_BITS = 58  # of a hash lie below the number of its share
-_FIRST_BITS, _LIMIT_BYTES = 1 << 28, 1 << 30
+_FIRST_BITS, LIMIT_BYTES = 1 << 28, 1 << 30
 _FULL = "none is needed: ids that it does not cover are looked up; to have more of them covered, raise id_filter_bytes"
 
 
@@ -56,7 +56,7 @@ class IdFilter:
         limit_bytes: What all layers together may take.
     """
 
-    def __init__(self, bits: int = _FIRST_BITS, limit_bytes: int = _LIMIT_BYTES) -> None:
+    def __init__(self, bits: int = _FIRST_BITS, limit_bytes: int = LIMIT_BYTES) -> None:
         self._bits, self._limit = bits, limit_bytes
         self._cover = self._empty()
         self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done

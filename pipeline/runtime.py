@@ -24,7 +24,7 @@ from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due_elsewhere, fold
 from pipeline.frontier import StoredIds, read_frontier
-from pipeline.id_filter import IdFilter
+from pipeline.id_filter import LIMIT_BYTES, IdFilter
 from pipeline.lanes import Lanes, inside, this_lane
 from pipeline.outlet import KafkaOutlet
 from pipeline.source import close_readers, reader_of
@@ -71,7 +71,7 @@ class JobConfig:
     archive: bool = False
     expected_delay_us: int = 10_000_000
     tick_s: float = 30
-    id_filter_bytes: int = 1 << 30
+    id_filter_bytes: int = LIMIT_BYTES
     before: tuple[Topic, ...] = ()
     followed: bool = False
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from tallyman.local.clickhouse import DISK_RESERVE_BYTES
 from tallyman.local.files import write_atomically
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.local.ports import answers, choose_port
@@ -25,7 +26,7 @@ SERVER_CONFIG = """<clickhouse>
     <mark_cache_size>268435456</mark_cache_size>
     <max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>
     <storage_configuration><disks><default>
-        <keep_free_space_bytes>268435456</keep_free_space_bytes>
+        <keep_free_space_bytes>{reserve}</keep_free_space_bytes>
     </default></disks></storage_configuration>
     <users><{user}>
         <password>{password}</password>
@@ -81,6 +82,7 @@ def _server(binary: str, folder: Path, endpoint: ClickHouseEndpoint) -> list[str
         user=endpoint.user,
         password=escape(endpoint.password),
         folder=escape(str(home)),
+        reserve=DISK_RESERVE_BYTES,
     )
     write_atomically(home / "config.xml", config)
     return [binary, "server", f"--config-file={home / 'config.xml'}"]

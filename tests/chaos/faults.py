@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from pipeline.close import close_books
 from tallyman.control import open_control, read
 from tallyman.errors import BrokerError, StoreError
-from tallyman.local.clickhouse.engine import DISK_RESERVE_BYTES
+from tallyman.local.clickhouse import DISK_RESERVE_BYTES
 from tests.chaos.board import TWIN, Board
 from tests.chaos.disks import SmallDisk
 from tests.chaos.parts import Helper, Parts

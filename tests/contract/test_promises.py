@@ -10,6 +10,8 @@ import pytest
 TESTS = Path(__file__).parents[1]
 PROMISES: dict[str, tuple[str, ...]] = {
     "P1 acknowledged means durable": (
+        "integration/test_store_refusals.py"
+        "::test_a_disk_with_less_room_than_the_reserve_is_full_before_a_write_meets_its_end",
         "unit/collectors/test_spool.py::test_kill_9_loses_nothing_that_was_reported_accepted",
         "unit/collectors/test_spool.py::test_a_tail_torn_at_any_byte_is_cut_and_its_number_is_not_used_again",
         "unit/collectors/test_spool.py::test_a_full_disk_refuses_loses_nothing_and_goes_on_when_room_appears",

@@ -19,6 +19,7 @@ from pipeline.seal import Sealer
 from pipeline.write import Flush, Tables, write
 from tallyman.clickhouse import REFUSALS, connect, store_error
 from tallyman.errors import StoreError, StoreRefusedError
+from tallyman.local.clickhouse import DISK_RESERVE_BYTES
 from tallyman.local.clickhouse_child import ClickHouse
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.cutting import CuttingRelay
@@ -212,6 +213,15 @@ def thrice(action: Callable[[], None]) -> Callable[[float], None]:
             action()
 
     return pause
+
+
+def test_a_disk_with_less_room_than_the_reserve_is_full_before_a_write_meets_its_end(
+    clickhouse_endpoint: ClickHouseEndpoint,
+) -> None:
+    """A write that has begun when the last byte is taken would be lost without an error."""
+    with fresh_books(clickhouse_endpoint) as books:
+        kept = books.client.execute("SELECT keep_free_space FROM system.disks WHERE name = 'default'")
+        assert kept == [(DISK_RESERVE_BYTES,)] and DISK_RESERVE_BYTES >= 256 << 20
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "timeout"])

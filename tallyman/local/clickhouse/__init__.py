@@ -13,3 +13,7 @@ Run it with `python -m tallyman.local.clickhouse --data DIR --port N`.
     blocks        where a block of columns ends, without decoding it (types, shapes: of each column)
     reader, wire  the protocol's bytes, in and out
 """
+
+# With less room than this on its disk the engine refuses inserts and merges. One that has begun when the last byte is
+# taken ends without an error, with empty files (26.9.2.1): docs/operations.md, "When a disk is full".
+DISK_RESERVE_BYTES = 256 << 20

@@ -14,11 +14,8 @@ from pathlib import Path
 from chdb.state.sqlitelike import Connection
 
 from tallyman.errors import StackError
+from tallyman.local.clickhouse import DISK_RESERVE_BYTES
 from tallyman.local.clickhouse.session import Session, quote
-
-# With less room than this on its disk the engine refuses inserts and merges. One that has begun when the last byte is
-# taken ends without an error, with empty files (26.9.2.1): docs/operations.md, "When a disk is full".
-DISK_RESERVE_BYTES = 256 << 20
 
 
 class Engine:
