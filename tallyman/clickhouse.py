@@ -78,6 +78,24 @@ REFUSALS: Mapping[int, tuple[str, str]] = {
     497: ("ACCESS_DENIED", _RIGHTS),
     516: ("AUTHENTICATION_FAILED", _LOGIN),
 }
+_DAMAGE = (
+    'if it says so for minutes, a part of a table is damaged: docs/operations.md, "When a part of a table is damaged",'
+    " says how to find it and bring it back"
+)
+# What mostly passes, since a broken connection or a merge that ended says the same, and who should look if it does not.
+HINTS: Mapping[int, tuple[str, str]] = {
+    32: ("ATTEMPT_TO_READ_AFTER_EOF", _DAMAGE),
+    33: ("CANNOT_READ_ALL_DATA", _DAMAGE),
+    40: ("CHECKSUM_DOESNT_MATCH", _DAMAGE),
+    74: ("CANNOT_READ_FROM_FILE_DESCRIPTOR", _DAMAGE),
+    107: ("FILE_DOESNT_EXIST", _DAMAGE),
+    117: ("INCORRECT_DATA", _DAMAGE),
+    226: ("NO_FILE_IN_DATA_PART", _DAMAGE),
+    228: ("BAD_SIZE_OF_FILE_IN_DATA_PART", _DAMAGE),
+    243: ("NOT_ENOUGH_SPACE", "make room on ClickHouse's disk"),
+    246: ("CORRUPTED_DATA", _DAMAGE),
+    271: ("CANNOT_DECOMPRESS", _DAMAGE),
+}
 
 
 def next_step(error: BaseException) -> str:
@@ -103,7 +121,8 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
         return FencedError(f"{doing}: a partition was repaired since it was read ({said}); it is read anew")
     if code in REFUSALS:
         return refusal(code, doing, said)
-    return StoreError(f"{doing}: ClickHouse did not acknowledge: {said}")
+    hint = f" (code {code}, {HINTS[code][0]}); {HINTS[code][1]}" if code in HINTS else ""
+    return StoreError(f"{doing}: ClickHouse did not acknowledge: {said}{hint}")
 
 
 def _said(error: BaseException) -> str:

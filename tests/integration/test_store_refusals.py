@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +223,18 @@ def test_a_disk_with_less_room_than_the_reserve_is_full_before_a_write_meets_its
     with fresh_books(clickhouse_endpoint) as books:
         kept = books.client.execute("SELECT keep_free_space FROM system.disks WHERE name = 'default'")
         assert kept == [(DISK_RESERVE_BYTES,)] and DISK_RESERVE_BYTES >= 256 << 20
+
+
+def test_a_damaged_part_is_tried_again_and_the_sentence_says_what_to_look_at(books: Books) -> None:
+    once(full_flush(), books.tables())
+    where = "active AND table = 'progress' AND database = currentDatabase()"
+    [(folder,)] = books.client.execute(f"SELECT path FROM system.parts WHERE {where}")
+    Path(folder, "data.bin").write_bytes(b"")  # what a full disk leaves of a merge (docs/operations.md)
+    books.ask("SYSTEM DROP MARK CACHE", "SYSTEM DROP UNCOMPRESSED CACHE")
+    with pytest.raises(StoreError, match=r"\(code \d+, [A-Z_]+\); .*a part of a table is damaged"):
+        read_frontier(books.client, TOPIC_ID, 0, SIZE)
+    damaged = books.client.execute("CHECK TABLE progress SETTINGS check_query_single_value_result = 0")
+    assert [(Path(folder).name, 0)] == [(part, passed) for part, passed, _ in damaged]
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "timeout"])

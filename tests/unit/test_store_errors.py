@@ -10,7 +10,7 @@ from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 from clickhouse_driver.errors import ErrorCodes, ServerException, SocketTimeoutError
 
-from tallyman.clickhouse import REFUSALS, STORE_ERRORS, next_step, store_error, store_errors
+from tallyman.clickhouse import HINTS, REFUSALS, STORE_ERRORS, next_step, store_error, store_errors
 from tallyman.errors import StoreError, StoreRefusedError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -23,7 +23,6 @@ PASSES = {
     210: "NETWORK_ERROR",
     241: "MEMORY_LIMIT_EXCEEDED",
     242: "TABLE_IS_READ_ONLY",
-    243: "NOT_ENOUGH_SPACE",
     252: "TOO_MANY_PARTS",
     285: "TOO_FEW_LIVE_REPLICAS",
     319: "UNKNOWN_STATUS_OF_INSERT",
@@ -56,6 +55,14 @@ def test_what_passes_is_tried_again(code: int) -> None:
     assert str(found) == "INSERT INTO t: ClickHouse did not acknowledge: no. (NAME)."
 
 
+@pytest.mark.parametrize("code", HINTS)
+def test_what_may_be_a_damaged_part_or_a_full_disk_is_tried_again_and_says_what_to_look_at(code: int) -> None:
+    found = store_error(said(code), "INSERT INTO t")
+    name, hint = HINTS[code]
+    assert isinstance(found, StoreError) and found.retriable and code not in REFUSALS
+    assert str(found) == f"INSERT INTO t: ClickHouse did not acknowledge: no. (NAME). (code {code}, {name}); {hint}"
+
+
 @pytest.mark.parametrize(
     "error", [SocketTimeoutError("timed out"), EOFError("closed"), ConnectionResetError("reset"), TimeoutError()]
 )
@@ -66,12 +73,12 @@ def test_a_connection_that_breaks_is_tried_again(error: Exception) -> None:
     assert next_step(error) == ""
 
 
-@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("code", [*REFUSALS, *HINTS])
 def test_each_code_has_the_name_that_clickhouse_gives_it(code: int) -> None:
     known = {number: name for name, number in vars(ErrorCodes).items() if isinstance(number, int)}
     later = {452: "SETTING_CONSTRAINT_VIOLATION", 469: "VIOLATED_CONSTRAINT", 497: "ACCESS_DENIED"}
     later[516] = "AUTHENTICATION_FAILED"  # newer than the driver's list
-    assert REFUSALS[code][0] == {**later, **known}[code]
+    assert {**REFUSALS, **HINTS}[code][0] == {**later, **known}[code]
 
 
 def test_an_error_leaves_no_connection_behind_that_holds_half_an_answer() -> None:
@@ -93,3 +100,10 @@ def test_the_docs_list_every_refusal_and_no_other() -> None:
     passes = {int(code): name for code, name in re.findall(r"(\d+) `([A-Z_]+)`", section.split("passes by itself")[1])}
     assert len(passes) > 5 and not passes.keys() & REFUSALS.keys()
     assert any(HEADING in step for _, step in REFUSALS.values())
+
+
+def test_the_docs_list_every_code_that_may_be_a_damaged_part_and_no_other() -> None:
+    heading = "When a part of a table is damaged"
+    section = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    listed = {int(code): name for code, name in re.findall(r"(\d+)\s+`([A-Z_]+)`", section)}
+    assert listed == {code: name for code, (name, hint) in HINTS.items() if heading in hint}
