@@ -18,7 +18,7 @@ from clickhouse_driver import Client
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.join import join_heard
 from pipeline.rollup import TAKEN_FOR_S, roll_up, roll_up_missing
-from tallyman.clickhouse import store_errors
+from tallyman.clickhouse import STORE_ERRORS, store_errors
 from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
@@ -105,11 +105,19 @@ class Sealer:
             yield "checked"
             client.execute(f"ALTER TABLE usage REPLACE PARTITION {booking} FROM {staging}")
         finally:
-            client.execute(f"DROP TABLE IF EXISTS {staging}")
+            self._drop(staging)
         yield "replaced"
         roll_up(client, booking, self._taken_for_s)
         yield "rolled up"
         yield from self._record(booking, frontiers, empty=False)
+
+    def _drop(self, staging: str) -> None:
+        """Drop a staging table; one that stays is a leftover, and its booking is sealed all the same."""
+        try:
+            self._client.execute(f"DROP TABLE IF EXISTS {staging}")
+        except STORE_ERRORS as error:
+            self._client.disconnect()
+            log.warning("staging_stays", extra={"table": staging, "error": str(error)[:500]})
 
     def _oldest_waiting(self, sealed_to: int, open_from: int) -> int | None:
         rows = self._client.execute(

@@ -24,6 +24,9 @@ SETTINGS: Mapping[str, Any] = {
     "optimize_on_insert": 1,
     "do_not_merge_across_partitions_select_final": 1,
     "session_timezone": "UTC",
+    # A booking of two billion rows is larger than what a server drops unless told: 50 GB.
+    "max_table_size_to_drop": 0,
+    "max_partition_size_to_drop": 0,
     "max_query_size": 1 << 28,  # ids, series and epochs are asked for in lists; the default refuses 12,000 ids
     # With replicas (tests/model/replica_model.py); without them ClickHouse has nothing to do for these. What is
     # acknowledged most replicas have, what is read they have, and a partition is replaced when all have replaced it.

@@ -89,6 +89,17 @@ def test_a_sealed_booking_keeps_its_bytes_when_one_of_its_events_is_voided(desk:
     assert desk.own.ask("SELECT count FROM usage_hot FINAL WHERE booking > %(booking)s", booking=booking) == [(-1,)]
 
 
+def test_a_booking_with_more_voids_than_events_is_sealed_like_any_other(desk: Desk) -> None:
+    desk.own.send((body("1"), ()), (body("2"), ()))
+    desk.own.wait_until_booked()
+    close_books(desk.own.project)
+    desk.ask("void", *WHO, "1", "--reason", "test machine", "--yes", "--wait")
+    booking = close_books(desk.own.project).booking - 1
+    sealed = "SELECT rows, events FROM seals FINAL WHERE booking = %(booking)s"
+    wait_for(lambda: desk.own.ask(sealed, booking=booking) == [(1, -1)], "the booking is sealed")
+    assert desk.own.usage() == {"compute.hours": HOUR}
+
+
 def test_a_correction_of_an_event_that_nobody_counted_is_refused_with_the_next_step(desk: Desk) -> None:
     assert run(["event", "void", *WHO, "nobody", "--reason", "x"]) == 2
     told = desk.capsys.readouterr().err
