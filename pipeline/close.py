@@ -4,22 +4,26 @@ only grow.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
+from pipeline.book import booking_after
 from pipeline.outlet import write_close, write_end
 from pipeline.seal import read_sealed_to
 from tallyman import books
 from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
-from tallyman.errors import StoreError
+from tallyman.errors import BrokerError, StoreError
 from tallyman.kafka import TopicInfo, check_topic, ensure_topics
 from tallyman.meter import Definitions
 from tallyman.project import Project
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +103,18 @@ def close_books(project: Project) -> CloseReport:
 
 
 def pending_definitions(project: Project) -> tuple[Definitions | None, Definitions]:
-    """Return the newest definitions of the control store, and those of the project's files."""
-    return books.newest_definitions(open_books(project)), definitions_of(project)
+    """Return the definitions in force, and those of the project's files."""
+    return books.closed_definitions(open_books(project)), definitions_of(project)
 
 
 def apply_definitions(project: Project) -> CloseReport | None:
-    """Put the project's definitions in force by a close; None when they are in force already."""
+    """Put the project's definitions in force by a close; None when they are in force already.
+
+    Who was killed behind numbering them, and before a close named them, does it by running it again.
+    """
     engine = open_books(project)
     topic = found_books(project)
-    before = books.newest_definitions(engine)
+    before = books.closed_definitions(engine)
     after = books.add_definitions(engine, definitions_of(project))
     if before is not None and before.number == after.number:
         return None
@@ -154,10 +161,37 @@ def _topic(project: Project) -> TopicInfo:
 
 
 def _write_next(project: Project, engine: sa.Engine, topic: books.Topic) -> CloseReport:
-    return _write(project, engine, topic, books.next_close(engine, datetime.now(UTC)))
+    """Give out the next close, and write it until every partition's log takes it for one.
 
-
-def _write(project: Project, engine: sa.Engine, topic: books.Topic, close: books.Close) -> CloseReport:
-    write_close(project.kafka_brokers, topic.name, topic.partitions, close.booking, close.definitions)
-    books.mark_written(engine, close.booking)
+    Raises:
+        BrokerError: Not every partition acknowledged, or their leaders' clocks are days apart.
+    """
+    close = books.next_close(engine, datetime.now(UTC))
+    clocks_ms = _write(project, engine, topic, close)
+    if not _opens(close, clocks_ms):
+        # This machine's clock is on another day than the broker's, and the log goes by that.
+        log.warning("clock_differs", extra={"booking": close.booking, "broker": _moment(max(clocks_ms)).isoformat()})
+        close = books.next_close(engine, _moment(max(clocks_ms)))
+        clocks_ms = _write(project, engine, topic, close)
+    if not _opens(close, clocks_ms):
+        said = ", ".join(f"{partition}: {_moment(clock):%Y-%m-%d %H:%M}" for partition, clock in enumerate(clocks_ms))
+        raise BrokerError(
+            f'topic "{topic.name}": no close can open a booking in all partitions, since the clocks of their leaders '
+            f"are days apart ({said}); set those that are wrong, then run it again"
+        )
     return CloseReport(close.booking, close.definitions)
+
+
+def _opens(close: books.Close, clocks_ms: Sequence[int]) -> bool:
+    """Whether a close opens the booking that it names, where it was appended at these times."""
+    return all(booking_after(0, clock_ms, close.booking) == close.booking for clock_ms in clocks_ms)
+
+
+def _write(project: Project, engine: sa.Engine, topic: books.Topic, close: books.Close) -> Sequence[int]:
+    clocks = write_close(project.kafka_brokers, topic.name, topic.partitions, close.booking, close.definitions)
+    books.mark_written(engine, close.booking)
+    return clocks
+
+
+def _moment(clock_ms: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=clock_ms)

@@ -4,19 +4,24 @@ readable.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from kafka.errors import KafkaError
 
 from pipeline.book import Forward
 from pipeline.write import Progress
 from tallyman.errors import BrokerError
 from tallyman.event import CLOSE, DEFINITIONS, END, TICK
-from tallyman.kafka import make_producer
+from tallyman.kafka import MAX_MESSAGE_BYTES, make_producer
 
 _ACK_TIMEOUT_S = 30
+_MOST_PUSHED = MAX_MESSAGE_BYTES // 2
+_TICKS_AT_ONCE = 10_000
+log = logging.getLogger(__name__)
 
 
 class KafkaOutlet:
@@ -42,17 +47,21 @@ class KafkaOutlet:
             self._made = None
 
     def forward(self, forwards: Sequence[Forward]) -> None:
-        futures = [
-            self._producer.send(
-                self._topic,
-                key=each.key or None,
-                value=each.value,
-                headers=list(each.headers),
-                partition=each.partition,
-            )
-            for each in forwards
-        ]
-        _acknowledged(futures, "forwarding to the home partition")
+        doing = "forwarding to the home partition"
+        try:
+            futures = [
+                self._producer.send(
+                    self._topic,
+                    key=each.key or None,
+                    value=each.value,
+                    headers=list(each.headers),
+                    partition=each.partition,
+                )
+                for each in forwards
+            ]
+        except KafkaError as error:
+            raise _unacknowledged(doing, error) from error
+        _acknowledged(futures, doing)
 
     def tick(self, partition: int) -> None:
         """Move the clock of a silent partition."""
@@ -73,12 +82,21 @@ class KafkaOutlet:
             "written_ms": time.time_ns() // 1_000_000,
             "touched": progress.touched,
         }
+        value = msgspec.json.encode(record)
+        if len(value) > _MOST_PUSHED:  # thousands of long names: whoever waits asks for all
+            value = msgspec.json.encode(record | {"touched": None})
         key = f"{self._topic}/{progress.partition}".encode()
-        self._producer.send(self._progress_topic, key=key, value=msgspec.json.encode(record))
+        try:
+            self._producer.send(self._progress_topic, key=key, value=value)
+        except (KafkaError, BrokerError) as error:
+            log.warning("push_lost", extra={"partition": progress.partition, "error": str(error)[:500]})
 
 
-def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: int, definitions: int) -> None:
+def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: int, definitions: int) -> list[int]:
     """Write one close record into each partition; again after a crash is harmless.
+
+    Returns:
+        When each was appended, in milliseconds since 1970 by the clock of the partition's leader.
 
     Raises:
         BrokerError: Not every partition acknowledged.
@@ -87,7 +105,8 @@ def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: in
     try:
         headers = [(CLOSE, str(booking).encode()), (DEFINITIONS, str(definitions).encode())]
         futures = [producer.send(topic, value=b"", headers=headers, partition=number) for number in range(partitions)]
-        _acknowledged(futures, f"writing the close that opens booking {booking}")
+        written = _acknowledged(futures, f"writing the close that opens booking {booking}")
+        return [int(each.timestamp) for each in written]
     finally:
         producer.close(timeout=5)
 
@@ -107,12 +126,19 @@ def write_end(brokers: Sequence[str], topic: str, partitions: int, following: st
         producer.close(timeout=5)
 
 
-def _acknowledged(futures: Sequence[Any], doing: str) -> None:
+def _acknowledged(futures: Sequence[Any], doing: str) -> list[Any]:
+    """Return what Kafka says of each record."""
+    found = []
     for future in futures:
         try:
-            future.get(timeout=_ACK_TIMEOUT_S)
+            found.append(future.get(timeout=_ACK_TIMEOUT_S))
         except Exception as error:  # kafka-python raises many; none of them means acknowledged
-            raise BrokerError(f"{doing}: Kafka did not acknowledge: {type(error).__name__}: {error}") from error
+            raise _unacknowledged(doing, error) from error
+    return found
+
+
+def _unacknowledged(doing: str, error: Exception) -> BrokerError:
+    return BrokerError(f"{doing}: Kafka did not acknowledge: {type(error).__name__}: {error}")
 
 
 def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) -> None:
@@ -123,7 +149,9 @@ def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) 
     """
     producer = make_producer(tuple(brokers))
     try:
-        futures = [producer.send(topic, value=b"", headers=[(TICK, b"1")], partition=partition) for _ in range(count)]
-        _acknowledged(futures, f"writing {count} ticks into partition {partition}")
+        for first in range(0, count, _TICKS_AT_ONCE):
+            some = range(first, min(first + _TICKS_AT_ONCE, count))
+            futures = [producer.send(topic, value=b"", headers=[(TICK, b"1")], partition=partition) for _ in some]
+            _acknowledged(futures, f"writing {count} ticks into partition {partition}")
     finally:
         producer.close(timeout=5)

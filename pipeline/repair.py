@@ -102,6 +102,13 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
         return None
     first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
     goes_on_at = _goes_on_at(problem, first, start, at)
+    if goes_on_at - end > MOST_TICKS:
+        raise ConfigError(
+            f"partition {partition}: the log ends at {end}, so that going on at {goes_on_at} takes "
+            f"{goes_on_at - end:,} empty records, and at most {MOST_TICKS:,} are written. "
+            + ("Say less with --at" if at is not None and at > max(first, start) else
+               "Give kafka.topic a new name instead: see \"A new topic\" in docs/operations.md")
+        )
     return RepairPlan(
         topic=topic, partition=partition, number=frontier.repairs + 1, problem=problem,
         booked=replace(frontier, reached=replace(frontier.reached, offset=first)), goes_on_at=goes_on_at,

@@ -197,18 +197,32 @@ def add_definitions(engine: sa.Engine, wanted: Definitions) -> Definitions:
         return fresh
 
 
+def closed_definitions(engine: sa.Engine) -> Definitions | None:
+    """Return the newest definitions that a close names: those in force, once it stands in the log."""
+    with read(engine) as connection:
+        number = connection.execute(sa.select(sa.func.max(_closes.c.definitions))).scalar()
+    return load_definitions(engine, number) if number else None
+
+
 def next_close(engine: sa.Engine, now: datetime) -> Close:
     """Give out the number of the next close: behind every earlier close and behind today's first booking.
+
+    A number from beyond tomorrow, which the log refuses (`pipeline.book.booking_after`), was given out by a wrong
+    clock, and holds nobody up.
+
+    Args:
+        now: By the clock that the log goes by.
 
     Raises:
         StoreError: A thousand closes on one day.
     """
     day = int(now.timestamp()) // 86_400
+    possible = _closes.c.booking < (day + 2) * BOOKINGS_PER_DAY
     with write(engine) as connection:
-        newest = connection.execute(sa.select(sa.func.max(_closes.c.booking))).scalar() or 0
+        newest = connection.execute(sa.select(sa.func.max(_closes.c.booking)).where(possible)).scalar() or 0
         definitions = connection.execute(sa.select(sa.func.max(_definitions.c.number))).scalar() or 0
         booking = max(newest, day * BOOKINGS_PER_DAY) + 1
-        if booking >= (day + 1) * BOOKINGS_PER_DAY:
+        if booking % BOOKINGS_PER_DAY == 0:
             raise StoreError(f"booking {booking} lies past today's range: at most {BOOKINGS_PER_DAY - 1} closes a day")
         connection.execute(
             sa.insert(_closes).values(booking=booking, definitions=definitions, made_at=_now(), written=False)

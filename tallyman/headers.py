@@ -28,6 +28,7 @@ from tallyman.event import (
 Headers = tuple[tuple[str, bytes], ...]
 _OWN = "tallyman-"
 _LONGEST_KEPT = 4096
+MAX_HEADER_BYTES = 1 << 20  # of all headers of a record, which go with it when it is sent on
 
 
 class RecordKind(NamedTuple):
@@ -71,6 +72,9 @@ def kind_of(headers: Headers) -> RecordKind:
         if TICK in named or CLOSE in named or END in named:
             opens, definitions = _number(named, CLOSE), _number(named, DEFINITIONS)
             return RecordKind(None, content_type, control=True, opens=opens, definitions=definitions, ends=END in named)
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > MAX_HEADER_BYTES:
+            raise EventError("too_large", f"headers: expected at most {MAX_HEADER_BYTES} bytes together, got {size}")
         kind = RecordKind("single", content_type, ADMITTED in named)
         if is_binary(named, content_type):
             kind = kind._replace(attributes=read_attributes(named, content_type))

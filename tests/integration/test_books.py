@@ -6,18 +6,26 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import msgspec
 import pytest
 from kafka import KafkaAdminClient
 
-from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.close import (
+    apply_definitions,
+    close_books,
+    definitions_of,
+    found_books,
+    open_books,
+    pending_definitions,
+    wait_until_sealed,
+)
 from pipeline.frontier import StoredIds
 from pipeline.identities import EVERYTHING
 from pipeline.runtime import forget
-from tallyman.books import BOOKINGS_PER_DAY
+from tallyman.books import BOOKINGS_PER_DAY, add_definitions
 from tallyman.clickhouse import connect
 from tallyman.errors import ConfigError, LogError
 from tallyman.kafka import ensure_topics
@@ -119,6 +127,42 @@ def test_a_close_opens_a_booking_and_the_one_before_is_sealed(make: Make) -> Non
         (False, 3000, 2),
     ]
     assert own.ask("SELECT sum(sum) FROM usage") == [(7500,)]
+
+
+@pytest.mark.parametrize("days", [400, -2], ids=["ahead", "behind"])
+def test_a_close_by_a_machine_whose_clock_is_wrong_goes_by_the_brokers(
+    make: Make, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    own = make()
+    found_books(own.project)
+    own.send(body(0))
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(days=days)
+
+    with own.running():
+        own.wait_until_booked()
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.close.datetime", Wrong)
+            report = close_books(own.project)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        later = close_books(own.project)
+    assert today() < report.booking < later.booking < today() + 1000
+    assert own.ask("SELECT sum(sum) FROM usage") == [(1500,)]
+
+
+def test_an_apply_that_was_killed_before_its_close_is_done_by_running_it_again(make: Make) -> None:
+    own = make()
+    found_books(own.project)
+    own.define(BOTH)
+    add_definitions(open_books(own.project), definitions_of(own.project))
+    in_force, wanted = pending_definitions(own.project)
+    assert in_force is not None and (in_force.number, len(in_force.meters), len(wanted.meters)) == (1, 1, 2)
+    report = apply_definitions(own.project)
+    assert report is not None and report.definitions == 2
+    assert apply_definitions(own.project) is None
 
 
 def test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as_it_was_booked(

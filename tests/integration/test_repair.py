@@ -18,7 +18,7 @@ from pipeline.repair import RepairPlan, plan_repair, repair, steps
 from tallyman.aggregates import Completeness, read_completeness, read_usage
 from tallyman.cli import run
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import FencedError
+from tallyman.errors import ConfigError, FencedError
 from tallyman.event import home_key
 from tallyman.kafka import end_offsets, make_consumer, make_producer, partition_of
 from tallyman.local.folder import ClickHouseEndpoint
@@ -239,6 +239,8 @@ def test_a_log_that_ends_before_the_booked_place_is_filled_up_to_it(own: Damaged
     stood = own.booked_of(0)
     ahead = "covered + 1 AS covered, reached_offset + 1 AS reached_offset"
     own.spoil_progress(0, ahead)
+    with pytest.raises(ConfigError, match=r"takes 1,999,999 empty records, and at most 1,000,000 are written\. Say"):
+        own.plan(at=own.end(0) + 1_999_999)
     plan = own.plan()
     assert (plan.problem, plan.goes_on_at, plan.ticks) == ("cut", stood + 1, 1)
     repair(own.project, own.client, plan, who="zoë", note="")

@@ -123,6 +123,31 @@ def test_a_day_has_room_for_999_closes(engine: sa.Engine) -> None:
         books.next_close(engine, NOON)
 
 
+def _given_out(engine: sa.Engine, booking: int) -> None:
+    with engine.begin() as connection:
+        row = {"booking": booking, "definitions": 1, "made_at": "", "written": True}
+        connection.execute(sa.insert(sa.table("closes", *map(sa.column, row))).values(**row))
+
+
+def test_a_number_that_a_clock_far_ahead_gave_out_holds_no_close_up(engine: sa.Engine) -> None:
+    """The log takes it for nobody's, and takes numbers up to the end of tomorrow."""
+    _given_out(engine, TODAY + 400 * BOOKINGS_PER_DAY + 1)
+    assert books.next_close(engine, NOON).booking == TODAY + 1
+    _given_out(engine, TODAY + BOOKINGS_PER_DAY + 1)
+    assert books.next_close(engine, NOON).booking == TODAY + BOOKINGS_PER_DAY + 2
+
+
+def test_definitions_are_in_force_once_a_close_names_them(engine: sa.Engine) -> None:
+    assert books.closed_definitions(engine) is None
+    first = books.add_definitions(engine, definitions("compute.hours"))
+    assert books.closed_definitions(engine) is None
+    books.next_close(engine, NOON)
+    books.add_definitions(engine, definitions("compute.days"))
+    assert books.closed_definitions(engine) == first
+    books.next_close(engine, NOON)
+    assert books.closed_definitions(engine) == books.newest_definitions(engine) != first
+
+
 def test_a_topic_keeps_its_partitions_and_its_chunks(engine: sa.Engine) -> None:
     assert books.register_topic(engine, TOPIC) == TOPIC
     books.mark_founded(engine, TOPIC.topic_id)

@@ -219,6 +219,7 @@ def test_a_record_that_is_no_record_is_one_dead_letter(content: str, value: byte
     ((("tallyman-collector", b"\xff"), ("tallyman-epoch", b"e"), ("tallyman-sequence", b"1")), "not_utf8"),
     ((("tallyman-collector", b"h"), ("tallyman-epoch", b"e"), ("tallyman-sequence", b"-1")), "wrong_type"),
     ((("tallyman-close", b"soon"),), "wrong_type"),
+    ((("trace", bytes(1 << 20)),), "too_large"),
 ])  # fmt: skip
 def test_headers_that_cannot_be_read_make_a_dead_letter_never_an_exception(headers: object, reason: str) -> None:
     problem = kind_of(headers).problem  # type: ignore[arg-type]
