@@ -226,6 +226,7 @@ class _Audit:
         self._client.execute(
             f"INSERT INTO {hot} SELECT * FROM usage_hot FINAL WHERE generation = 0 AND booking > %(sealed_to)s",  # noqa: S608
             {"sealed_to": sealed_to},
+            settings={"max_partitions_per_insert_block": 0},  # a partition of usage_hot for each booking, sealed or not
         )
         rows = self._client.execute(
             f"SELECT topic_id, partition, max((chunk, covered)) FROM {hot} GROUP BY topic_id, partition"  # noqa: S608

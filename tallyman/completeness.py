@@ -23,6 +23,7 @@ _PROGRESS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
     " FROM progress FINAL WHERE generation = 0"
 )
+_TOGETHER, _MOST_BEGINS = 64, 100
 _ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
@@ -212,13 +213,32 @@ def _key(place: tuple[object, object]) -> tuple[str, int]:
 
 
 def _read_progress(client: Client, seal: _Seal) -> Sequence[tuple[object, ...]]:
-    """Return what was booked from the last seal on, in order of chunks."""
-    lowest = min((place.chunk for place in seal.places.values()), default=0)
-    asked = _PROGRESS + (" AND (chunk >= %(from)s OR (topic_id, partition) NOT IN %(sealed)s)" if seal.places else "")
+    """Return what was booked from the last seal on, in order of chunks, and a few chunks before."""
+    asked, lists = _PROGRESS, {"sealed": tuple(seal.places), "ended": tuple(seal.ended)}
+    if seal.places:
+        begins = []
+        for number, (chunk, keys) in enumerate(_begins(seal.places)):
+            begins.append(f"(topic_id, partition) IN %(begin_{number})s AND chunk >= {chunk}")
+            lists[f"begin_{number}"] = tuple(keys)
+        asked += f" AND ({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
     asked += " AND (topic_id, partition) NOT IN %(ended)s" if seal.ended else ""
-    lists = {"from": lowest, "sealed": list(seal.places), "ended": list(seal.ended)}
     rows: Sequence[tuple[object, ...]] = client.execute(f"{asked} ORDER BY topic_id, partition, chunk", lists)
     return rows
+
+
+def _begins(places: Mapping[tuple[str, int], _Place]) -> Iterable[tuple[int, Sequence[tuple[str, int]]]]:
+    """Return from which chunk on to read, and of which partitions.
+
+    A busy partition is half a million chunks a year ahead of a silent one, so that one least chunk for all would read
+    them all for ever; one for each of thousands of partitions would be too long a statement.
+    """
+    width = _TOGETHER
+    while len({place.chunk // width for place in places.values()}) > _MOST_BEGINS:
+        width *= 2
+    found: dict[int, list[tuple[str, int]]] = {}
+    for key, place in places.items():
+        found.setdefault(place.chunk // width, []).append(key)
+    return [(min(places[key].chunk for key in keys), keys) for keys in found.values()]
 
 
 def _frontiers(

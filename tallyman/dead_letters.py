@@ -201,7 +201,7 @@ def _read_full(client: Client, keys: Sequence[LetterKey]) -> tuple[DeadLetter, .
     rows = client.execute(
         f"SELECT {_COLUMNS}, hex(body), mapValues(mapApply((k, v) -> (k, concat(hex(k), '=', hex(v))), headers))"  # noqa: S608
         f" FROM dead_letters FINAL WHERE generation = 0 AND ({_KEY}) IN %(keys)s ORDER BY {_KEY}",
-        {"keys": [tuple(key[:4]) for key in keys]},
+        {"keys": tuple(tuple(key[:4]) for key in keys)},
     )
     return tuple(_letter(row[:-2], bytes.fromhex(row[-2]), dict(map(_header, row[-1]))) for row in rows)
 
@@ -214,7 +214,7 @@ def _header(text: str) -> tuple[str, bytes]:
 def _with_states(client: Client, letters: Sequence[DeadLetter]) -> tuple[DeadLetter, ...]:
     if not letters:
         return ()
-    keys = [(each.topic_id, each.partition, each.offset, each.event_index) for each in letters]
+    keys = tuple((each.topic_id, each.partition, each.offset, each.event_index) for each in letters)
     rows = client.execute(
         f"SELECT {_KEY}, action, handled_at FROM dead_letters_handled FINAL WHERE ({_KEY}) IN %(keys)s",  # noqa: S608
         {"keys": keys},
@@ -243,8 +243,8 @@ def _conditions(choice: LetterChoice) -> tuple[str, dict[str, Any]]:
     if choice.positions:
         places = [_place(position) for position in choice.positions]
         conditions.append(f"(({_KEY}) IN %(places)s OR (partition, offset, event_index) IN %(anywhere)s)")
-        parameters["places"] = [place for place in places if place[0]] or [("", 0, 0, 0)]
-        parameters["anywhere"] = [place[1:] for place in places if not place[0]] or [(-1, 0, 0)]
+        parameters["places"] = tuple(place for place in places if place[0]) or (("", 0, 0, 0),)
+        parameters["anywhere"] = tuple(place[1:] for place in places if not place[0]) or ((-1, 0, 0),)
     if not choice.handled:
         conditions.append(f"({_KEY}) NOT IN (SELECT {_KEY} FROM dead_letters_handled)")  # noqa: S608
     return " AND ".join(conditions), parameters

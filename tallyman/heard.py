@@ -245,7 +245,7 @@ def _tails(client: Client, heard: Iterable[_Epoch]) -> list[Gap]:
         ]
     if not pairs:
         return []
-    rows = client.execute(_FIRST_WATERMARKS, {"epochs": [(new.collector, new.epoch) for _, new in pairs]})
+    rows = client.execute(_FIRST_WATERMARKS, {"epochs": tuple((new.collector, new.epoch) for _, new in pairs)})
     begins = {(collector, epoch): int(first) for collector, epoch, first in rows}
     return [
         Gap(

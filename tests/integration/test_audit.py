@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ from collectors.arrow import Reading, encode_readings
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
 from pipeline.runtime import forget
 from tallyman.cli import run
-from tallyman.clickhouse import connect, migrate
+from tallyman.clickhouse import SETTINGS, connect, migrate
 from tallyman.event import ARROW, LINES, Series, home_key
 from tallyman.kafka import partition_of
 from tallyman.local.folder import ClickHouseEndpoint
@@ -205,6 +205,16 @@ def test_an_audit_beside_a_busy_pipeline_finds_no_difference(auditor: Auditor) -
                 close_books(own.project)
         own.wait_until_booked()
     assert auditor.audit("usage", code=0)["meters"][0]["recounted_events"] == 93 + 80
+
+
+def test_an_audit_copies_more_bookings_that_are_not_sealed_than_an_insert_may_fill_unless_told(
+    auditor: Auditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition that is set aside keeps every booking from being sealed; here two are too many, not a hundred."""
+    auditor.own.ask("TRUNCATE TABLE seals")
+    assert len(auditor.own.ask("SELECT DISTINCT booking FROM usage_hot")) == 2
+    monkeypatch.setitem(cast("dict[str, Any]", SETTINGS), "max_partitions_per_insert_block", 1)
+    assert auditor.audit("usage", "--source", "log", code=0)["differences"] == []
 
 
 def test_a_range_of_one_meter_reads_no_more_than_it_needs(auditor: Auditor) -> None:

@@ -113,13 +113,13 @@ def hear_many(client: Client, number: int, epoch: str, first: datetime, last: da
     )
 
 
-def test_twenty_thousand_collectors_that_began_anew_are_asked_for_at_once(client: Client) -> None:
+def test_sixty_thousand_collectors_that_began_anew_are_asked_for_at_once(client: Client) -> None:
     """Hosts that were installed anew: each may have had more to send, between what two epochs said."""
     progress(client, 0, 0, 5, NOON + 20 * MINUTE)
-    hear_many(client, 20_000, "an-epoch-as-long-as-they-are-in-life-1", NOON, NOON + 9 * MINUTE)
-    hear_many(client, 20_000, "an-epoch-as-long-as-they-are-in-life-2", NOON + 10 * MINUTE, NOON + 20 * MINUTE)
+    hear_many(client, 60_000, "an-epoch-as-long-as-they-are-in-life-1", NOON, NOON + 9 * MINUTE)
+    hear_many(client, 60_000, "an-epoch-as-long-as-they-are-in-life-2", NOON + 10 * MINUTE, NOON + 20 * MINUTE)
     found = found_gaps(client)
-    assert len(found) == 20_000
+    assert len(found) == 60_000
     assert {(gap.first, gap.last, gap.start, gap.end) for gap in found} == {
         (21, None, NOON + 9 * MINUTE, NOON + 10 * MINUTE)
     }
