@@ -16,6 +16,7 @@ from pipeline.book import Forward
 from pipeline.write import Progress
 from tallyman.errors import BrokerError
 from tallyman.event import CLOSE, DEFINITIONS, END, TICK
+from tallyman.headers import Headers
 from tallyman.kafka import MAX_MESSAGE_BYTES, make_producer
 
 _ACK_TIMEOUT_S = 30
@@ -153,5 +154,26 @@ def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) 
             some = range(first, min(first + _TICKS_AT_ONCE, count))
             futures = [producer.send(topic, value=b"", headers=[(TICK, b"1")], partition=partition) for _ in some]
             _acknowledged(futures, f"writing {count} ticks into partition {partition}")
+    finally:
+        producer.close(timeout=5)
+
+
+def append(
+    brokers: Sequence[str], topic: str, partition: int, records: Sequence[tuple[bytes | None, bytes, Headers]]
+) -> int:
+    """Append records (key, value, headers) to a partition; return when the last was, in milliseconds since 1970 by the
+    clock of its leader, 0 if there are none.
+
+    Raises:
+        BrokerError: Not all were acknowledged; appending them again is safe, their ids count once.
+    """
+    producer = make_producer(tuple(brokers))
+    try:
+        futures = [
+            producer.send(topic, key=key, value=value, headers=list(headers), partition=partition)
+            for key, value, headers in records
+        ]
+        written = _acknowledged(futures, f"sending again what partition {partition} held")
+        return max((int(each.timestamp) for each in written), default=0)
     finally:
         producer.close(timeout=5)

@@ -1,13 +1,14 @@
 """Partitions that are set aside because their log is not what was booked; the others are booked on.
 
 What one process sets aside is its own observation: nothing is decided by it. It tries such a partition again when an
-operator has decided a repair, or when it is started again.
+operator has decided a repair, or when it is started again; one whose clock was ahead, also after some minutes.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection
 
 from pipeline import metrics as counted
@@ -20,6 +21,7 @@ from tallyman.repairs import note_quarantine, read_repairs
 log = logging.getLogger(__name__)
 
 LOOK_FOR_REPAIRS_S = 1.0
+CLOCK_AGAIN_S = 300.0  # a clock that was a little ahead is not any more after a while
 
 
 class SetAside:
@@ -33,6 +35,7 @@ class SetAside:
         self._config = config
         self._suspects: dict[int, int] = {}  # partition -> the offset at which it failed once
         self._aside: dict[int, int] = {}  # partition -> how many repairs it had then
+        self._again: dict[int, float] = {}  # partition -> when it is tried again without one
         self._lock = threading.Lock()
 
     def without(self, partitions: Collection[int]) -> frozenset[int]:
@@ -74,15 +77,21 @@ class SetAside:
             client.disconnect()
         with self._lock:
             self._aside[partition] = frontier.repairs
+            if error.reason == "clock":
+                self._again[partition] = time.monotonic() + CLOCK_AGAIN_S
         counted.note_quarantine(partition, str(error))
         log.error("partition_quarantined", extra={"partition": partition, "offset": place, "error": str(error),
                                                   "next_step": f"tallyman repair {partition}"})  # fmt: skip
         return True
 
     def look(self) -> None:
-        """Take back what was repaired. Called now and then."""
+        """Take back what was repaired, and what may have passed by itself. Called now and then."""
         with self._lock:
-            aside = dict(self._aside)
+            aside, now = dict(self._aside), time.monotonic()
+            passed = [partition for partition, again in self._again.items() if now >= again]
+        for partition in passed:
+            self._take_back(partition)
+            log.info("partition_tried_again", extra={"partition": partition})
         if not aside:
             return
         client = connect(self._config.database)
@@ -93,8 +102,12 @@ class SetAside:
             client.disconnect()
         for partition, repairs in known.items():
             if repairs > aside[partition]:
-                with self._lock:
-                    self._aside.pop(partition, None)
-                    self._suspects.pop(partition, None)
-                counted.note_repaired(partition)
+                self._take_back(partition)
                 log.info("partition_repaired", extra={"partition": partition, "repairs": repairs})
+
+    def _take_back(self, partition: int) -> None:
+        with self._lock:
+            self._aside.pop(partition, None)
+            self._again.pop(partition, None)
+            self._suspects.pop(partition, None)
+        counted.note_repaired(partition)

@@ -13,18 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
+import numpy as np
 import sqlalchemy as sa
 from clickhouse_driver import Client
 
+from pipeline.clock import AHEAD_MS, store_clock_ms
 from pipeline.close import close_books, open_books
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.growth import end_again, line_to_book
-from pipeline.outlet import write_ticks
+from pipeline.outlet import append, write_ticks
 from pipeline.read import read_range
 from tallyman import books
 from tallyman.clickhouse import store_errors
 from tallyman.control import migrate, write
-from tallyman.errors import ConfigError, LogError, StoreError
+from tallyman.errors import BrokerError, ConfigError, LogError, StoreError
+from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
 from tallyman.repairs import read_quarantines, read_repairs
@@ -48,7 +51,7 @@ class RepairPlan:
     """What a repair would do.
 
     Attributes:
-        problem: What is wrong: retention, cut, digest or bytes.
+        problem: What is wrong: retention, cut, digest, bytes or clock.
         goes_on_at: The next offset that is booked; `ticks`: how many empty records are written first, so that there is
             one.
         log_start, log_end: What Kafka has.
@@ -101,6 +104,8 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
     if problem is None:
         return None
     first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
+    if problem == "clock" and at is None:
+        at = _behind_the_future(project, topic, partition, first, end)
     goes_on_at = _goes_on_at(problem, first, start, at)
     if goes_on_at - end > MOST_TICKS:
         raise ConfigError(
@@ -142,6 +147,9 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     if plan.ticks:
         write_ticks(project.kafka_brokers, topic.name, plan.partition, plan.ticks)
         yield "filled"
+    if plan.problem == "clock":
+        _send_again(project, plan)
+        yield "sent again"
     end_again(project, topic)
     booked = read_frontier(client, topic.topic_id, plan.partition, topic.chunk_size)
     first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
@@ -209,6 +217,37 @@ def _appended_ms(project: Project, topic: books.Topic, partition: int, offset: i
     except LogError:
         pass
     return time.time_ns() // 1_000_000
+
+
+def _behind_the_future(project: Project, topic: books.Topic, partition: int, first: int, end: int) -> int:
+    """Return the offset behind the last record that was appended in the future."""
+    behind, limit_ms = first, store_clock_ms(project.clickhouse) + AHEAD_MS
+    for fetch in read_range(project.kafka_brokers, topic.name, topic.topic_id, partition, first, end):
+        ahead = np.flatnonzero(fetch.appended_ms > limit_ms)
+        if len(ahead):
+            behind = int(fetch.offsets[ahead[-1]]) + 1
+    return behind
+
+
+def _send_again(project: Project, plan: RepairPlan) -> None:
+    """Append the skipped records once more, in order, so that they have a right time; what was counted counts once.
+
+    Raises:
+        BrokerError: Not all were acknowledged, or the leader's clock is still ahead.
+    """
+    topic, where = plan.topic, (plan.first, min(plan.goes_on_at, plan.log_end))
+    for fetch in read_range(project.kafka_brokers, topic.name, topic.topic_id, plan.partition, *where):
+        records = [
+            (fetch.keys[row], fetch.values[row] or b"", fetch.headers_of(row))
+            for row in range(len(fetch))
+            if not kind_of(fetch.headers_of(row)).control
+        ]
+        latest_ms = append(project.kafka_brokers, topic.name, plan.partition, records)
+        if latest_ms > store_clock_ms(project.clickhouse) + AHEAD_MS:
+            raise BrokerError(
+                f'topic "{topic.name}": the clock of the leader of partition {plan.partition} is still ahead; set it, '
+                "then run this again"
+            )
 
 
 def _rows_hold(client: Client, frontier: Frontier, size: int) -> int:

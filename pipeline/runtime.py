@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from pipeline import metrics as counted
 from pipeline.batches import Fetch
 from pipeline.book import OPEN, OpenChunk
+from pipeline.clock import FutureGuard, store_clock_ms
 from pipeline.columns import Block
 from pipeline.decode import blocks
 from pipeline.decoders import Decoders
@@ -83,12 +84,21 @@ class JobConfig:
 class Runtime:
     """The stages of the job, as methods on blocks and flushes; Beam's transforms only call them."""
 
-    def __init__(self, config: JobConfig, tables: Tables, judge: Judge, decoders: Decoders, outlet: Outlet) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        tables: Tables,
+        judge: Judge,
+        decoders: Decoders,
+        outlet: Outlet,
+        guard: FutureGuard | None = None,
+    ) -> None:
         self.config = config
         self.tables = tables
         self.judge = judge
         self.decoders = decoders
         self.outlet = outlet
+        self.guard = guard
 
     def open_chunk(self, partition: int) -> OpenChunk:
         """Return the open chunk of a partition; the first time, read its frontier."""
@@ -124,6 +134,7 @@ class Runtime:
                     client.disconnect()
 
     def decode(self, fetch: Fetch) -> Iterator[Block]:
+        fetch = self.guard.past(fetch) if self.guard else fetch
         counted.note_fetch(fetch)
         chunk, began = self.open_chunk(fetch.partition), time.monotonic()
         yield from blocks(fetch, chunk, self.decoders, archive=self.config.archive)
@@ -165,6 +176,7 @@ def runtime(config: JobConfig) -> Runtime:
             Judge(ids, IdFilter(limit_bytes=config.id_filter_bytes)),
             Decoders(lambda number: load_definitions(engine, number), config.partitions),
             KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
+            FutureGuard(lambda: store_clock_ms(config.database)),
         )
     return _runtimes[key]
 

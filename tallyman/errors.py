@@ -81,7 +81,7 @@ class DamageError(LogError):
 
     Attributes:
         partition: Which one.
-        reason: What happened to it, as `quarantines` has it: retention, cut, digest or bytes.
+        reason: What happened to it, as `quarantines` has it: retention, cut, digest, bytes or clock.
 
     >>> told = str(DamageError(3, "cut", "the log ends at 7"))
     >>> told

@@ -21,6 +21,7 @@ _PROBLEMS = {
     "cut": "the log ends before the place up to which it is booked: acknowledged records were lost",
     "digest": "other records stand in the log where booked ones stood",
     "bytes": "records are damaged on the broker's disk",
+    "clock": "records were appended in the future: the clock of the partition's leader was ahead",
 }
 
 
@@ -85,7 +86,13 @@ def preview(plan: Any) -> list[str]:
         f"{plan.booked.reached.booking} ({plan.open_events} events of the open chunk); it stays",
         f"in Kafka: offsets {plan.log_start} to {plan.log_end}",
     ]
-    if plan.skipped:
+    if plan.problem == "clock":
+        lines.append(
+            f"sent again: what stands at offsets {plan.first} to {plan.goes_on_at - 1}, at most {plan.skipped} "
+            "records, behind all others, so that it has a right time; it counts once. Set the clock of the "
+            "partition's leader before"
+        )
+    elif plan.skipped:
         lines.append(
             f"skipped: offsets {plan.first} to {plan.goes_on_at - 1}, at most {plan.skipped} records, appended between "
             f"{show_time(clock, UTC)} and {show_time(behind, UTC)}; when their usage happened nobody can tell, "
@@ -126,6 +133,11 @@ def repair_object(each: Repair) -> dict[str, object]:
 
 def gap_line(each: Repair) -> str:
     """Say what a figure may lack because of a decision."""
+    if each.reason == "clock":
+        return (
+            f"repaired: partition {each.partition}: offsets {each.from_offset} to {each.to_offset - 1} had a time in "
+            f"the future and were sent again (repair {each.number}, {each.reason})"
+        )
     return (
         f"repaired: partition {each.partition} lacks offsets {each.from_offset} to {each.to_offset - 1}, appended "
         f"between {show_time(each.from_clock, UTC)} and {show_time(each.to_clock, UTC)} (repair {each.number}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from clickhouse_driver import Client
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from pipeline import metrics as counted
 from pipeline.close import found_books
@@ -18,8 +20,8 @@ from pipeline.repair import RepairPlan, plan_repair, repair, steps
 from tallyman.aggregates import Completeness, read_completeness, read_usage
 from tallyman.cli import run
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import ConfigError, FencedError
-from tallyman.event import home_key
+from tallyman.errors import BrokerError, ConfigError, FencedError
+from tallyman.event import TICK, home_key
 from tallyman.kafka import end_offsets, make_consumer, make_producer, partition_of
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import UsageQuery
@@ -55,6 +57,30 @@ class Damaged(OwnProject):
             return end_offsets(consumer, str(self.settings["topic"]), [partition])[partition]
         finally:
             consumer.close()
+
+    def stamp(self, kind: str) -> None:
+        """Let the broker take its own time for a record's, as it must, or the sender's."""
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
+        try:
+            settings = {"message.timestamp.type": kind}
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, str(self.settings["topic"]), settings)])
+        finally:
+            admin.close()
+
+    def send_ahead(self, *names: str) -> None:
+        """Append records, and a tick behind them, as a broker does whose clock is forty minutes ahead."""
+        ahead_ms = time.time_ns() // 1_000_000 + 2_400_000
+        self.stamp("CreateTime")
+        producer = make_producer((self.kafka,))
+        try:
+            for name in names:
+                record = {"value": event(0, name), "partition": 0, "timestamp_ms": ahead_ms}
+                producer.send(str(self.settings["topic"]), **record).get(timeout=30)
+            tick = {"value": b"", "headers": [(TICK, b"1")], "partition": 0, "timestamp_ms": ahead_ms}
+            producer.send(str(self.settings["topic"]), **tick).get(timeout=30)
+        finally:
+            producer.close()
+            self.stamp("LogAppendTime")
 
     def spoil_progress(self, partition: int, change: str) -> None:
         """Let the books say something else of the open chunk of a partition than the log does."""
@@ -261,6 +287,57 @@ def test_what_is_eaten_below_the_booked_place_costs_nothing(own: Damaged) -> Non
         own.wait_for_end(0)
     assert own.usage() == {"host.cpu": 11}
     assert usage(own).repaired == ()
+
+
+def test_a_broker_whose_clock_was_ahead_loses_and_doubles_nothing(
+    own: Damaged, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it appended would take the log's clock with it for ever; it is sent again behind all others."""
+    own.send_to(0, "before-0", "before-1")
+    stood = own.end(0)
+    own.send_ahead("ahead-0", "ahead-1", "ahead-2")
+    own.send_to(0, "behind-0", "early-1")
+    with own.running():
+        own.wait_until_aside()
+        (aside,) = own.completeness().quarantines
+        assert (aside.offset, aside.reason) == (stood, "clock") and "it is" in aside.detail
+        own.send_to(1, "late-1")
+        own.wait_for_end(1)
+        where = ["--project", str(own.folder), "--data", str(own.folder / "data")]
+        assert run(["repair", "0", *where]) == 0
+        assert f"sent again: what stands at offsets {stood} to {stood + 3}" in capsys.readouterr().err
+        plan, end = own.plan(), own.end(0)
+        for step in steps(own.project, own.client, plan, who="zoë", note=""):
+            if step == "sent again":
+                break  # killed, and run again
+        assert own.end(0) == end + 3, "the tick has done its work"
+        repair(own.project, own.client, plan, who="zoë", note="")
+        own.wait_for_end(0)
+        own.send_to(0, "new-0")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 10 + 2 + 3 + 1 + 1 + 1}
+    assert own.ask("SELECT count() FROM dead_letters FINAL") == [(0,)]
+    assert sum(row["duplicate"] for row in own.counts()) == 4  # early-1, and three that were sent twice
+    ahead_ms = (time.time_ns() // 1_000_000) + 1_200_000
+    assert own.ask("SELECT max(reached_clock_ms) < %(ahead)s FROM progress", ahead=ahead_ms) == [(1,)]
+    assert run(["usage", ZOË, "--meter", "host.cpu", "--from", "1h", *where]) == 0
+    assert f"offsets {stood} to {stood + 3} had a time in the future and were sent again" in capsys.readouterr().out
+
+
+def test_a_repair_while_the_brokers_clock_is_still_ahead_decides_nothing(own: Damaged) -> None:
+    own.send_ahead("ahead-0")
+    with own.running():
+        own.wait_until_aside()
+    plan = own.plan()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.repair.store_clock_ms", lambda database: time.time_ns() // 1_000_000 - 3_600_000)
+        with pytest.raises(BrokerError, match="the clock of the leader of partition 0 is still ahead; set it"):
+            repair(own.project, own.client, plan, who="zoë", note="")
+    assert own.completeness().repairs == ()
+    repair(own.project, own.client, plan, who="zoë", note="")
+    with own.running():
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 11}
 
 
 def test_the_command_shows_first_and_does_it_when_told_to(own: Damaged, capsys: pytest.CaptureFixture[str]) -> None:
