@@ -1,7 +1,7 @@
 """Arrow streams, opened with care: pyarrow believes what a stream says of itself, and this one comes from outside.
 
-How many rows a batch has is looked up before its columns are unpacked: thirty kilobytes of compressed zeros are twenty
-million rows, and they would take the worker's memory away.
+How many rows a batch has, and how long its columns say that they are, is looked up before they are unpacked: thirty
+kilobytes of compressed zeros are twenty million rows, and they would take the worker's memory away.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from tallyman.event import MAX_RECORD_EVENTS
 
 # Flatbuffers, as Arrow's `Message.fbs` has them: at the front of a table is the distance back to the list that says
 # where in the table each field stands, 0 if it does not.
-_HEADER, _LENGTH = 2, 0  # fields of a message; of the record batch that it announces
-_PLACE, _DISTANCE, _OFFSET, _ROWS = (struct.Struct(each).unpack_from for each in ("<H", "<i", "<I", "<q"))
+_HEADER, _LENGTH, _BUFFERS, _COMPRESSION = 2, 0, 2, 3  # fields of a message; of the record batch that it announces
+_PLACE, _DISTANCE, _OFFSET, _LONG = (struct.Struct(each).unpack_from for each in ("<H", "<i", "<I", "<q"))
+_BUFFER = struct.Struct("<qq")
+_MOST_UNPACKED = 16 << 20  # ten times what so many rows of our columns are
 
 
 def open_messages(body: bytes) -> tuple[Any, Any]:
@@ -47,17 +49,49 @@ def read_batches(schema: Any, messages: Any) -> list[Any]:
         rows += _rows_in(message.metadata)
         if not 0 <= rows <= MAX_RECORD_EVENTS:
             raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} rows, got {rows}")
+        if (size := _unpacked(message)) > _MOST_UNPACKED:
+            raise EventError("too_large", f"expected at most {_MOST_UNPACKED} bytes in columns, got {size}")
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate()  # else columns that are shorter than they say are read beyond their end
         batches.append(batch)
     return batches
 
 
-def _rows_in(message: Any) -> int:
+def _rows_in(metadata: Any) -> int:
     """Return how many rows a record batch says that it has; pyarrow has checked that its places lie inside."""
-    table = _field(message, _OFFSET(message, 0)[0], _HEADER)
-    rows = _field(message, table + _OFFSET(message, table)[0], _LENGTH)
-    return int(_ROWS(message, rows)[0]) if rows else 0
+    rows = _field(metadata, _batch_of(metadata), _LENGTH)
+    return int(_LONG(metadata, rows)[0]) if rows else 0
+
+
+def _unpacked(message: Any) -> int:
+    """Return how many bytes the compressed columns of a record batch say that they become, 0 if none is compressed.
+
+    Each begins with that number, which pyarrow sets aside before it looks further; -1 is one that is as it is.
+
+    Raises:
+        ValueError: A column lies outside of the message.
+    """
+    metadata, body = message.metadata, message.body
+    table = _batch_of(metadata)
+    listed = _field(metadata, table, _BUFFERS)
+    if not listed or not _field(metadata, table, _COMPRESSION):
+        return 0
+    listed += _OFFSET(metadata, listed)[0]
+    size = 0
+    for number in range(_OFFSET(metadata, listed)[0]):
+        offset, length = _BUFFER.unpack_from(metadata, listed + 4 + _BUFFER.size * number)
+        if length <= 0:
+            continue
+        if offset < 0 or body is None or offset + 8 > body.size:
+            raise ValueError(f"a column at {offset} of {body.size if body else 0} bytes")
+        size += max(int(_LONG(body, offset)[0]), 0)
+    return size
+
+
+def _batch_of(metadata: Any) -> int:
+    """Return where the record batch's table stands in a message."""
+    header = _field(metadata, _OFFSET(metadata, 0)[0], _HEADER)
+    return int(header + _OFFSET(metadata, header)[0])
 
 
 def _field(message: Any, table: int, number: int) -> int:

@@ -7,17 +7,16 @@ Pure: bytes of a fetch in, `Fetch` out. The layout is that of Kafka's `DefaultRe
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
-from kafka import codec
 
 from pipeline.records import CorruptError, Headers, RecordColumns, find_records, parse_records
+from pipeline.unpack import decompress
 from tallyman.errors import LogError
 
 IntArray = npt.NDArray[np.int64]
@@ -190,7 +189,7 @@ class BatchWalk:
         if (count or body < end) and not aborted and not attributes & _CONTROL:
             data = buffer
             if attributes & _CODEC:
-                data = _decompress(attributes & _CODEC, buffer[body:end])
+                data = decompress(attributes & _CODEC, buffer[body:end])
                 body, end, size = 0, len(data), len(data)
             portion.add(data, body, end, count, base, first_ms, max_ms if attributes & _APPEND_TIME else None)
         digests.append((base, epoch, crc))
@@ -281,24 +280,3 @@ class _Portion:
         starts = [at + by for at, by in zip(self._starts, shift, strict=True)]
         ends = [at + by for at, by in zip(self._ends, shift, strict=True)]
         return b"".join([data[body:end] for data, body, end in self._pieces]), starts, ends
-
-
-_DECOMPRESS: dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]] = {
-    1: ("gzip", codec.has_gzip, partial(codec.gzip_decode)),
-    2: ("snappy", codec.has_snappy, partial(codec.snappy_decode)),
-    3: ("lz4", codec.has_lz4, lambda data: bytes(codec.lz4_decode(data))),
-    4: ("zstd", codec.has_zstd, partial(codec.zstd_decode)),
-}
-
-
-def _decompress(number: int, data: bytes) -> bytes:
-    if number not in _DECOMPRESS:
-        raise CorruptError(f"compression codec {number}, which nobody knows")
-    name, is_installed, decode = _DECOMPRESS[number]
-    if not is_installed():
-        next_step = f"pip install 'kafka-python[{name}]', then start again"
-        raise CorruptError(f"{name} compression, which is not installed here ({next_step})")
-    try:
-        return decode(data)
-    except Exception as error:  # each codec has an error of its own
-        raise CorruptError(f"{name} data that cannot be read ({error})") from error

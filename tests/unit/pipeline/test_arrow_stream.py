@@ -12,6 +12,7 @@ import pytest
 
 from collectors.arrow import Reading, encode_readings
 from pipeline.arrow_events import ARROW_SCHEMA, ArrowDecoder
+from pipeline.arrow_stream import open_messages, read_batches
 from pipeline.catalog import Catalog
 from tallyman.errors import EventError
 from tallyman.event import ARROW_SERIES_KEY, MAX_RECORD_EVENTS, Series
@@ -53,6 +54,15 @@ def test_a_small_record_that_unpacks_to_gigabytes_is_refused_before_it_is_unpack
     assert len(bomb) < 20_000
     assert refusal(bomb) == ("too_large", f"expected at most {MAX_RECORD_EVENTS} rows, got 5000000")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+
+
+def test_few_rows_whose_columns_say_that_they_are_gigabytes_are_refused_before_room_is_made_for_them() -> None:
+    record = bytearray(written(zeros(ROWS), compression="zstd"))
+    assert [each.num_rows for each in read_batches(*open_messages(bytes(record)))] == [ROWS]
+    column = record.index(struct.pack("<q", 8 * ROWS))
+    struct.pack_into("<q", record, column, 1 << 40)
+    reason, detail = refusal(bytes(record))
+    assert reason == "too_large" and detail.startswith(f"expected at most {16 << 20} bytes in columns, got 10995116")
 
 
 def test_many_batches_in_one_stream_are_counted_together() -> None:

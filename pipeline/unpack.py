@@ -1,0 +1,100 @@
+"""Kafka's compressed batches, taken apart within a bound: some bytes on the wire may stand for gigabytes.
+
+The fast decoders of `kafka.codec` do the work where what comes out is known to be small.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+
+import lz4.frame
+import zstandard
+from kafka import codec
+
+from pipeline.records import CorruptError
+
+MAX_BYTES = 256 << 20  # thirty times what a batch may have on the wire
+_PIECE = 1 << 20
+
+
+def decompress(number: int, data: bytes) -> bytes:
+    """Return what a batch's codec made of its records.
+
+    Raises:
+        CorruptError: The bytes are none of that codec's, nobody knows it or it is not installed, or they stand for more
+            than `MAX_BYTES`.
+    """
+    if number not in _CODECS:
+        raise CorruptError(f"compression codec {number}, which nobody knows")
+    name, is_installed, decode = _CODECS[number]
+    if not is_installed():
+        next_step = f"pip install 'kafka-python[{name}]', then start again"
+        raise CorruptError(f"{name} compression, which is not installed here ({next_step})")
+    try:
+        return decode(data)
+    except CorruptError:
+        raise
+    except Exception as error:  # each codec has an error of its own
+        raise CorruptError(f"{name} data that cannot be read ({error})") from error
+
+
+def _gzip(data: bytes) -> bytes:
+    if len(data) * 1032 <= MAX_BYTES:  # deflate makes no more of a byte
+        return bytes(codec.gzip_decode(data))
+    out = io.BytesIO()
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        while data and not member.eof:
+            _write(out, member.decompress(data, _PIECE))
+            data = member.unconsumed_tail
+        if not member.eof:
+            raise EOFError("cut off")
+        data = member.unused_data.lstrip(b"\0")
+    return out.getvalue()
+
+
+def _lz4(data: bytes) -> bytes:
+    if len(data) * 255 <= MAX_BYTES:  # LZ4 makes no more of a byte
+        return bytes(codec.lz4_decode(data))
+    out, frame = io.BytesIO(), lz4.frame.LZ4FrameDecompressor()
+    while not frame.eof:
+        piece = frame.decompress(data, _PIECE)
+        if not piece and frame.needs_input:
+            raise EOFError("cut off")
+        _write(out, piece)
+        data = b""
+    return out.getvalue()
+
+
+def _zstd(data: bytes) -> bytes:
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+        found = reader.read(MAX_BYTES + 1)
+    if len(found) > MAX_BYTES:
+        raise _too_much()
+    return found
+
+
+def _snappy(data: bytes) -> bytes:
+    if len(data) * 24 > MAX_BYTES:  # a copy of 64 bytes takes three
+        raise _too_much()
+    return bytes(codec.snappy_decode(data))
+
+
+def _write(out: io.BytesIO, piece: bytes) -> None:
+    if out.tell() + len(piece) > MAX_BYTES:
+        raise _too_much()
+    out.write(piece)
+
+
+def _too_much() -> CorruptError:
+    return CorruptError(f"a batch of more than {MAX_BYTES} bytes when decompressed")
+
+
+_CODECS: dict[int, tuple[str, Callable[[], bool], Callable[[bytes], bytes]]] = {
+    1: ("gzip", codec.has_gzip, _gzip),
+    2: ("snappy", codec.has_snappy, _snappy),
+    3: ("lz4", codec.has_lz4, _lz4),
+    4: ("zstd", codec.has_zstd, _zstd),
+}

@@ -1,0 +1,59 @@
+"""Compressed batches are taken apart within a bound, whatever they say of themselves."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+from collections.abc import Callable
+
+import lz4.frame
+import pytest
+import snappy
+import zstandard
+
+from pipeline.records import CorruptError
+from pipeline.unpack import MAX_BYTES, decompress
+
+Encode = Callable[[bytes], bytes]
+LARGE = os.urandom(1 << 20) * 5
+CODECS: dict[str, tuple[int, Encode]] = {
+    "gzip": (1, lambda data: gzip.compress(data, 1)),
+    "snappy": (2, snappy.compress),
+    "lz4": (3, lz4.frame.compress),
+    "zstd": (4, zstandard.compress),
+}
+
+
+@pytest.mark.parametrize("number, encode", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("data", [b"", b"x", LARGE], ids=["nothing", "a byte", "megabytes"])
+def test_what_was_compressed_comes_out_again(number: int, encode: Encode, data: bytes) -> None:
+    assert decompress(number, encode(data)) == data
+
+
+def test_several_gzip_members_are_one_batch() -> None:
+    assert decompress(1, gzip.compress(LARGE) + gzip.compress(b"behind")) == LARGE + b"behind"
+
+
+@pytest.mark.parametrize("number, encode", [CODECS[name] for name in ("gzip", "lz4", "zstd")])
+def test_megabytes_that_stand_for_gigabytes_are_refused_before_they_fill_the_memory(
+    number: int, encode: Encode
+) -> None:
+    bomb = encode(bytes(MAX_BYTES)) + encode(bytes(MAX_BYTES)) if number != 3 else encode(bytes(2 * MAX_BYTES))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptError, match=f"a batch of more than {MAX_BYTES} bytes when decompressed"):
+        decompress(number, bomb)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 3 * MAX_BYTES
+
+
+@pytest.mark.parametrize("name", ["gzip", "lz4"])
+def test_a_large_batch_that_is_cut_off_is_refused(name: str) -> None:
+    number, encode = CODECS[name]
+    with pytest.raises(CorruptError, match=f"{name} data that cannot be read"):
+        decompress(number, encode(LARGE)[:-9])
+
+
+def test_snappy_that_is_too_long_to_be_anybodys_batch_is_refused() -> None:
+    with pytest.raises(CorruptError, match="when decompressed"):
+        decompress(2, bytes(MAX_BYTES // 20))
