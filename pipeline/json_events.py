@@ -79,6 +79,7 @@ class JsonDecoder:
                 ("time", str),
                 ("specversion", Literal["1.0"], "1.0"),
                 ("data", data, msgspec.field(default_factory=data)),
+                ("data_base64", None, None),  # decoded one by one
             ],
         )
         decoder = msgspec.json.Decoder(wire, float_hook=Decimal)
@@ -196,7 +197,7 @@ class JsonDecoder:
         for name, members in by_type.items():
             if name in self._slow_types:
                 for i in members:
-                    self._measure_slowly(where[i], name, wires[i].subject, msgspec.to_builtins(wires[i].data), work)
+                    self._measure_slowly(where[i], name, wires[i].subject, _plain(wires[i].data), work)
                 continue
             plans = self._plans.get(name)
             if plans is None:
@@ -259,7 +260,7 @@ class JsonDecoder:
             if number is None:
                 try:
                     series[i] = self.catalog.series_of(
-                        plan.number, wires[i].subject, msgspec.to_builtins(wires[i].data)
+                        plan.number, wires[i].subject, _plain(wires[i].data)
                     )
                     plan.cache[keys[i]] = series[i]
                 except EventError as error:
@@ -394,6 +395,11 @@ def _is_flat(catalog: Catalog, number: int) -> bool:
     )
 
 
+def _plain(data: Any) -> Any:
+    """Return decoded data as a dictionary, numbers with a point as what they are: their texts would have exponents."""
+    return msgspec.to_builtins(data, builtin_types=(Decimal,))
+
+
 def _fields(catalog: Catalog) -> dict[str, tuple[str, Any]]:
     """Return the fields of `data` that some meter reads: name -> (slot, type).
 
@@ -404,11 +410,11 @@ def _fields(catalog: Catalog) -> dict[str, tuple[str, Any]]:
     fields: dict[str, tuple[str, Any]] = {}
     for meter in catalog.meters:
         for path in (*meter.text_paths, *meter.value_paths):
-            name = path.split(".", 1)[0]
-            kind: Any = Any if name in values or "." in path else str | int | None
-            known = fields.get(name)
-            fields[name] = (
-                f"f{len(fields)}" if known is None else known[0],
-                Any if known and known[1] is Any else kind,
-            )
+            for name in dict.fromkeys((path, path.split(".", 1)[0])):
+                kind: Any = Any if name in values or "." in path else str | int | None
+                known = fields.get(name)
+                fields[name] = (
+                    f"f{len(fields)}" if known is None else known[0],
+                    Any if known and known[1] is Any else kind,
+                )
     return fields

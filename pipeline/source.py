@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 IDLE_MS = 200  # how long an idle process sleeps; also how soon it notices a stop
 POLL_EVERY_S = 0.02  # so that a fetch for a quiet partition is always under way while busy ones are folded
 FULL_BYTES = 6 * PORTION_BYTES  # that wait in a queue before nothing more is fetched for its partition
+ALL_FULL_BYTES = 128 * PORTION_BYTES  # that wait in all of them before only what waits for nothing is fetched
 
 
 class _Queue:
@@ -85,7 +86,7 @@ class UsageReader:
             poller = self._open(partition, position)
             queue = self._queues[partition]
             if not queue or time.monotonic() - self._polled > POLL_EVERY_S:
-                poller.pause([full for full, waiting in self._queues.items() if waiting.size >= FULL_BYTES])
+                poller.pause(self._full())
                 self._take_in(poller, poller.poll(0 if any(self._queues.values()) else idle_ms))
                 self._polled = time.monotonic()
             self._failures = 0
@@ -108,6 +109,11 @@ class UsageReader:
     def waiting(self) -> int:
         """Return how many partitions have something waiting."""
         return sum(1 for queue in self._queues.values() if queue)
+
+    def _full(self) -> list[int]:
+        """Return the partitions for which nothing more is to be fetched just now."""
+        most = FULL_BYTES if sum(queue.size for queue in self._queues.values()) < ALL_FULL_BYTES else 1
+        return [partition for partition, queue in self._queues.items() if queue.size >= most]
 
     def rest(self, error: BrokerError) -> None:
         """Wait a little after a failure, longer after each, but never so long that a stop or a flush would suffer."""

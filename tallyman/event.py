@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from tallyman.errors import EventError
 from tallyman.nesting import MAX_NESTING, check_nesting, flatten, is_too_deep
 
+T = TypeVar("T")
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 LINES = "application/x-ndjson"
@@ -129,7 +131,8 @@ class _Wire(msgspec.Struct, kw_only=True):
     subject: str
     time: str
     specversion: str = "1.0"
-    data: dict[str, Any] = {}
+    data: dict[str, Any] | None = None
+    data_base64: str | None = None
 
 
 def _exact(text: str) -> Decimal | str:
@@ -140,6 +143,7 @@ def _exact(text: str) -> Decimal | str:
 
 
 _decode_wire = msgspec.json.Decoder(_Wire, float_hook=_exact).decode
+_decode_data = msgspec.json.Decoder(dict[str, Any], float_hook=_exact).decode
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder(decimal_format="string").encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -225,17 +229,35 @@ def decode_event(body: bytes) -> Event:
             )
     if wire.specversion != "1.0":
         raise EventError("wrong_type", f'specversion: expected "1.0", got "{wire.specversion[:20]}"')
-    return Event(wire.id, wire.source, wire.type, wire.subject, parse_time(wire.time), wire.data)
+    data = wire.data or {} if wire.data_base64 is None else _data_of(wire)
+    return Event(wire.id, wire.source, wire.type, wire.subject, parse_time(wire.time), data)
+
+
+def _data_of(wire: _Wire) -> dict[str, Any]:
+    """Return what an event carries as bytes (CloudEvents JSON format 1.0, 3.1.1), if it is JSON as others carry it."""
+    if wire.data is not None:
+        raise EventError("wrong_type", "data_base64: expected one of data and data_base64, got both")
+    try:
+        body = b64decode(wire.data_base64 or "", validate=True)
+        _check_utf8(body)
+        check_nesting(body)
+        return _read(_decode_data, body)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise EventError("wrong_type", f"data_base64: expected a JSON object in Base64: {error}") from error
 
 
 def _read_wire(body: bytes) -> _Wire:
+    return _read(_decode_wire, body)
+
+
+def _read(decode: Callable[[bytes], T], body: bytes) -> T:
     try:
-        return _decode_wire(body)
+        return decode(body)
     except msgspec.ValidationError:
         if not _LONG_INTEGER.search(body):
             raise
         # As Decimals, which have any length: such an integer matters only where somebody reads it.
-        return _decode_wire(_NUMBER.sub(_without_long_integer, body))
+        return decode(_NUMBER.sub(_without_long_integer, body))
 
 
 def _without_long_integer(token: re.Match[bytes]) -> bytes:

@@ -174,17 +174,21 @@ def decode_definitions(text: str) -> Definitions:
 
 
 def find(data: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of `data`, or None."""
-    value: Any = data
-    for name in path.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(name)
+    """Return the value at a dotted path of `data`, or None; a name with dots of its own ("k8s.pod.name") comes first.
+
+    >>> find({"k8s": {"pod": {"name": "a"}, "pod.uid": "b"}, "k8s.node": "c"}, "k8s.pod.uid")
+    'b'
+    """
+    value = data.get(path)
+    if value is None and "." in path:
+        name, rest = path.split(".", 1)
+        inner = data.get(name)
+        return find(inner, rest) if isinstance(inner, Mapping) else None
     return value
 
 
 def dimension_text(name: str, value: Any) -> str | None:
-    """Return a dimension's value as text: numbers as written, booleans as JSON writes them, null as None.
+    """Return a dimension's value as text: numbers without an exponent, booleans as JSON writes them, null as None.
 
     Raises:
         EventError: `wrong_type` for objects and lists, `out_of_range` for a text that is too long.
@@ -193,8 +197,11 @@ def dimension_text(name: str, value: Any) -> str | None:
         text = value
     elif isinstance(value, bool):
         text = "true" if value else "false"
-    elif isinstance(value, int | Decimal):
+    elif isinstance(value, int):
         text = str(value)
+    elif isinstance(value, Decimal):
+        # Never with an exponent, which JSON's writer chose or Python would: a number and its text are one value.
+        text = format(value, "f") if abs(value.adjusted()) < MAX_DIMENSION_BYTES else "0" * (MAX_DIMENSION_BYTES + 1)
     else:
         raise EventError("wrong_type", f"data.{name}: expected text, a number or null, got {type(value).__name__}")
     if (
