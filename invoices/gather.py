@@ -119,7 +119,7 @@ def _ask(
         )
         for row in read(query).rows:
             subject = row.groups.get("subject")
-            if subject is not None:  # the one 0 row of an empty count names nobody
+            if subject is not None:
                 found[subject] = (Decimal(plain(row.value)), row.events)
     return found
 

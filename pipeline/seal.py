@@ -19,6 +19,7 @@ from pipeline.frontier import Frontier, read_frontier
 from pipeline.join import join_heard
 from pipeline.rollup import TAKEN_FOR_S, roll_up, roll_up_missing
 from tallyman.clickhouse import STORE_ERRORS, store_errors
+from tallyman.completeness import read_reached
 from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Sealer:
     def steps(self) -> Iterator[Seal | str]:
         """Seal the oldest booking that can be sealed, if any, step by step; the last step is its seal."""
         client = self._client
+        if self._is_held():
+            return
         # Progress is read before the rows: what the frontier has left is complete in usage_hot.
         frontiers = [read_frontier(client, topic, partition, size) for topic, partition, size in self._partitions]
         open_from = min((frontier.reached.booking for frontier in frontiers), default=0)
@@ -110,6 +113,14 @@ class Sealer:
         roll_up(client, booking, self._taken_for_s)
         yield "rolled up"
         yield from self._record(booking, frontiers, empty=False)
+
+    def _is_held(self) -> bool:
+        """Whether a partition has certainly not left the booking behind the newest seal; looked at every second, and a
+        frontier of each partition takes many statements.
+        """
+        sealed_to, reached = read_reached(self._client)
+        mine = {topic for topic, _, _ in self._partitions}
+        return any(each.topic_id in mine and each.booking <= sealed_to + 1 for each in reached)
 
     def _drop(self, staging: str) -> None:
         """Drop a staging table; one that stays is a leftover, and its booking is sealed all the same."""

@@ -83,6 +83,9 @@ class SealDesk:
         Raises:
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
         """
+        return self._report(self._seal())
+
+    def _seal(self) -> tuple[Seal, ...]:
         sealed = tuple(self._sealer.seal_all())
         if self._sealer.ended:
             self._begin()
@@ -91,7 +94,7 @@ class SealDesk:
         self._sealer.join_heard()
         self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
         self._sealer.drop_leftovers()
-        return self._report(sealed)
+        return sealed
 
     def look(self) -> SealReport:
         """Say what could be sealed, and what the rest waits for; nothing is sealed."""
@@ -101,9 +104,9 @@ class SealDesk:
         """Seal on and on, yielding at first and whenever something was sealed, until told to stop."""
         first = True
         while not stop.is_set():
-            report = self.seal()
-            if first or report.sealed:
-                yield report
+            sealed = self._seal()
+            if first or sealed:
+                yield self._report(sealed)
             first = False
             stop.wait(_LOOK_EVERY_S)
 

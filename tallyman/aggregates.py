@@ -93,7 +93,7 @@ def read_usage(
 
     Windows are half-open and begin where the zone's local clock begins a new one. A window without usage has no row,
     but one over which a level or state holds has: what holds is carried, as far as usage is complete. An empty range
-    has one 0 row for `count` and `unique_count` and none for others.
+    has one 0 row for `count` and `unique_count`, if the question leaves one group that it is of, and none for others.
 
     Args:
         meters: The project's, for units and for meters that have no usage yet.
@@ -152,7 +152,7 @@ def _read_rows(
     if defined is not None:
         asked.groups.check_names(defined.dimensions)
     rows = tuple(_rows(figures, windows, query))
-    return (_zero(query),) if not rows and AGGREGATES[shape.aggregation].zero_if_empty else rows
+    return rows or (_zero(query) if AGGREGATES[shape.aggregation].zero_if_empty else ())
 
 
 def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:
@@ -232,12 +232,14 @@ def _order(item: tuple[tuple[int, Named], Any]) -> Any:
     return start, [(name is not None, name or "") for name in group]
 
 
-def _zero(query: UsageQuery) -> UsageRow:
-    """Return the row of a count over nothing; a group is named where the question leaves only one."""
+def _zero(query: UsageQuery) -> tuple[UsageRow, ...]:
+    """Return the one row of a count over nothing, if the question leaves only one group that it can be of."""
     asked: Mapping[str, Sequence[str | None]] = {**query.where, "subject": query.subjects}
-    groups = {name: asked[name][0] if len(asked.get(name, ())) == 1 else None for name in query.group_by}
+    if any(len(asked.get(name, ())) != 1 for name in query.group_by):
+        return ()
+    groups = {name: asked[name][0] for name in query.group_by}
     start, end = query.start.astimezone(UTC), query.end.astimezone(UTC)
-    return UsageRow(start=start, end=end, groups=groups, value=Decimal(0), events=0)
+    return (UsageRow(start=start, end=end, groups=groups, value=Decimal(0), events=0),)
 
 
 def _seen_shape(client: Client, name: str, meters: Sequence[Meter]) -> Shape:

@@ -123,11 +123,7 @@ def read_completeness(
         partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
             known to be complete. Those of a topic that has ended say nothing any more.
     """
-    seal = _read_seal(client)
-    sealed_to = seal.booking
-    repairs = read_repairs(client) if seal.any_repairs else ()
-    rows = _read_progress(client, seal)
-    frontiers = _frontiers(rows, _with_repairs(seal, repairs))
+    seal, repairs, frontiers = _read_frontiers(client)
     reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
     clocks = [each.clock for each in reached if each.clock is not None]
     # How many there are is asked behind progress, too; till then it is not known whether `booked_to` says anything.
@@ -143,7 +139,7 @@ def read_completeness(
     booked_to = least if known else None
     everything = Completeness(
         complete_to=booked_to,
-        sealed_to=sealed_to,
+        sealed_to=seal.booking,
         partitions=tuple(reached),
         quarantines=read_quarantines(client, offsets, repairs) if seal.any_quarantines else (),
         repairs=repairs,
@@ -154,6 +150,21 @@ def read_completeness(
         months=months_of(months),
     )
     return everything.about()
+
+
+def read_reached(client: Client) -> tuple[int, Iterable[PartitionProgress]]:
+    """Return the newest sealed booking, and how far the partitions are booked of which something is: in two or three
+    statements, however many there are. Those of topics that have ended may be left out.
+    """
+    seal, _, frontiers = _read_frontiers(client)
+    return seal.booking, frontiers
+
+
+def _read_frontiers(client: Client) -> tuple[_Seal, tuple[Repair, ...], Iterable[PartitionProgress]]:
+    seal = _read_seal(client)
+    repairs = read_repairs(client) if seal.any_repairs else ()
+    rows = _read_progress(client, seal)
+    return seal, repairs, _frontiers(rows, _with_repairs(seal, repairs))
 
 
 def clocks_of(found: Completeness) -> Clocks:

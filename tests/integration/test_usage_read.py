@@ -264,6 +264,11 @@ def test_an_empty_range_is_one_zero_for_a_count_and_nothing_for_a_sum(client: Cl
     assert [(row.start, row.value, row.events) for row in answer.rows] == [(later, Decimal(0), 0)]
     assert answer.rows[0].groups == {"subject": "tenant-zoë"}
     assert ask(client, later, later + HOUR, meter="storage.bytes").rows == ()
+    assert ask(client, later, later + HOUR).rows[0].groups == {}
+    for unknown in (("subject",), ("region",), ("subject", "region")):
+        assert ask(client, later, later + HOUR, group_by=unknown).rows == (), "no group is there to be named"
+    one = ask(client, later, later + HOUR, group_by=("region",), where={"region": ("north",)})
+    assert [row.groups for row in one.rows] == [{"region": "north"}]
 
 
 def test_a_meter_without_usage_is_known_from_the_project(client: Client) -> None:
@@ -495,6 +500,23 @@ def test_chunks_below_a_seal_are_not_read_again_beside_a_partition_that_is_silen
     ]
     found = {each.partition: each.offset for each in read_completeness(client).partitions}
     assert found == {0: 4, 1: 80_000}
+
+
+def test_looking_whether_there_is_something_to_seal_asks_no_partition_by_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done every second, by every worker."""
+    seal(client, DAY - 1)
+    for partition in range(40):
+        progress(client, partition, 0, 4, NOON, booking=DAY)
+    asked: list[str] = []
+    original = Client.execute
+    monkeypatch.setattr(Client, "execute", lambda self, sql, *args, **named: (
+        asked.append(sql), original(self, sql, *args, **named))[1])  # fmt: skip
+    assert Sealer(client, [(TOPIC, partition, 16) for partition in range(40)]).seal_all() == []
+    assert 0 < len(asked) < 6
+    progress(client, 7, 0, 5, NOON, booking=DAY + 1)  # the others hold it
+    assert Sealer(client, [(TOPIC, partition, 16) for partition in range(40)]).seal_all() == []
 
 
 def test_a_booking_larger_than_what_a_server_drops_unless_told_is_sealed_and_dropped(client: Client) -> None:
