@@ -16,7 +16,10 @@ _OURS: dict[str, Window] = {
 }  # fmt: skip
 _MONTHS = {"QUARTER": 3, "HALF": 6, "HALF_YEAR": 6, "YEAR": 12}
 _MINUTES = {"MIN": 1, "MINUTE": 1, "H": 60, "HOUR": 60, "D": 1440, "DAY": 1440}
+_HOUR, _DAY = 60, 1440
+_MINUTE = timedelta(minutes=1)
 _COUNTED = re.compile(r"([0-9]+)_?(MIN|MINUTE|H|HOUR|D|DAY)S?")
+_ISO = re.compile(r"P(?:T([0-9]+)(M|H)|([0-9]+)(D))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,34 @@ class WindowSize:
             return max(edge for edge in edges if edge <= moment), min(edge for edge in edges if edge > moment)
         if self.months:
             return self._months(moment, zone)
-        length = timedelta(minutes=self.minutes)
-        # Every zone's offset is a multiple of 15 minutes; longer windows count from the local midnight.
-        origin = datetime.fromtimestamp(0, UTC)
-        if 60 % self.minutes and zone != "UTC":
-            origin = start_of_day(moment.astimezone(find_zone(zone)).date(), zone)
-        start = origin + (moment - origin) // length * length
-        return start, start + length
+        if zone == "UTC":
+            origin, length = datetime.fromtimestamp(0, UTC), timedelta(minutes=self.minutes)
+            start = origin + (moment - origin) // length * length
+            return start, start + length
+        return self._days(moment, zone) if self.minutes > _DAY else self._part_of_day(moment, zone)
+
+    def _part_of_day(self, moment: datetime, zone: str) -> tuple[datetime, datetime]:
+        """Cut the local day by its wall clock, from midnight to the next one.
+
+        Where an hour comes twice, windows of an hour and less are cut in each pass, longer ones in the first only.
+        """
+        day = moment.astimezone(find_zone(zone)).date()
+        opens, closes = start_of_day(day, zone), start_of_day(day + timedelta(days=1), zone)
+        midnight = datetime(day.year, day.month, day.day, tzinfo=find_zone(zone))
+        passes = (0, 1) if self.minutes <= _HOUR else (0,)
+        walls = (midnight + timedelta(minutes=n) for n in range(0, _DAY, self.minutes))
+        inner = {_first_at(wall.replace(fold=fold)) for wall in walls for fold in passes}
+        edges = [opens, *sorted(edge for edge in inner if opens < edge < closes), closes]
+        return max(edge for edge in edges if edge <= moment), min(edge for edge in edges if edge > moment)
+
+    def _days(self, moment: datetime, zone: str) -> tuple[datetime, datetime]:
+        """Count local days from the one that began 1970."""
+        length, rest = divmod(self.minutes, _DAY)
+        if rest:
+            raise Unknown(f"windows of {self.minutes} minutes by the calendar of {zone}")
+        origin, day = date(1970, 1, 1), moment.astimezone(find_zone(zone)).date()
+        first = origin + timedelta(days=(day - origin).days // length * length)
+        return start_of_day(first, zone), start_of_day(first + timedelta(days=length), zone)
 
     def _months(self, moment: datetime, zone: str) -> tuple[datetime, datetime]:
         day = moment.astimezone(find_zone(zone)).date()
@@ -63,6 +87,18 @@ class WindowSize:
     def _month(self, number: int, zone: str) -> datetime:
         name = date(number // 12, number % 12 + 1, 1).strftime("%Y-%m")
         return month_period(name, zone, self.anchor_day).start
+
+
+def _first_at(wall: datetime) -> datetime:
+    """Return when a wall clock shows a time; one that it jumps over, when it jumps."""
+    moment = wall.astimezone(UTC)
+    zone = wall.tzinfo
+    if moment.astimezone(zone).replace(tzinfo=None) == wall.replace(tzinfo=None):
+        return moment
+    at = min(wall.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+    while at.astimezone(zone).replace(tzinfo=None) < wall.replace(tzinfo=None):
+        at += _MINUTE
+    return at
 
 
 def named_size(name: str, anchor: str | int | None = None) -> WindowSize:
@@ -87,6 +123,9 @@ def named_size(name: str, anchor: str | int | None = None) -> WindowSize:
     counted = _COUNTED.fullmatch(text)
     if counted and int(counted[1]):
         return sized(int(counted[1]) * _MINUTES[counted[2]] * 60)
+    if iso := _ISO.fullmatch(text):
+        unit = {"M": "MIN", "H": "H", "D": "D"}[iso[2] or iso[4]]
+        return named_size(f"{iso[1] or iso[3]}{unit}")
     raise Unknown(f'unknown window size "{name}"')
 
 
