@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", choices=["metering"])
     parser.add_argument("file", nargs="?", type=Path, default=METERING, help="cases; without one, those of tests/data")
     parser.add_argument("--verbose", action="store_true", help="print also what passed, with our answers")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # it speaks of a broker that is away on purpose
     began = time.monotonic()
     try:

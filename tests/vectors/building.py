@@ -7,22 +7,27 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, get_args
 
 from tallyman.errors import EventError
 from tallyman.event import parse_time
-from tallyman.meter import MAX_SCALE, Aggregation, Meter, find
+from tallyman.meter import MAX_SCALE, Aggregation, Bucket, Meter, find
+from tallyman.money import plain
+from tallyman.usage import Window
 from tests.vectors.books import SECOND, second_text
-from tests.vectors.compare import instant
-from tests.vectors.model import Outgoing, Unknown, Vector, Wire
-from tests.vectors.windows import WindowSize
+from tests.vectors.compare import instant, number
+from tests.vectors.model import NotOffered, Outgoing, Unknown, Vector, Wire
+from tests.vectors.windows import WindowSize, named_size
 
 DEFAULTS: Wire = {"source": "src", "type": "t", "subject": "s1", "time": "2026-01-01T00:00:00Z"}
 _NAMES: dict[str, Aggregation] = {
     "SUM": "sum", "SUM_WITH_MULTIPLIER": "sum", "COUNT": "count", "AVG": "avg", "AVERAGE": "avg", "MEAN": "avg",
     "MIN": "min", "MAX": "max", "LATEST": "latest", "LAST": "latest", "FIRST": "first", "UNIQUE_COUNT": "unique_count",
     "COUNT_UNIQUE": "unique_count", "NUNIQUE": "unique_count", "STD": "stddev", "STDDEV": "stddev",
-    "MEDIAN": "percentile", "PERCENTILE": "percentile", "SUM_OF_MAXIMA": "sum_of_maxima", "COUNTER": "counter",
+    "COUNT_DISTINCT": "unique_count", "DISTINCT_COUNT": "unique_count", "DISTINCT": "unique_count",
+    "UNIQUE": "unique_count", "CARDINALITY": "unique_count",
+    "MEDIAN": "percentile", "PERCENTILE": "percentile", "QUANTILE": "percentile", "SUM_OF_MAXIMA": "sum_of_maxima",
+    "COUNTER": "counter",
 }  # fmt: skip
 _PERCENTILE = re.compile(r"P([0-9]+(?:\.[0-9]+)?)|([0-9]+(?:\.[0-9]+)?)PCT")
 
@@ -33,7 +38,7 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Unknown: There is none of this name.
     """
-    text = str(name).upper()
+    text = re.sub(r"[\s-]+", "_", str(name).strip().upper()).removesuffix("_AGG")
     settings: dict[str, Any] = {}
     if share := _PERCENTILE.fullmatch(text):
         settings = {"aggregation": "percentile", "percentile": share[1] or share[2]}
@@ -45,12 +50,27 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
         settings["percentile"] = "50"
     elif text == "PERCENTILE":
         settings["percentile"] = str(query.get("percentile", "50"))
+    elif text == "QUANTILE":
+        settings["percentile"] = plain(number(query.get("quantile", "0.5")) * 100)
     bucket = query.get("bucketSize", query.get("bucket_size", query.get("bucket")))
     if bucket is not None and settings["aggregation"] in ("max", "sum_of_maxima"):
-        settings |= {"aggregation": "sum_of_maxima", "bucket": str(bucket).lower()}
+        settings |= {"aggregation": "sum_of_maxima", "bucket": bucket_of(bucket)}
     if "multiplier" in query:
         settings["multiply_by"] = str(query["multiplier"])
     return settings
+
+
+def bucket_of(name: Any) -> Window:
+    """Return our bucket by the name that a peer gives it.
+
+    Raises:
+        Unknown: It is no span of time.
+        NotOffered: It is one of another length.
+    """
+    ours = named_size(str(name)).ours
+    if ours is None or ours not in get_args(Bucket):
+        raise NotOffered(f'maxima of buckets of a "{name}": a bucket is a {", ".join(get_args(Bucket))}')
+    return ours
 
 
 def dotted(path: Any) -> str:
@@ -83,6 +103,7 @@ def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
         tag: Tells apart several goes of one case.
     """
     made: list[Wire] = []
+    usual = type_of(vector)
     for event in events:
         if not isinstance(event, Mapping):
             raise Unknown(f"an event that is no object: {event!r}")
@@ -90,8 +111,14 @@ def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
         for n in range(int(event.get("repeat", 1))):
             template = event.get("id_template", event.get("id", f"e{len(made)}"))
             name = template.replace("{i}", str(n)) if isinstance(template, str) else template
-            made.append(wire(vector, tag, **fields | {"id": name}))
+            made.append(wire(vector, tag, **usual | fields | {"id": name}))
     return made
+
+
+def type_of(vector: Vector) -> Wire:
+    """Return the type of events that name none: what the query asks for."""
+    kind = vector.query.get("eventType")
+    return {"type": kind} if isinstance(kind, str) and kind else {}
 
 
 def wire(vector: Vector, tag: str = "", **fields: Any) -> Wire:
@@ -148,11 +175,21 @@ def moments_of(sent: Iterable[Wire]) -> list[datetime]:
 
 
 def range_of(
-    query: Mapping[str, Any], moments: Sequence[datetime], size: WindowSize | None = None
+    query: Mapping[str, Any],
+    moments: Sequence[datetime],
+    size: WindowSize | None = None,
+    *,
+    cuts_events: bool = True,
 ) -> tuple[datetime, datetime]:
     """Return the range that is asked for: as given, else from the first event's minute through the last one's.
 
-    Where windows are asked for, the range must not cut those that hold events.
+    Where windows are asked for, the range must not cut those that hold events. It is widened to whole seconds.
+
+    Args:
+        cuts_events: Whether an event just outside counts for nothing; a level holds on from there.
+
+    Raises:
+        Unknown: An event that would not count lies in the second to which an edge is widened.
     """
     margin = size.longest if size else timedelta(0)
     known = moments or [instant(DEFAULTS["time"])]
@@ -165,7 +202,23 @@ def range_of(
         start_at = first if end_at is None else min(first, end_at - timedelta(minutes=1))
     if end_at is None:
         end_at = max(last, start_at + timedelta(minutes=1))
-    return start_at, end_at
+    return whole_seconds(start_at, end_at, moments if cuts_events else ())
+
+
+def whole_seconds(
+    start: datetime, end: datetime, moments: Sequence[datetime] = ()
+) -> tuple[datetime, datetime]:
+    """Widen a range to whole seconds, as "to" 23:59:59.999 means midnight.
+
+    Raises:
+        Unknown: An event lies in what is added.
+    """
+    first, last = start.replace(microsecond=0), end.replace(microsecond=0)
+    if last < end:
+        last += timedelta(seconds=1)
+    if any(first <= moment < start or end <= moment < last for moment in moments):
+        raise Unknown(f"a range that parts events of one second: {start.isoformat()} to {end.isoformat()}")
+    return first, last
 
 
 def mark_seconds(sent: Iterable[Wire]) -> dict[str, str]:

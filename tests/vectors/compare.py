@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any
 
 from tallyman.money import EXACT, plain
 from tests.vectors.model import Mismatch, Unknown
 
 _NUMBER_FIRST = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?(?=$|[\s,;(])")
+_FRACTION = re.compile(r"(-?[0-9]+)/0*([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class Row:
         return f"{plain(self.value)}" + (f" ({named})" if named else "") + f" from {self.start:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def as_decimal(fraction: Fraction) -> Decimal:
+    """Return a fraction as a decimal: exactly, or with as many digits as our answers have."""
+    return Decimal(fraction.numerator) / Decimal(fraction.denominator)
+
+
 def number(value: Any) -> Decimal:
     """Return an expected number; of a text such as "15 (first wins)" the number that it begins with.
 
@@ -37,6 +44,8 @@ def number(value: Any) -> Decimal:
     """
     if isinstance(value, bool) or value is None:
         raise Unknown(f"expected a number, the case has {value!r}")
+    if fraction := _FRACTION.fullmatch(str(value)):
+        return as_decimal(Fraction(f"{fraction[1]}/{fraction[2]}"))
     found = _NUMBER_FIRST.match(str(value))
     try:
         return Decimal(found[0] if found else str(value))
@@ -126,11 +135,17 @@ def _agrees(row: Row, wanted: Mapping[str, Any], options: RowOptions) -> bool:
     if dict(row.groups) != groups_of(wanted, options.blank):
         return False
     first, last = options.span
-    if "windowStart" in wanted and row.start != max(instant(wanted["windowStart"]), first):
+    if "windowStart" in wanted and row.start != max(instant(wanted["windowStart"]).replace(microsecond=0), first):
         return False
-    if "windowEnd" in wanted and row.end != min(instant(wanted["windowEnd"]), last):
+    if "windowEnd" in wanted and row.end != min(_second_after(instant(wanted["windowEnd"])), last):
         return False
     return close(row.value, number(wanted.get("value")), options.tolerance)
+
+
+def _second_after(moment: datetime) -> datetime:
+    """Return the whole second at or after a moment: a window that ends at 59.999 ends with its minute."""
+    whole = moment.replace(microsecond=0)
+    return whole if whole == moment else whole + timedelta(seconds=1)
 
 
 def _shown(wanted: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Form = Literal["single", "batch", "lines", "binary", "arrow"]
 FORMS: tuple[Form, ...] = ("single", "batch", "lines", "binary")
+Limit = Literal["oldest_accepted", "furthest_ahead"]
 Wire = dict[str, Any]
 
 
@@ -67,6 +68,7 @@ class Vector:
         number: Its place in the file.
         expected: What it expects of us; of a case in which we differ, `ours`.
         theirs: Of a case in which we differ, the peer's answer.
+        problem: Why it is no case that can be planned, "" if it is one.
     """
 
     number: int
@@ -79,6 +81,7 @@ class Vector:
     theirs: Any = None
     tolerance: Decimal | None = None
     note: str = ""
+    problem: str = ""
 
     @property
     def slug(self) -> str:
@@ -103,6 +106,7 @@ class Outgoing:
         content_type: As announced; empty for what the form of the record says.
         corrects: Of a correction, the version that it makes.
         place: Where it stands, once sent.
+        problem: Why it could not be sent.
     """
 
     body: bytes
@@ -110,6 +114,7 @@ class Outgoing:
     content_type: str = ""
     corrects: int = 0
     place: Place | None = None
+    problem: str = ""
 
     @classmethod
     def of(cls, wire: Wire) -> Outgoing:
@@ -125,6 +130,7 @@ class Plan:
         check: Raises `Mismatch` or `NotOffered`; returns our answer in words.
         remarks: What a reader of the result must know, e.g. where our rule is another one.
         breaks: Whether it kills a part; such cases run after all others.
+        keeps: The limits that are not to be widened for it.
     """
 
     check: Callable[[Books], str]
@@ -133,6 +139,7 @@ class Plan:
     forms: Sequence[Form] = FORMS
     remarks: list[str] = field(default_factory=list)
     breaks: bool = False
+    keeps: frozenset[Limit] = frozenset()
 
 
 Outcome = Literal["passed", "failed", "diverges", "not offered"]
@@ -158,10 +165,11 @@ def read_vectors(path: Path) -> list[Vector]:
     cases = document.get("vectors") if isinstance(document, dict) else document
     if not isinstance(cases, list):
         raise ValueError(f'{path}: expected a list of cases under "vectors", got {type(cases).__name__}')
-    return [_vector(number, case if isinstance(case, dict) else {}) for number, case in enumerate(cases, 1)]
+    return [_vector(number, case) for number, case in enumerate(cases, 1)]
 
 
-def _vector(number: int, case: Mapping[str, Any]) -> Vector:
+def _vector(number: int, told: Any) -> Vector:
+    case: Mapping[str, Any] = told if isinstance(told, dict) else {}
     expected, stance = case.get("expected"), str(case.get("stance", ""))
     sides = expected if stance == "diverge" and isinstance(expected, dict) and "ours" in expected else None
     tolerance = case.get("tolerance")
@@ -171,9 +179,31 @@ def _vector(number: int, case: Mapping[str, Any]) -> Vector:
         kind=str(case.get("kind", "")),
         stance=stance,
         events=case.get("events") or (),
-        query=Query(case.get("query") or {}),
+        query=Query(case["query"] if isinstance(case.get("query"), dict) else {}),
         expected=sides["ours"] if sides else expected,
         theirs=sides.get("peer") if sides else None,
-        tolerance=None if tolerance is None else Decimal(str(tolerance)),
+        tolerance=None if tolerance is None or not _is_number(tolerance) else Decimal(str(tolerance)),
         note=str(case.get("note", "")),
+        problem=_problem(told),
     )
+
+
+def _problem(case: Any) -> str:
+    """Return why something in a list of cases is none, "" if it is one."""
+    if not isinstance(case, dict):
+        return f"expected a case, an object, got {type(case).__name__}"
+    if not isinstance(case.get("events") or [], list):
+        return f"events: expected a list, got {type(case['events']).__name__}"
+    if not isinstance(case.get("query") or {}, dict):
+        return f"query: expected an object, got {type(case['query']).__name__}"
+    tolerance = case.get("tolerance")
+    if tolerance is not None and not _is_number(tolerance):
+        return f"tolerance: expected a number, got {tolerance!r}"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and Decimal(str(value)).is_finite()
+    except InvalidOperation:
+        return False

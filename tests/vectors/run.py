@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,15 +11,17 @@ from pathlib import Path
 import yaml
 
 from pipeline.close import found_books
-from tallyman.errors import TallymanError
+from tallyman.errors import ConfigError, TallymanError
 from tallyman.local.clickhouse_child import ClickHouse
 from tallyman.local.kafka import Broker
 from tallyman.meter import Meter
+from tallyman.project import load_meters
 from tests.integration.booking import OwnProject
 from tests.vectors.books import Books
 from tests.vectors.building import moments_of
+from tests.vectors.clock import at_our_time, limits_of
 from tests.vectors.kinds import KINDS
-from tests.vectors.model import Incomparable, Mismatch, NotOffered, Plan, Unknown, Vector, Verdict
+from tests.vectors.model import Incomparable, Limit, Mismatch, NotOffered, Plan, Query, Unknown, Vector, Verdict
 from tests.vectors.sending import Record, pack, send
 
 _DEFAULTS = {field.name: field.default for field in fields(Meter)}
@@ -27,9 +29,10 @@ _DEFAULTS = {field.name: field.default for field in fields(Meter)}
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A case with all that it needs: what it sends, and its meters as a project's file has them."""
+    """A case with all that it needs: its query as it is asked, what it sends, and its meters in a project's form."""
 
     vector: Vector
+    query: Query
     plan: Plan
     records: Sequence[Record]
     meters: str
@@ -54,42 +57,115 @@ def real_parts(folder: Path) -> Iterator[tuple[Broker, ClickHouse]]:
 
 def run(vectors: Sequence[Vector], broker: Broker, clickhouse: ClickHouse, folder: Path) -> list[Verdict]:
     """Send what all cases send, wait until it is booked, and judge each case by what the books say."""
-    ready, verdicts = _plan_all(vectors)
-    meters = "meters:\n" + ("".join(case.meters for case in ready) or "  []\n")
-    own = OwnProject(folder / "project", broker.bootstrap, clickhouse.endpoint, meters, chunk_size=65536)
-    own.sections["usage"] = _accepted(ready)
-    with own.running():
-        found_books(own.project)
-        send(broker.bootstrap, str(own.settings["topic"]), [record for case in ready for record in case.records])
-        own.wait_until_booked()
-        books = Books(own, {"broker": broker, "clickhouse": clickhouse}, folder)
-        try:
-            verdicts += [_judge(case, books) for case in sorted(ready, key=lambda case: case.plan.breaks)]
-        finally:
-            books.close()
+    ready, verdicts = _plan_all(vectors, folder)
+    for keeps in sorted({case.plan.keeps for case in ready}, key=sorted):
+        cases = [case for case in ready if case.plan.keeps == keeps]
+        place = folder / "-".join(("run", *sorted(keeps)))
+        verdicts += _run_project(cases, _accepted(cases, keeps), broker, clickhouse, place)
     return sorted(verdicts, key=lambda verdict: verdict.vector.number)
 
 
-def _plan_all(vectors: Sequence[Vector]) -> tuple[list[_Ready], list[Verdict]]:
+def _run_project(
+    ready: Sequence[_Ready], usage: Mapping[str, str], broker: Broker, clickhouse: ClickHouse, folder: Path
+) -> list[Verdict]:
+    """Run cases in one project, with these settings of what is accepted."""
+    meters = _meters_file([case.meters for case in ready])
+    own = OwnProject(folder / "project", broker.bootstrap, clickhouse.endpoint, meters, chunk_size=65536)
+    if usage:
+        own.sections["usage"] = dict(usage)
+    pipeline = _Pipeline(own)
+    pipeline.start()
+    try:
+        found_books(own.project)
+        send(broker.bootstrap, str(own.settings["topic"]), [record for case in ready for record in case.records])
+        _wait_until_booked(own)
+        books = Books(own, {"broker": broker, "clickhouse": clickhouse, "pipeline": pipeline}, folder)
+        try:
+            return [_judge(case, books) for case in sorted(ready, key=lambda case: case.plan.breaks)]
+        finally:
+            books.close()
+    finally:
+        pipeline.kill()
+
+
+class _Pipeline:
+    """The pipeline of a project, which a case may stop and has to start again."""
+
+    def __init__(self, own: OwnProject) -> None:
+        self._own = own
+        self._running: AbstractContextManager[None] | None = None
+
+    def start(self) -> None:
+        self.kill()
+        running = self._own.running()
+        running.__enter__()
+        self._running = running
+
+    def kill(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.__exit__(None, None, None)
+
+
+def _wait_until_booked(own: OwnProject) -> None:
+    """Wait as long as the pipeline makes progress, however many events there are."""
+    before: dict[int, int] = {}
+    while True:
+        try:
+            return own.wait_until_booked()
+        except AssertionError:
+            reached = own.reached()
+            if reached == before:
+                raise
+            before = reached
+
+
+def _plan_all(vectors: Sequence[Vector], folder: Path) -> tuple[list[_Ready], list[Verdict]]:
     """Return the cases that can be sent, and the verdicts on those that cannot."""
     ready: list[_Ready] = []
     verdicts: list[Verdict] = []
     for vector in vectors:
         try:
-            ready.append(_prepare(vector))
+            ready.append(_prepare(vector, folder))
         except Exception as error:  # noqa: BLE001 - a case of a shape that nobody thought of must not stop the others
             verdicts.append(_verdict_on(vector, error))
     return ready, verdicts
 
 
-def _prepare(vector: Vector) -> _Ready:
+def _prepare(vector: Vector, folder: Path) -> _Ready:
+    if vector.problem:
+        raise Unknown(vector.problem)
     if vector.kind not in KINDS:
         raise Unknown(f'unknown kind "{vector.kind}"')
     if not isinstance(vector.expected, Mapping):
         raise Incomparable(f"expected holds nothing to compare: {vector.expected!r}")
-    plan = KINDS[vector.kind](vector)
+    keeps = limits_of(vector)
+    planned = at_our_time(vector) if keeps else vector
+    plan = KINDS[vector.kind](planned)
+    plan.keeps = keeps
     form = plan.forms[vector.number % len(plan.forms)]
-    return _Ready(vector, plan, list(pack(plan.events, form)), _as_written(plan.meters))
+    meters = _as_written(plan.meters)
+    _check_meters(meters, folder / "meters" / vector.slug)
+    return _Ready(vector, planned.query, plan, list(pack(plan.events, form)), meters)
+
+
+def _check_meters(meters: str, folder: Path) -> None:
+    """Read a case's meters by themselves, as a project does: one that is refused must not stop all cases.
+
+    Raises:
+        Unknown: No meter can be like this.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "all.yaml").write_text(_meters_file([meters]), encoding="utf-8")
+    try:
+        load_meters(folder)
+    except ConfigError as error:
+        problems = [line.rpartition("all.yaml:")[2] for line in str(error).splitlines()]
+        raise Unknown(f"no meter is like this: {'; '.join(problems)}") from error
+
+
+def _meters_file(meters: Sequence[str]) -> str:
+    return "meters:\n" + ("".join(meters) or "  []\n")
 
 
 def _judge(case: _Ready, books: Books) -> Verdict:
@@ -98,7 +174,7 @@ def _judge(case: _Ready, books: Books) -> Verdict:
         told = case.plan.check(books)
     except Exception as error:  # noqa: BLE001 - as above
         return _verdict_on(vector, error, remarks)
-    if unread := vector.query.unread:
+    if unread := case.query.unread:
         remarks = [*remarks, f"the query also says {', '.join(unread)}, which nothing here reads"]
     return Verdict(vector, "diverges" if vector.stance == "diverge" else "passed", told, remarks)
 
@@ -137,13 +213,18 @@ class _Plain(yaml.SafeDumper):
 _Plain.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
-def _accepted(ready: Sequence[_Ready]) -> dict[str, str]:
-    """Return how old and how far ahead events may be, so that those of all cases are accepted."""
+def _accepted(ready: Sequence[_Ready], keeps: Set[Limit]) -> dict[str, str]:
+    """Return how old and how far ahead events may be, so that those of all cases are accepted.
+
+    Args:
+        keeps: What is left as it is, because the cases are about it.
+    """
     wires = [event.wire for case in ready for event in case.plan.events if event.wire]
     now = datetime.now(UTC)
     moments = [*moments_of(wires), now]
     day = timedelta(days=1)
-    return {
+    limits = {
         "oldest_accepted": f"{(now - min(moments)) // day + 2}d",
         "furthest_ahead": f"{(max(moments) - now) // day + 2}d",
     }
+    return {name: text for name, text in limits.items() if name not in keeps}

@@ -9,6 +9,8 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
+from kafka.errors import KafkaError
+
 from collectors.arrow import Reading, encode_readings
 from tallyman.errors import EventError
 from tallyman.event import ARROW, BATCH, COLLECTOR, CONTENT_TYPE, CORRECTS, EPOCH, LINES, SEQUENCE, SINGLE, Series
@@ -49,16 +51,34 @@ def pack(events: Sequence[Outgoing], form: Form) -> Iterator[Record]:
 
 
 def send(kafka: str, topic: str, records: Sequence[Record]) -> None:
-    """Append records in order; when this returns all are acknowledged, and each event knows its place."""
+    """Append records in order; when this returns each event knows its place, or why it was not sent."""
     producer = make_producer((kafka,))
     try:
-        told = [producer.send(topic, value=record.value, headers=record.headers, partition=0) for record in records]
+        told = [_begin(producer, topic, record) for record in records]
         for record, future in zip(records, told, strict=True):
-            at = future.get(timeout=30)
-            for index, event in enumerate(record.events):
-                event.place = Place(at.partition, at.offset, index)
+            _finish(record, future)
     finally:
         producer.close(timeout=5)
+
+
+def _begin(producer: Any, topic: str, record: Record) -> Any:
+    try:
+        return producer.send(topic, value=record.value, headers=record.headers, partition=0)
+    except KafkaError as error:
+        return error
+
+
+def _finish(record: Record, future: Any) -> None:
+    try:
+        if isinstance(future, KafkaError):
+            raise future
+        at = future.get(timeout=30)
+    except KafkaError as error:
+        for event in record.events:
+            event.problem = f"the log does not take it: {type(error).__name__}: {error}"
+        return
+    for index, event in enumerate(record.events):
+        event.place = Place(at.partition, at.offset, index)
 
 
 def _single(event: Outgoing) -> Record:
@@ -89,13 +109,13 @@ def _binary(event: Outgoing) -> Record | None:
 def _arrow(events: Sequence[Outgoing]) -> Record | None:
     """Return a numbered batch as our own collectors send it, None where the events are not of its shape."""
     try:
-        readings = [_reading(event.wire or {}) for event in events]
+        batch = encode_readings([_reading(event.wire or {}) for event in events])
     except (EventError, KeyError, TypeError, ValueError):
         return None
     if len({(event.wire or {}).get("id") for event in events}) < len(events):
         return None  # a row has no id by which a copy would be found
     headers = [(CONTENT_TYPE, ARROW), (COLLECTOR, "vectors"), (EPOCH, uuid.uuid4().hex), (SEQUENCE, "1")]
-    return Record(encode_readings(readings), [(name, text.encode()) for name, text in headers], events)
+    return Record(batch, [(name, text.encode()) for name, text in headers], events)
 
 
 def _reading(wire: Wire) -> Reading:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
-from tallyman.errors import EventError
+from tallyman.cli.times import parse_moment
+from tallyman.errors import EventError, UsageQueryError
 from tallyman.event import format_of
+from tallyman.money import plain
 from tests.vectors.books import Books, Question
-from tests.vectors.building import DEFAULTS, dotted, meter, raw_of, scale_of, wire
-from tests.vectors.compare import instant
+from tests.vectors.building import DEFAULTS, dotted, meter, raw_of, scale_of, type_of, wire
 from tests.vectors.kinds.meter import check_refused
-from tests.vectors.kinds.outcomes import check_dead, check_outcomes, error_of
+from tests.vectors.kinds.outcomes import INGESTED, check_dead, check_outcomes, error_of, status_of
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize, named_size
 
@@ -31,7 +33,9 @@ _NO_ZONE = re.compile(r"T[0-9:.]+$")
 
 def plan(vector: Vector) -> Plan:
     """Plan an ingest or a question, whichever the case is about."""
-    if "ingest" in str(vector.query.get("operation", "")) or vector.events:
+    expected = vector.expected if isinstance(vector.expected, Mapping) else {}
+    told = "limit" in vector.query or any(name in expected for name in INGESTED)
+    if "ingest" in str(vector.query.get("operation", "")) or vector.events or told:
         made = plan_ingest(vector)
         made.remarks = [_DOOR]
         return made
@@ -40,22 +44,52 @@ def plan(vector: Vector) -> Plan:
 
 def _plan_question(vector: Vector) -> Plan:
     query, expected = vector.query, vector.expected
-    start = instant(query.get("from") or DEFAULTS["time"])
-    end = instant(query["to"]) if query.get("to") else start + timedelta(days=1)
+    zone = str(query.get("windowTimeZone") or "UTC")
+    try:
+        start = _typed("from", query.get("from") or DEFAULTS["time"])
+        end = _typed("to", query["to"]) if query.get("to") else start + timedelta(days=1)
+    except UsageQueryError as error:
+        return _refused(vector, str(error))
     definition = meter(vector, aggregation="count")
-    question = Question(meter=definition.meter, start=start, end=end, zone=str(query.get("windowTimeZone") or "UTC"),
+    question = Question(meter=definition.meter, start=start, end=end, zone=zone,
                         size=_size(query), group_by=tuple(query.get("groupBy") or ()))  # fmt: skip
 
     def check(books: Books) -> str:
-        if _status(expected) < 400:
+        if status_of(expected) < 400:
             return f"{len(books.ask(question))} rows"
-        told = check_refused(books, question)
-        about = next((ours for pattern, ours in _ABOUT if re.search(pattern, str(error_of(expected)).lower())), "")
-        if about not in told:
-            raise Mismatch(f'expected a refusal for "{error_of(expected)}", got {told}')
-        return told
+        return _about_the_same(expected, check_refused(books, question))
 
     return Plan(meters=[definition], check=check, remarks=[_DOOR])
+
+
+def _typed(name: str, text: Any) -> datetime:
+    """Read a time as the command line does, which refuses what is none.
+
+    Raises:
+        UsageQueryError: It means no instant.
+    """
+    return parse_moment(name, str(text), "UTC", datetime.now(UTC))
+
+
+def _refused(vector: Vector, told: str) -> Plan:
+    def check(books: Books) -> str:
+        if status_of(vector.expected) < 400:
+            raise Mismatch(f"expected an answer, got a refusal: {told}")
+        return _about_the_same(vector.expected, f"refused: {told}")
+
+    return Plan(check=check, remarks=[_DOOR])
+
+
+def _about_the_same(expected: Any, told: str) -> str:
+    """Return our refusal.
+
+    Raises:
+        Mismatch: It is about something else than the expected one.
+    """
+    about = next((ours for pattern, ours in _ABOUT if re.search(pattern, str(error_of(expected)).lower())), "")
+    if about not in told:
+        raise Mismatch(f'expected a refusal for "{error_of(expected)}", got {told}')
+    return told
 
 
 def _size(query: Mapping[str, Any]) -> WindowSize | None:
@@ -69,16 +103,6 @@ def _size(query: Mapping[str, Any]) -> WindowSize | None:
         return WindowSize(str(name))  # type: ignore[arg-type]
 
 
-def _status(expected: Any) -> int:
-    """Return an expected status; "2xx" is 200, and a refusal without a status 400."""
-    if not isinstance(expected, Mapping):
-        raise Incomparable(f"expected holds no status: {expected!r}")
-    status = str(expected.get("status", "")).lower().replace("x", "0")
-    if status.isdigit():
-        return int(status)
-    return 400 if expected.get("error") else 200
-
-
 def plan_ingest(vector: Vector) -> Plan:
     """Send events of which a case tells only some fields."""
     events: list[Outgoing] = []
@@ -88,6 +112,7 @@ def plan_ingest(vector: Vector) -> Plan:
         for _ in range(int(fields.get("repeat", 1))):
             events.append(_event(vector, fields, len(events)))
     sent = [event.wire for event in events if event.wire]
+    kind = _type(vector)
     datas = [event["data"] for event in sent if isinstance(event.get("data"), Mapping)]
     path = dotted(vector.query.get("valueProperty", "$.value"))
     valued = "valueProperty" in vector.query or any(path in data for data in datas)
@@ -97,7 +122,7 @@ def plan_ingest(vector: Vector) -> Plan:
     many = len(events) > 1 or "batch" in str(vector.query.get("operation", ""))
     whole = all(event.wire for event in events)
     return Plan(
-        meters=[meter(vector, event_type=_type(vector), **settings)],
+        meters=[meter(vector, event_type=kind, **settings)],
         events=events,
         forms=("batch",) if many and whole else ("single",),
         check=lambda books: _check_ingest(books, vector, events),
@@ -105,7 +130,8 @@ def plan_ingest(vector: Vector) -> Plan:
 
 
 def _type(vector: Vector) -> str | None:
-    return next((str(event["type"]) for event in vector.events if event.get("type")), None)
+    told = next((str(event["type"]) for event in vector.events if event.get("type")), None)
+    return type_of(vector).get("type") or told
 
 
 def _event(vector: Vector, fields: Mapping[str, Any], n: int) -> Outgoing:
@@ -114,10 +140,9 @@ def _event(vector: Vector, fields: Mapping[str, Any], n: int) -> Outgoing:
         return raw
     known = {name: fields[name] for name in _ATTRIBUTES if name in fields}
     if "timestamp" in fields:  # of an interface that takes times without a zone for UTC
-        text = fields["timestamp"]
-        known["time"] = f"{text}Z" if isinstance(text, str) and _NO_ZONE.search(text) else text
+        known["time"] = time_text(fields["timestamp"])
     data = {"data": {"value": fields["value"]}} if "value" in fields else {}
-    made = wire(vector, **{"id": f"e{n}"} | data | known)
+    made = wire(vector, **{"id": f"e{n}"} | type_of(vector) | data | known)
     left_out = next((fields[name] for name in _LEFT_OUT if name in fields), ())
     for name in [left_out] if isinstance(left_out, str) else left_out:
         made.pop(name, None)
@@ -126,6 +151,13 @@ def _event(vector: Vector, fields: Mapping[str, Any], n: int) -> Outgoing:
     if _is_batch(event.content_type):
         event.body = b"[" + event.body + b"]"
     return event
+
+
+def time_text(told: Any) -> Any:
+    """Return a timestamp as our events have it: seconds since 1970 as text, a time without a zone as one of UTC."""
+    if isinstance(told, int | Decimal) and not isinstance(told, bool):
+        return plain(Decimal(told))
+    return f"{told}Z" if isinstance(told, str) and _NO_ZONE.search(told) else told
 
 
 def _is_batch(content_type: str) -> bool:
@@ -139,8 +171,8 @@ def _check_ingest(books: Books, vector: Vector, events: Sequence[Outgoing]) -> s
     expected, limit = vector.expected, vector.query.get("limit")
     if limit is not None and len(events) > int(limit):
         raise NotOffered("a batch has no smaller limit than a record: 4 MiB and 65,536 events")
-    status = _status(expected)
-    if not events:
+    status = status_of(expected)
+    if not events and status >= 400:
         raise NotOffered("a batch without events is no error: there is nothing in it that could be refused")
     if status >= 400:
         if counted := [event for event in events if books.is_accepted(event)]:

@@ -23,6 +23,8 @@ def plan(vector: Vector) -> Plan:
         return meter.plan(vector)
     if len(vector.events) == 1 and "valueProperty" in vector.query:
         return value.plan(vector)
+    if "value" in expected or "values" in expected:
+        return meter.plan(vector)
     return http.plan_ingest(vector)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.vectors.books import Books
 from tests.vectors.compare import check_number
-from tests.vectors.model import Mismatch, Outgoing
+from tests.vectors.model import Incomparable, Mismatch, Outgoing, Unknown
 
 # Sentence -> the reasons that mean the same; the first that fits. NaN and the infinities are one reason with us.
 _MEANINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -29,8 +29,13 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"type", ("wrong_type",)),
 )
 _COUNTED = ("accepted", "counted", "aggregated")
-_DEAD = ("rejected", "dead", "dead_letters", "quarantined", "errors", "with_errors", "invalid")
+_DEAD = (
+    "rejected", "dead", "dead_letters", "quarantined", "errors", "with_errors", "invalid", "failed", "failures",
+)  # fmt: skip
+_NAMED = ("index", "id", "event_id", "transaction_id")
+_WHY = ("error", "reason", "message")
 _COPIES = ("duplicates", "duplicate_indexes")
+INGESTED = ("stored", "rejected", *_COUNTED, *_COPIES)  # what is said of events, not of a question
 
 
 def check_dead(books: Books, event: Outgoing, sentence: Any) -> str:
@@ -63,6 +68,21 @@ def error_of(expected: Any) -> Any:
     return expected.get("error") if isinstance(expected, Mapping) else None
 
 
+def status_of(expected: Any) -> int:
+    """Return an expected status; "2xx" is 200, and a refusal without a status 400."""
+    if not isinstance(expected, Mapping):
+        raise Incomparable(f"expected holds no status: {expected!r}")
+    status = str(expected.get("status", "")).lower().replace("x", "0")
+    if status.isdigit():
+        return int(status)
+    return 400 if expected.get("error") else 200
+
+
+def is_refusal(expected: Any) -> bool:
+    """Tell whether what a case expects of its question, or of its event, is that it is refused."""
+    return status_of(expected) >= 400
+
+
 def check_outcomes(books: Books, events: Sequence[Outgoing], expected: Mapping[str, Any]) -> str:
     """Compare how many events counted, are dead or were copies, where the case says so; return ours, or "".
 
@@ -79,16 +99,45 @@ def check_outcomes(books: Books, events: Sequence[Outgoing], expected: Mapping[s
     told |= dict.fromkeys(_COUNTED, counted) | dict.fromkeys(_DEAD, dead) | dict.fromkeys(_COPIES, copies)
     asked = [name for name in told if name in expected]
     for name in asked:
-        _check_places(name, told[name], expected[name], len(events))
+        _check_places(name, told[name], expected[name], events)
+        if name in _DEAD and isinstance(expected[name], list):
+            for each in expected[name]:
+                _check_reason(books, events, each)
     shown = f"{len(counted)} of {len(events)} count, dead {dead}, copies {copies}"
     return shown if asked else ""
 
 
-def _check_places(name: str, ours: Sequence[int], wanted: Any, events: int) -> None:
-    """Compare the places of some events in a case with a number of them, a list of their places, or all and none."""
+def _check_places(name: str, ours: Sequence[int], wanted: Any, events: Sequence[Outgoing]) -> None:
+    """Compare the places of some events in a case with a number of them, a list of them, or all and none.
+
+    Raises:
+        Mismatch: They are others.
+    """
     if isinstance(wanted, list):
-        places = [each.get("index") if isinstance(each, Mapping) else each for each in wanted]
+        places = sorted(_place_of(each, events) for each in wanted)
         if places != list(ours):
             raise Mismatch(f"{name}: expected {places}, got {list(ours)}")
         return
-    check_number(name, len(ours), (events if wanted else 0) if isinstance(wanted, bool) else wanted)
+    if isinstance(wanted, bool):
+        wanted = len(events) if wanted else 0
+    check_number(name, len(ours), wanted)
+
+
+def _place_of(told: Any, events: Sequence[Outgoing]) -> int:
+    """Return the place of an event that is told by its place, by its id, or by an object that has one of both."""
+    given = next((told[name] for name in _NAMED if name in told), None) if isinstance(told, Mapping) else told
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    found = [n for n, event in enumerate(events) if event.wire and event.wire.get("id") == given]
+    if len(found) != 1:
+        raise Unknown(f"expected the place or the id of an event, the case has {told!r}")
+    return found[0]
+
+
+def _check_reason(books: Books, events: Sequence[Outgoing], told: Any) -> None:
+    """Make sure that a dead event is so for the reason that stands beside its place, if one does."""
+    if not isinstance(told, Mapping):
+        return
+    sentence = next((told[name] for name in _WHY if told.get(name)), None)
+    if sentence is not None:
+        check_dead(books, events[_place_of(told, events)], sentence)

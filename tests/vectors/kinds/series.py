@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
-from tallyman.meter import Meter
+from tallyman.meter import Meter, Of
 from tests.vectors.books import SECOND, Books, Question
 from tests.vectors.building import (
     SECONDS_REMARK,
@@ -43,6 +43,8 @@ def plan(vector: Vector) -> Plan:
         raise Unknown("the increments of a counter by the second: its dimensions would make a counter of each reading")
     settings = aggregation(method, query)
     if rate:
+        if settings["aggregation"] not in get_args(Of):
+            raise NotOffered(f"the {method} of a counter's increments: they are made into {', '.join(get_args(Of))}")
         settings = {"aggregation": "counter", "of": settings["aggregation"]}
     definition = meter(vector, value="value", scale=scale_of(sent, "value"), dimensions=dimensions, **settings)
     moments = tuple(moments_of(sent))

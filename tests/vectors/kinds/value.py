@@ -9,8 +9,10 @@ from typing import Any
 from tests.vectors.books import Books
 from tests.vectors.compare import RowOptions, check_number, check_rows
 from tests.vectors.kinds.meter import BLANK_REMARK, Going, blank_groups, go
-from tests.vectors.kinds.outcomes import check_dead, error_of
-from tests.vectors.model import FORMS, Incomparable, Plan, Vector
+from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
+from tests.vectors.model import FORMS, Incomparable, Mismatch, Plan, Vector
+
+_ITEMS = "SELECT DISTINCT item FROM usage_booked WHERE meter = %(meter)s"
 
 
 def plan(vector: Vector) -> Plan:
@@ -29,18 +31,28 @@ def plan(vector: Vector) -> Plan:
     )
 
 
+def _check_told_apart(books: Books, going: Going, wanted: str) -> str:
+    """Make sure that the event counts as one, told apart from others by the text that the case expects."""
+    items = {row[0] for row in books.rows(_ITEMS, meter=going.meter.meter)}
+    if items != {f"={wanted}"} and str(len(items)) != wanted:
+        raise Mismatch(f'expected one that is told apart by "{wanted}", got {", ".join(sorted(items)) or "none"}')
+    return f"counted as {', '.join(sorted(items)) or 'nothing'}"
+
+
 def _groups(expected: Mapping[str, Any]) -> Mapping[str, Any]:
     return expected.get("groupBy") or {}
 
 
 def _check(books: Books, vector: Vector, going: Going) -> str:
     expected, (event,) = vector.expected, going.events
-    if error_of(expected) is not None or expected.get("quarantined"):
+    if is_refusal(expected) or expected.get("quarantined") or expected.get("rejected"):
         rows = books.ask(going.question)
         check_number("counted rows", sum(row.value != 0 for row in rows), 0)
         return check_dead(books, event, error_of(expected))
     question = replace(going.question, group_by=tuple(going.meter.dimensions) if "groupBy" in expected else ())
     rows = books.ask(question)
+    if going.meter.aggregation == "unique_count" and isinstance(expected.get("value"), str):
+        return _check_told_apart(books, going, expected["value"])
     options = RowOptions(vector.tolerance, (question.start, question.end), blank_groups(question.group_by, going))
     check_rows(rows, [{"value": expected.get("value"), "groupBy": _groups(expected)}], options)
     return f"value {rows[0].value}"

@@ -1,0 +1,60 @@
+"""Cases about what is too old or too far ahead: their times are moved so that the case's `now` is the real one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.vectors.compare import instant
+from tests.vectors.model import Limit, Query, Unknown, Vector
+
+_ABOUT: tuple[tuple[Limit, re.Pattern[str]], ...] = (
+    ("furthest_ahead", re.compile(r"future|ahead", re.IGNORECASE)),
+    ("oldest_accepted", re.compile(r"too.?(old|late)|stale|expired", re.IGNORECASE)),
+)
+_TIMES = frozenset(
+    ("time", "timestamp", "from", "to", "start", "stop", "windowStart", "windowEnd", "now", "arrival", "arrives",
+     "arrived", "received", "received_at", "sent_at")
+)  # fmt: skip
+
+
+def limits_of(vector: Vector) -> frozenset[Limit]:
+    """Return which of our limits a case wants to be kept: those that are the reason of a refusal that it expects."""
+    told = str(vector.expected)
+    return frozenset(limit for limit, pattern in _ABOUT if pattern.search(told))
+
+
+def at_our_time(vector: Vector) -> Vector:
+    """Return a case as if its `now` were the minute that is under way; one that has none as it is."""
+    if vector.query.get("now") is None:
+        return vector
+    minute = datetime.now(UTC).replace(second=0, microsecond=0)
+    shift = minute - instant(vector.query["now"]).replace(second=0, microsecond=0)
+    return replace(
+        vector,
+        events=[_moved(event, shift) for event in vector.events],
+        query=Query({n: _moved_field(n, value, shift) for n, value in vector.query.items() if n != "now"}),
+        expected=_moved(vector.expected, shift),
+    )
+
+
+def _moved(told: Any, shift: timedelta) -> Any:
+    if isinstance(told, Mapping):
+        return {name: _moved_field(name, value, shift) for name, value in told.items()}
+    if isinstance(told, list) and len(told) == 2 and isinstance(told[0], str):
+        return [_moved_field("time", told[0], shift), told[1]]  # a point
+    return [_moved(each, shift) for each in told] if isinstance(told, list) else told
+
+
+def _moved_field(name: str, value: Any, shift: timedelta) -> Any:
+    if isinstance(value, list) and name in ("rows", "values", "points"):
+        return _moved(value, shift)
+    if name not in _TIMES or not isinstance(value, str):
+        return value
+    try:
+        return (instant(value) + shift).isoformat().replace("+00:00", "Z")
+    except (Unknown, OverflowError):
+        return value  # no time: what it is for is to be refused
