@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
+from tallyman.money import plain
 from tests.vectors.books import Books, Question
 from tests.vectors.building import meter, moments_of, range_of, scale_of, wires
-from tests.vectors.compare import check_number, number
-from tests.vectors.model import Incomparable, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.compare import as_decimal, check_number, number
+from tests.vectors.model import Incomparable, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
 
 _ROUNDINGS = {"ROUND": "nearest", "CEIL": "up", "FLOOR": "down", "NONE": "exact"}
+_FRACTION = re.compile(r"-?[0-9]+/[0-9]*[1-9][0-9]*")
+_OTHER_MUTATIONS = ("NUMBOOL", "NOTNUMBOOL", "MAP")
 _FACTOR = ("factor", "multiplier")
 
 
@@ -24,6 +29,8 @@ def plan(vector: Vector) -> Plan:
     if "offset" in query:
         settings["add"] = str(query["offset"])
     if how := query.get("function", query.get("mutate")):
+        if str(how).upper() in _OTHER_MUTATIONS:
+            raise NotOffered(f"{how}: a meter converts and rounds numbers, and reads none out of truth or names")
         if str(how).upper() not in _ROUNDINGS:
             raise Unknown(f'unknown function "{how}"')
         settings |= {"rounding": _ROUNDINGS[str(how).upper()], "digits": int(query.get("precision") or 0)}
@@ -44,7 +51,21 @@ def plan(vector: Vector) -> Plan:
 
 def _sent(vector: Vector) -> list[Wire]:
     told = [event for event in vector.events if isinstance(event, Mapping)] or [vector.query]
-    values = [event.get("value") for event in told]
+    values = [_in_digits(event.get("value")) for event in told]
     for value in values:
         number(value)
     return wires(vector, [{"data": {"value": value}} for value in values])
+
+
+def _in_digits(value: Any) -> Any:
+    """Return a value that is told as a fraction as the decimal that an event can carry.
+
+    Raises:
+        NotOffered: It has no end of digits.
+    """
+    if not isinstance(value, str) or not _FRACTION.fullmatch(value):
+        return value
+    decimal = as_decimal(Fraction(value))
+    if Fraction(decimal) != Fraction(value):
+        raise NotOffered(f"a value of {value}: an event's value is a decimal, only factor and offset are fractions")
+    return plain(decimal)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from tallyman.period import find_zone, month_period
+from tallyman.period import find_zone, month_period, previous_month, start_of_day
 from tests.vectors.books import Books
 from tests.vectors.building import meter, wire
-from tests.vectors.compare import instant
+from tests.vectors.compare import instant, number
+from tests.vectors.kinds.http import time_text
 from tests.vectors.kinds.meter import size_of
-from tests.vectors.kinds.outcomes import check_dead, error_of
+from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize
 
+_MONTH_EDGES = ("month_start", "month_end", "next_month", "last_month")
+_ADDED_REMARK = "seconds are added here before an event is sent: what is compared is the instant in the books"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STARTS = ("start", "from", "windowStart", "utc", "date")
 _ENDS = ("end", "to", "windowEnd")
@@ -27,26 +30,28 @@ def plan_timestamp(vector: Vector) -> Plan:
     event, how = vector.events[0], str(vector.query.get("parse", "unix"))
     if not re.search("unix|epoch|rfc|iso", how, re.IGNORECASE):
         raise Unknown(f'unknown way to write a time: "{how}"')
-    return _booked_at(vector, str(event.get("timestamp", event.get("time"))))
+    return _booked_at(vector, str(time_text(event.get("timestamp", event.get("time")))))
 
 
-def _booked_at(vector: Vector, text: str) -> Plan:
+def _booked_at(vector: Vector, text: str, remarks: Sequence[str] = ()) -> Plan:
     definition = meter(vector, aggregation="latest", scale=0)
     event = Outgoing.of(wire(vector, time=text, data={"value": 1}))
 
     def check(books: Books) -> str:
-        if error_of(vector.expected) is not None:
+        if is_refusal(vector.expected):
             return check_dead(books, event, error_of(vector.expected))
         rows = books.rows("SELECT latest_us FROM usage_booked WHERE meter = %(meter)s", meter=definition.meter)
         if not rows:
             raise Mismatch(f"the event does not count: {books.letter(event)}")
         ours = _EPOCH + timedelta(microseconds=rows[0][0])
         wanted = vector.expected.get("time", vector.expected.get("utc"))
+        if wanted is None:
+            raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected)}")
         if ours != instant(wanted):
             raise Mismatch(f"expected {wanted}, got {ours.isoformat()}")
         return ours.isoformat()
 
-    return Plan(meters=[definition], events=[event], check=check)
+    return Plan(meters=[definition], events=[event], check=check, remarks=list(remarks))
 
 
 def plan_window(vector: Vector) -> Plan:
@@ -59,8 +64,11 @@ def plan_window(vector: Vector) -> Plan:
         if query.get("clamp") is False:
             raise NotOffered("a month that is too short ends on its last day, never in the next month")
         return Plan(check=lambda books: _check_months(vector, text, int(query["add_months"]), zone))
-    if "month_start" in query or "next_month" in query:
-        return Plan(check=lambda books: _check_month(vector, _moment(text, zone), zone))
+    if edge := next((name for name in _MONTH_EDGES if query.get(name) or query.get("operation") == name), None):
+        return Plan(check=lambda books: _check_month(vector, edge, _moment(text, zone), zone))
+    if "add_seconds" in query:
+        later = _moment(text, zone) + timedelta(microseconds=int(number(query["add_seconds"]) * 1_000_000))
+        return _booked_at(vector, later.isoformat(), [_ADDED_REMARK])
     sizes = (size_of(query, key) for key in ("windowSize", "window", "start_of", "truncate"))
     size = next((size for size in sizes if size), None)
     if size is not None:
@@ -83,10 +91,19 @@ def _check_months(vector: Vector, text: str, months: int, zone: str) -> str:
     return ours
 
 
-def _check_month(vector: Vector, moment: datetime, zone: str) -> str:
-    start, end = WindowSize("month").span(moment, zone)
-    edge = start if "month_start" in vector.query else end
-    return _check_edges(vector, dict.fromkeys((*_STARTS, *_ENDS, "time"), edge), zone)
+def _check_month(vector: Vector, name: str, moment: datetime, zone: str) -> str:
+    """Find a month's edge; its end is told as its last day, or as the instant at which the next one begins."""
+    local = moment.astimezone(find_zone(zone)).date()
+    month = previous_month(local) if name == "last_month" else local.strftime("%Y-%m")
+    period = month_period(month, zone)
+    edges = {"next_month": [period.end], "month_end": [start_of_day(period.last_day, zone), period.end]}
+    problem: Mismatch | None = None
+    for edge in edges.get(name, [period.start]):
+        try:
+            return _check_edges(vector, dict.fromkeys((*_STARTS, *_ENDS, "time"), edge), zone)
+        except Mismatch as error:
+            problem = problem or error
+    raise problem or Mismatch(f"{name}: no edge")
 
 
 def _check_window(vector: Vector, moment: datetime, size: WindowSize, zone: str) -> str:
