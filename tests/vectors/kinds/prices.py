@@ -12,9 +12,9 @@ from typing import Any
 from rules.plan import Tier
 from rules.price import price_tiers
 from tests.vectors.books import Books, Question
-from tests.vectors.building import DEFAULTS, meter, scale_of, wire
+from tests.vectors.building import DEFAULTS, bucket_of, meter, moments_of, range_of, scale_of, wire
 from tests.vectors.compare import Row, check_number, instant, number
-from tests.vectors.model import Incomparable, Outgoing, Plan, Vector
+from tests.vectors.model import Incomparable, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize
 
 _HOUR = timedelta(hours=1)
@@ -22,24 +22,39 @@ _HOUR = timedelta(hours=1)
 
 def plan(vector: Vector) -> Plan:
     """Send each bucket's values in an hour of its own, and price what `sum_of_maxima` answers."""
-    buckets = list(dict.fromkeys(str(event.get("bucket")) for event in vector.events))
     path = next((name for name in ("max", "value") if vector.events and name in vector.events[0]), "max")
-    origin = instant(DEFAULTS["time"])
-    names = sorted({name for event in vector.events for name in event} - {"bucket", path})
+    names = sorted({name for event in vector.events for name in event} - {"bucket", "time", "id", path})
+    times = _times(vector)
     sent = [
-        wire(vector, id=f"e{n}", time=(origin + buckets.index(str(event.get("bucket"))) * _HOUR).isoformat(),
-             data={name: value for name, value in event.items() if name != "bucket"})
-        for n, event in enumerate(vector.events)
-    ]  # fmt: skip
-    definition = meter(vector, aggregation="sum_of_maxima", bucket="hour", value=path, scale=scale_of(sent, path),
+        wire(vector, id=f"e{n}", time=time, data={name: event[name] for name in (*names, path) if name in event})
+        for n, (event, time) in enumerate(zip(vector.events, times, strict=True))
+    ]
+    query = vector.query
+    size = bucket_of(query.get("bucketSize", query.get("bucket_size", query.get("bucket", "HOUR"))))
+    definition = meter(vector, aggregation="sum_of_maxima", bucket=size, value=path, scale=scale_of(sent, path),
                        dimensions={name: name for name in names})  # fmt: skip
-    question = Question(meter=definition.meter, start=origin, end=origin + len(buckets) * _HOUR, group_by=names,
-                        size=WindowSize("hour"))  # fmt: skip
+    start, end = range_of(query, moments_of(sent), WindowSize(size))
+    question = Question(meter=definition.meter, start=start, end=end, group_by=names, size=WindowSize(size),
+                        zone=str(query.get("windowTimeZone") or "UTC"))  # fmt: skip
     return Plan(
         meters=[definition],
         events=[Outgoing.of(each) for each in sent],
         check=lambda books: _check(books, vector, question),
     )
+
+
+def _times(vector: Vector) -> list[Any]:
+    """Return when each event is: as it says, or in an hour that its bucket has for itself."""
+    buckets = list(dict.fromkeys(str(event["bucket"]) for event in vector.events if "bucket" in event))
+    if buckets and "bucketSize" in vector.query:
+        raise Unknown("buckets that have names and a length")
+    origin = instant(DEFAULTS["time"])
+    return [
+        (origin + buckets.index(str(event["bucket"])) * _HOUR).isoformat()
+        if "bucket" in event
+        else event.get("time", DEFAULTS["time"])
+        for event in vector.events
+    ]
 
 
 def _check(books: Books, vector: Vector, question: Question) -> str:
