@@ -114,16 +114,18 @@ class Books:
         return [Row(row.groups, row.value, max(row.start, start), min(row.end, end)) for row in answer.rows]
 
     def letter(self, event: Outgoing) -> Letter | None:
-        """Return why an event is dead, None if it is not."""
+        """Return why an event is dead, None if it is not; one that the log refuses for its size never came so far."""
+        if event.is_too_large:
+            return Letter("too_large", event.problem)
         return self._letters.get(_place(event))
 
     def is_accepted(self, event: Outgoing) -> bool:
         """Tell whether an event counts, as the first of its copies."""
-        return _place(event) in self._accepted
+        return not event.is_too_large and _place(event) in self._accepted
 
     def is_conflict(self, event: Outgoing) -> bool:
         """Tell whether an event was refused as a copy with other content."""
-        return _place(event) in self._conflicts
+        return not event.is_too_large and _place(event) in self._conflicts
 
     def rows(self, sql: str, **values: Any) -> list[Any]:
         """Return the rows of a statement, for what is no usage."""

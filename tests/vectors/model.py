@@ -107,6 +107,7 @@ class Outgoing:
         corrects: Of a correction, the version that it makes.
         place: Where it stands, once sent.
         problem: Why it could not be sent.
+        is_too_large: Whether the log refused it for its size.
     """
 
     body: bytes
@@ -115,6 +116,7 @@ class Outgoing:
     corrects: int = 0
     place: Place | None = None
     problem: str = ""
+    is_too_large: bool = False
 
     @classmethod
     def of(cls, wire: Wire) -> Outgoing:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from collectors.arrow import Reading, encode_readings
 from tallyman.errors import EventError
@@ -22,6 +22,7 @@ from tests.vectors.model import Form, Outgoing, Place, Wire
 
 Headers = list[tuple[str, bytes]]
 _EVENTS_PER_RECORD = 500
+_BYTES_PER_RECORD = 1_000_000
 _ARROW_SCALE = 9
 _ATTRIBUTES = ("specversion", "id", "source", "type", "subject", "time")
 
@@ -37,7 +38,7 @@ class Record:
 
 def pack(events: Sequence[Outgoing], form: Form) -> Iterator[Record]:
     """Yield the records that carry some events, in order; what has a content type of its own goes by itself."""
-    for alone, run in groupby(events, key=lambda event: bool(event.content_type or event.corrects)):
+    for alone, run in groupby(events, key=_goes_alone):
         members = list(run)
         if alone or form == "single":
             yield from map(_single, members)
@@ -46,8 +47,23 @@ def pack(events: Sequence[Outgoing], form: Form) -> Iterator[Record]:
         elif form == "arrow":
             yield _arrow(members) or _lines(members)
         else:
-            parts = (members[n : n + _EVENTS_PER_RECORD] for n in range(0, len(members), _EVENTS_PER_RECORD))
-            yield from map(_batch if form == "batch" else _lines, parts)
+            yield from map(_batch if form == "batch" else _lines, _parts(members))
+
+
+def _goes_alone(event: Outgoing) -> bool:
+    return bool(event.content_type or event.corrects or len(event.body) > _BYTES_PER_RECORD)
+
+
+def _parts(events: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """Yield runs of events that fit into a record."""
+    first = size = 0
+    for n, event in enumerate(events):
+        if n > first and (n - first == _EVENTS_PER_RECORD or size + len(event.body) > _BYTES_PER_RECORD):
+            yield events[first:n]
+            first, size = n, 0
+        size += len(event.body)
+    if events:
+        yield events[first:]
 
 
 def send(kafka: str, topic: str, records: Sequence[Record]) -> None:
@@ -75,7 +91,8 @@ def _finish(record: Record, future: Any) -> None:
         at = future.get(timeout=30)
     except KafkaError as error:
         for event in record.events:
-            event.problem = f"the log does not take it: {type(error).__name__}: {error}"
+            event.problem = f"the log does not take it: {error}"
+            event.is_too_large = isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError)
         return
     for index, event in enumerate(record.events):
         event.place = Place(at.partition, at.offset, index)

@@ -35,8 +35,8 @@ def plan(vector: Vector) -> Plan:
     """Accept events in a spool one by one, with a part killed for some of them and started again."""
     event: Any = vector.events[0] if vector.events else {}
     state = str(event.get("state", "")) if isinstance(event, Mapping) else ""
-    part = next((part for pattern, part in _PARTS if re.search(pattern, state, re.IGNORECASE)), None)
-    if part is None or not _AWAY.search(state) or vector.query.get("operation", "ingest") != "ingest":
+    part = _part_of(state)
+    if part is None or vector.query.get("operation", "ingest") != "ingest":
         raise Unknown(f"a fault that nobody here makes: {event!r}")
     count = int(event.get("count", 1000))
     named = _FOR.search(state)
@@ -49,6 +49,14 @@ def plan(vector: Vector) -> Plan:
         breaks=True,
         remarks=[_SPOOL_REMARK, _PIPELINE_REMARK] if part == "pipeline" else [_SPOOL_REMARK],
     )
+
+
+def _part_of(state: str) -> Part | None:
+    """Return the part that is named next to what happens to it; None if the words name no fault that we make."""
+    away = _AWAY.search(state)
+    found = ((part, each) for pattern, part in _PARTS for each in re.finditer(pattern, state, re.IGNORECASE))
+    near = sorted((abs(each.start() - away.start()), part) for part, each in found) if away else []
+    return near[0][1] if near else None
 
 
 def _check(books: Books, vector: Vector, part: Part, event_type: str, fault: tuple[int, int, int]) -> str:

@@ -95,7 +95,8 @@ def check_outcomes(books: Books, events: Sequence[Outgoing], expected: Mapping[s
     dead = [n for n in places if books.letter(events[n])]
     counted = [n for n in places if books.is_accepted(events[n])]
     copies = [n for n in places if n not in dead and n not in counted]
-    told = {"stored": sorted(counted + dead), "conflicts": [n for n in places if books.is_conflict(events[n])]}
+    kept = [n for n in dead if not events[n].is_too_large]
+    told = {"stored": sorted(counted + kept), "conflicts": [n for n in places if books.is_conflict(events[n])]}
     told |= dict.fromkeys(_COUNTED, counted) | dict.fromkeys(_DEAD, dead) | dict.fromkeys(_COPIES, copies)
     asked = [name for name in told if name in expected]
     for name in asked:
