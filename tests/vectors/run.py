@@ -204,13 +204,14 @@ def _as_written(meters: Sequence[Meter]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes a mapping that two meters share twice, and a tuple as a list."""
+    """Writes a mapping that two meters share twice, a tuple as a list, and every text in quotes."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 _Plain.add_representer(tuple, yaml.SafeDumper.represent_list)
+_Plain.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 def _accepted(ready: Sequence[_Ready], keeps: Set[Limit]) -> dict[str, str]:

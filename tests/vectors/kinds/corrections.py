@@ -70,6 +70,8 @@ def _check(books: Books, vector: Vector, steps: list[_Step], fixes: list[Mapping
     values = [_value(books, step) for step in steps]
     names = ["before", *(f"after_{'void' if 'void' in fix else 'amend'}" for fix in fixes)]
     expected = {name: value for name, value in vector.expected.items() if name.startswith(("before", "after", "value"))}
+    if not expected and "audit_rows" not in vector.expected:
+        raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected) or 'nothing'}")
     if set(expected) <= set(names) and len(set(names)) == len(names):
         told = dict(zip(names, values, strict=True))
     elif len(expected) == len(values):  # several of one sort: by their order

@@ -18,7 +18,7 @@ from tallyman.event import format_of
 from tallyman.money import plain
 from tests.vectors.books import Books, Question
 from tests.vectors.building import DEFAULTS, dotted, meter, raw_of, scale_of, type_of, wire
-from tests.vectors.kinds.meter import check_refused
+from tests.vectors.kinds.meter import check_refused, grouped_by
 from tests.vectors.kinds.outcomes import INGESTED, check_dead, check_outcomes, error_of, status_of
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize, named_size
@@ -52,9 +52,11 @@ def _plan_question(vector: Vector) -> Plan:
         return _refused(vector, str(error))
     definition = meter(vector, aggregation="count")
     question = Question(meter=definition.meter, start=start, end=end, zone=zone,
-                        size=_size(query), group_by=tuple(query.get("groupBy") or ()))  # fmt: skip
+                        size=_size(query), group_by=grouped_by(query))  # fmt: skip
 
     def check(books: Books) -> str:
+        if not {"status", "error"} & set(expected):
+            raise Incomparable(f"expected holds nothing to compare: {', '.join(expected) or 'nothing'}")
         if status_of(expected) < 400:
             return f"{len(books.ask(question))} rows"
         return _about_the_same(expected, check_refused(books, question))

@@ -25,7 +25,7 @@ from tests.vectors.compare import (
     instant,
     number,
 )
-from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of
+from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize
 
@@ -81,7 +81,7 @@ def _filters_only(question: Question, name: str) -> bool:
 def _question(
     vector: Vector, slug: str, start: datetime, end: datetime, group_by: Sequence[str] | None = None
 ) -> Question:
-    names = tuple(vector.query.get("groupBy") or ()) if group_by is None else group_by
+    names = grouped_by(vector.query) if group_by is None else group_by
     return Question(meter=slug, start=start, end=end, group_by=names, **conditions_of(vector.query))
 
 
@@ -119,7 +119,7 @@ def _initial(vector: Vector, sent: Sequence[Wire], start: datetime, path: str) -
     query = vector.query
     if not query.get("initial"):
         return []
-    names, before = tuple(query.get("groupBy") or ()), (start - _MINUTE).isoformat()
+    names, before = grouped_by(query), (start - _MINUTE).isoformat()
     told = query["initial"]
     if not isinstance(told, list):  # one level for every group
         groups = {tuple(_named(each, name) for name in names) for each in sent} or {tuple(None for _ in names)}
@@ -213,7 +213,7 @@ def plan_lifecycle(vector: Vector) -> Plan:
 
 def _expected_rows(vector: Vector, usual: str) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """Return the rows that a case expects, with their unit: told as rows, or as a figure for each group's name."""
-    expected, names = vector.expected, tuple(vector.query.get("groupBy") or ())
+    expected, names = vector.expected, grouped_by(vector.query)
     told: list[tuple[str, list[Mapping[str, Any]]]] = []
     for unit in _UNITS:
         if isinstance(expected.get(unit), Mapping):
@@ -288,7 +288,7 @@ def _count(rows: Iterable[Row]) -> dict[Group, int]:
 
 
 def _grouped(vector: Vector) -> tuple[str, ...]:
-    return ("item", *(name for name in vector.query.get("groupBy") or () if name != "item"))
+    return ("item", *(name for name in grouped_by(vector.query) if name != "item"))
 
 
 def plan_set(vector: Vector) -> Plan:

@@ -236,7 +236,7 @@ def _question(
         start=span[0],
         end=span[1],
         **conditions_of(query),
-        group_by=tuple(query.get("groupBy") or ()),
+        group_by=grouped_by(query),
         size=size,
         zone=str(query.get("windowTimeZone") or "UTC"),
         moments=tuple(moments_of(sent)),
@@ -248,10 +248,16 @@ def _conditions(wanted: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
     return {name: tuple(dimension_text(name, value) for value in values) for name, values in listed.items()}
 
 
+def grouped_by(query: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that a query groups by."""
+    told = query.get("groupBy") or ()
+    return (told,) if isinstance(told, str) else tuple(map(str, told))
+
+
 def dimensions_of(query: Mapping[str, Any]) -> dict[str, str]:
     """Return what is grouped by or filtered on, as dimensions: name -> path."""
     grouped = query.get("groupBy") or ()
-    paths = dict(grouped) if isinstance(grouped, Mapping) else {name: name for name in grouped}
+    paths = dict(grouped) if isinstance(grouped, Mapping) else {name: name for name in grouped_by(query)}
     excluded = query.get("exclude") or ()
     for condition in (query.get("include") or {}, *([excluded] if isinstance(excluded, Mapping) else excluded)):
         paths |= {name: name for name in condition if name not in paths}
