@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests.vectors.clock import at_our_time, limits_of
 from tests.vectors.kinds import KINDS
 from tests.vectors.model import Incomparable, Limit, Mismatch, NotOffered, Plan, Query, Unknown, Vector, Verdict
 from tests.vectors.sending import Record, pack, send
+from tests.vectors.worker import Worker
 
 _DEFAULTS = {field.name: field.default for field in fields(Meter)}
 
@@ -73,7 +74,7 @@ def _run_project(
     own = OwnProject(folder / "project", broker.bootstrap, clickhouse.endpoint, meters, chunk_size=65536)
     if usage:
         own.sections["usage"] = dict(usage)
-    pipeline = _Pipeline(own)
+    pipeline = Worker(own)
     pipeline.start()
     try:
         found_books(own.project)
@@ -85,26 +86,7 @@ def _run_project(
         finally:
             books.close()
     finally:
-        pipeline.kill()
-
-
-class _Pipeline:
-    """The pipeline of a project, which a case may stop and has to start again."""
-
-    def __init__(self, own: OwnProject) -> None:
-        self._own = own
-        self._running: AbstractContextManager[None] | None = None
-
-    def start(self) -> None:
-        self.kill()
-        running = self._own.running()
-        running.__enter__()
-        self._running = running
-
-    def kill(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.__exit__(None, None, None)
+        pipeline.stop()
 
 
 def _wait_until_booked(own: OwnProject) -> None:

@@ -18,6 +18,7 @@ from tests.vectors.books import Books, Part, Question
 from tests.vectors.building import DEFAULTS, meter
 from tests.vectors.compare import check_number
 from tests.vectors.model import Mismatch, Plan, Unknown, Vector
+from tests.vectors.worker import Worker
 
 _PARTS: tuple[tuple[str, Part], ...] = (
     ("worker|sink|consumer|pipeline|aggregator", "pipeline"),
@@ -25,7 +26,7 @@ _PARTS: tuple[tuple[str, Part], ...] = (
     ("clickhouse|database|store", "clickhouse"),
 )
 _AWAY = re.compile(r"down|unreachable|away|kill|crash|restart|stop|die", re.IGNORECASE)
-_PIPELINE_REMARK = "the pipeline is stopped while events come and started again; tests/chaos kills it with -9 anywhere"
+_PIPELINE_REMARK = "the pipeline is killed with -9 once, wherever it stands; tests/chaos does that at every point"
 _FOR = re.compile(r"(first|middle|last) ([0-9]+)", re.IGNORECASE)
 _SPOOL_REMARK = "no HTTP interface yet: accepted means that the agent's spool has the event on its disk"
 _PATIENCE_S = 120
@@ -85,8 +86,14 @@ def _accept(
                     pause_least_s=0.05)  # fmt: skip
     sender.start()
     accepted, is_away = 0, False
+    worker = books.parts[part]
+    if isinstance(worker, Worker):
+        worker.move_out()
     try:
         for n in range(count):
+            if n == first // 2 and n and isinstance(worker, Worker):
+                _wait_until_sent(spool)
+                books.own.wait_until_booked()  # it works, and has the rest before it when it is killed
             if n == first and length:
                 books.parts[part].kill()
                 is_away = True
@@ -98,13 +105,17 @@ def _accept(
         if is_away:
             books.parts[part].start()
             is_away = False
-        wait_for(lambda: spool.read() is None, "everything accepted is acknowledged", _PATIENCE_S)
+        _wait_until_sent(spool)
     finally:
         if is_away:  # the other cases need it
             books.parts[part].start()
         sender.stop(5.0)
         spool.close()
     return accepted
+
+
+def _wait_until_sent(spool: Spool) -> None:
+    wait_for(lambda: spool.read() is None, "everything accepted is acknowledged", _PATIENCE_S)
 
 
 def _stored(books: Books, slug: str, began: datetime) -> Decimal:
