@@ -47,6 +47,7 @@ class Question:
         start, end: In whole seconds; where they are no whole minutes, the meter has the dimension `SECOND`.
         subjects: None for all; of none there is no usage.
         size: Of its windows; None for one total.
+        as_told: Whether the range is asked for as it stands, also where it is none that can be answered.
         moments: Event times; windows that are not ours are asked for one by one, where there are events.
     """
 
@@ -59,6 +60,7 @@ class Question:
     group_by: Sequence[str] = ()
     size: WindowSize | None = None
     zone: str = "UTC"
+    as_told: bool = False
     moments: Sequence[datetime] = ()
 
 
@@ -98,7 +100,7 @@ class Books:
         return rows
 
     def _read(self, question: Question, start: datetime, end: datetime, window: Window) -> list[Row]:
-        first, last, outside = whole_minutes(start, end)
+        first, last, outside = (start, end, ()) if question.as_told else whole_minutes(start, end)
         query = UsageQuery(
             meter=question.meter,
             start=first,

@@ -52,7 +52,7 @@ def _plan_question(vector: Vector) -> Plan:
         return _refused(vector, str(error))
     definition = meter(vector, aggregation="count")
     question = Question(meter=definition.meter, start=start, end=end, zone=zone,
-                        size=_size(query), group_by=grouped_by(query))  # fmt: skip
+                        size=_size(query), group_by=grouped_by(query), as_told=status_of(expected) >= 400)  # fmt: skip
 
     def check(books: Books) -> str:
         if not {"status", "error"} & set(expected):

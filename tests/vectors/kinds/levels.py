@@ -25,7 +25,7 @@ from tests.vectors.compare import (
     instant,
     number,
 )
-from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by
+from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by, size_of
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize
 
@@ -81,8 +81,12 @@ def _filters_only(question: Question, name: str) -> bool:
 def _question(
     vector: Vector, slug: str, start: datetime, end: datetime, group_by: Sequence[str] | None = None
 ) -> Question:
-    names = grouped_by(vector.query) if group_by is None else group_by
-    return Question(meter=slug, start=start, end=end, group_by=names, **conditions_of(vector.query))
+    query = vector.query
+    size = size_of(query)
+    if size is not None and size.ours is None:
+        raise Unknown(f"windows of a \"{query['windowSize']}\" of what lasts")
+    return Question(meter=slug, start=start, end=end, size=size, zone=str(query.get("windowTimeZone") or "UTC"),
+                    group_by=grouped_by(query) if group_by is None else group_by, **conditions_of(query))  # fmt: skip
 
 
 def _answer(vector: Vector) -> dict[str, str]:
@@ -145,12 +149,14 @@ def _check_level(books: Books, vector: Vector, question: Question, sent: Sequenc
     if not {"values", "value", "rows"} & set(expected):
         raise Incomparable(f"expected holds no values: {', '.join(expected) or 'nothing'}")
     wanted = expected.get("values", expected.get("rows", [expected]))
-    rows = {tuple(sorted(row.groups.items())): row.value for row in books.ask(question)}
-    if not question.group_by and question.subjects != () and not rows:
-        rows = {(): Decimal(0)} if wanted else {}  # nobody ever told a level: it is none
+    is_windowed = question.size is not None
+    rows = {_place_of(row.groups, row.start if is_windowed else None): row.value for row in books.ask(question)}
+    if not question.group_by and question.subjects != () and not is_windowed and not rows and wanted:
+        rows = {_place_of({}, None): Decimal(0)}  # nobody ever told a level: it is none
     for each in wanted:
-        group = tuple(sorted(groups_of(each, frozenset()).items()))
-        check_rounded(f"level{dict(group) or ''}", rows.pop(group, None), each.get("value"))
+        groups, start = groups_of(each, frozenset()), instant(each["windowStart"]) if is_windowed else None
+        what = " ".join(map(str, ("level", *(each for each in (groups, start) if each))))
+        check_rounded(what, rows.pop(_place_of(groups, start), None), each.get("value"))
     if rows:
         raise Mismatch(f"expected {len(wanted)} values, got also {rows}")
     slug = question.meter
@@ -162,6 +168,10 @@ def _check_level(books: Books, vector: Vector, question: Question, sent: Sequenc
         integral = _total(books, replace(question, meter=f"{slug}.integral", group_by=()))
         check_number("integral of the level", integral, _integral(vector, sent, path, expected["seconds_per_level"]))
     return ", ".join(str(each.get("value")) for each in wanted) or "no level"
+
+
+def _place_of(groups: Mapping[str, str | None], start: datetime | None) -> tuple[Group, datetime | None]:
+    return tuple(sorted(groups.items())), start
 
 
 def _integral(vector: Vector, sent: Sequence[Wire], path: str, seconds: Sequence[Any]) -> Decimal:
@@ -269,8 +279,9 @@ def _check_counts(vector: Vector, counts: Mapping[Group, int], basis: int = 1) -
         Mismatch: A number differs, or a group is there that nobody expected.
     """
     wanted = vector.expected.get("values", vector.expected.get("rows"))
-    if wanted is None:
-        wanted = [vector.expected] if "value" in vector.expected else []
+    if wanted is None and "value" not in vector.expected:
+        return  # told as a fraction
+    wanted = [vector.expected] if wanted is None else wanted
     left = dict(counts)
     for each in wanted:
         group = tuple(sorted(groups_of(each, frozenset()).items()))
@@ -278,7 +289,7 @@ def _check_counts(vector: Vector, counts: Mapping[Group, int], basis: int = 1) -
         check_rounded(f"number{dict(group) or ''}", Decimal(count) / basis, each.get("value"))
         if not group:
             left = {}
-    if wanted and (others := {group: count for group, count in left.items() if count}):
+    if others := {group: count for group, count in left.items() if count}:
         raise Mismatch(f"expected {len(wanted)} values, got also {others}")
 
 
@@ -296,7 +307,7 @@ def plan_set(vector: Vector) -> Plan:
     _check_aggregation(vector, "ACTIVE_UNIQUE")
     sent, definition = _items(vector)
     start = _quiet_minute(vector, moments_of(sent))
-    question = _question(vector, definition.meter, start, start + _MINUTE, _grouped(vector))
+    question = replace(_question(vector, definition.meter, start, start + _MINUTE, _grouped(vector)), size=None)
 
     def check(books: Books) -> str:
         counts = _count(row for row in books.ask(question) if row.value >= _MINUTE.seconds)
@@ -355,7 +366,7 @@ def plan_days(vector: Vector) -> Plan:
 
 def _check_aggregation(vector: Vector, known: str) -> None:
     name = vector.query.get("aggregation", known)
-    if known not in str(name):
+    if known.upper() not in str(name).upper():
         raise Unknown(f'unknown aggregation "{name}"')
 
 
@@ -367,5 +378,5 @@ def _whole_range(query: Mapping[str, Any], moments: Sequence[datetime]) -> tuple
 
 
 def _total(books: Books, question: Question) -> Decimal | None:
-    rows = books.ask(replace(question, group_by=()))
+    rows = books.ask(replace(question, group_by=(), size=None))
     return rows[0].value if rows else None
