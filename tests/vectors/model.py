@@ -163,7 +163,7 @@ def read_vectors(path: Path) -> list[Vector]:
     Raises:
         OSError, ValueError: It cannot be read, or holds no list of cases.
     """
-    document = read_json(path.read_text("utf-8"))
+    document = read_json(path.read_text("utf-8-sig"))
     cases = document.get("vectors") if isinstance(document, dict) else document
     if not isinstance(cases, list):
         raise ValueError(f'{path}: expected a list of cases under "vectors", got {type(cases).__name__}')

@@ -18,7 +18,8 @@ from tallyman.event import format_of
 from tallyman.money import plain
 from tests.vectors.books import Books, Question
 from tests.vectors.building import DEFAULTS, dotted, meter, raw_of, scale_of, type_of, wire
-from tests.vectors.kinds.meter import check_refused, grouped_by
+from tests.vectors.compare import instant
+from tests.vectors.kinds.meter import check_refused, conditions_of, dimensions_of, grouped_by
 from tests.vectors.kinds.outcomes import INGESTED, check_dead, check_outcomes, error_of, status_of
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize, named_size
@@ -46,13 +47,24 @@ def _plan_question(vector: Vector) -> Plan:
     query, expected = vector.query, vector.expected
     zone = str(query.get("windowTimeZone") or "UTC")
     try:
-        start = _typed("from", query.get("from") or DEFAULTS["time"])
-        end = _typed("to", query["to"]) if query.get("to") else start + timedelta(days=1)
+        end = _typed("to", query["to"]) if query.get("to") else None
+        usual = end - timedelta(days=1) if end else instant(DEFAULTS["time"])
+        start = _typed("from", query["from"]) if query.get("from") else usual
     except UsageQueryError as error:
         return _refused(vector, str(error))
-    definition = meter(vector, aggregation="count")
-    question = Question(meter=definition.meter, start=start, end=end, zone=zone,
-                        size=_size(query), group_by=grouped_by(query), as_told=status_of(expected) >= 400)  # fmt: skip
+    # A name that is to be refused is one that the meter does not have.
+    dimensions = {} if status_of(expected) >= 400 else dimensions_of(query)
+    definition = meter(vector, aggregation="count", dimensions=dimensions)
+    question = Question(
+        meter=definition.meter,
+        start=start,
+        end=end or start + timedelta(days=1),
+        zone=zone,
+        size=_size(query),
+        group_by=grouped_by(query),
+        as_told=status_of(expected) >= 400,
+        **conditions_of(query),
+    )
 
     def check(books: Books) -> str:
         if not {"status", "error"} & set(expected):

@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Any, Literal
 
-from tallyman.meter import Meter
+from tallyman.meter import Meter, find
 from tests.vectors.books import Books, Question
 from tests.vectors.building import DEFAULTS, meter, moments_of, needs_seconds, range_of, scale_of, type_of, wire
 from tests.vectors.compare import (
@@ -123,10 +123,10 @@ def _initial(vector: Vector, sent: Sequence[Wire], start: datetime, path: str) -
     query = vector.query
     if not query.get("initial"):
         return []
-    names, before = grouped_by(query), (start - _MINUTE).isoformat()
+    names, paths, before = grouped_by(query), dimensions_of(query), (start - _MINUTE).isoformat()
     told = query["initial"]
     if not isinstance(told, list):  # one level for every group
-        groups = {tuple(_named(each, name) for name in names) for each in sent} or {tuple(None for _ in names)}
+        groups = {tuple(_named(each, name, paths) for name in names) for each in sent} or {tuple(None for _ in names)}
         told = [{"groupBy": dict(zip(names, group, strict=True)), "value": told} for group in sorted(groups, key=str)]
     asked = conditions_of(query)
     common = {name: values[0] for name, values in asked["where"].items() if values}
@@ -135,13 +135,22 @@ def _initial(vector: Vector, sent: Sequence[Wire], start: datetime, path: str) -
     for n, each in enumerate(told):
         fields = common | {name: value for name, value in (each.get("groupBy") or {}).items() if value is not None}
         named = usual | ({"subject": fields.pop("subject")} if "subject" in fields else {})
-        data = {path: each["value"]} | fields
+        data: dict[str, Any] = {path: each["value"]}
+        for name, value in fields.items():
+            _put(data, paths.get(name, name), value)
         made.append(wire(vector, id=f"initial-{n}", time=before, data=data, **type_of(vector) | named))
     return made
 
 
-def _named(event: Wire, name: str) -> Any:
-    return event["subject"] if name == "subject" else event["data"].get(name)
+def _named(event: Wire, name: str, paths: Mapping[str, str]) -> Any:
+    return event["subject"] if name == "subject" else find(event["data"], paths[name])
+
+
+def _put(data: dict[str, Any], path: str, value: Any) -> None:
+    *above, last = path.split(".")
+    for name in above:
+        data = data.setdefault(name, {})
+    data[last] = value
 
 
 def _check_level(books: Books, vector: Vector, question: Question, sent: Sequence[Wire], path: str) -> str:
@@ -267,7 +276,7 @@ def _items(vector: Vector) -> tuple[list[Wire], Meter]:
     """Return the events of a set's items and a meter in which each is a resource, for each group and condition."""
     sent, names = _events(vector), dimensions_of(vector.query)
     for each in sent:
-        groups = [_named(each, name) for name in names if name != "item"]
+        groups = [_named(each, name, names) for name in names if name != "item"]
         each["data"] = each["data"] | {_ITEM: str([*groups, each["data"].get("item")])}
     return sent, _life(vector, sent, "op", ("add",), resource=_ITEM, dimensions={"item": "item"})
 

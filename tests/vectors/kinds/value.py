@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.vectors.books import Books
 from tests.vectors.compare import RowOptions, check_number, check_rows
+from tests.vectors.kinds import meter
 from tests.vectors.kinds.meter import BLANK_REMARK, Going, blank_groups, go
 from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
 from tests.vectors.model import FORMS, Incomparable, Mismatch, Plan, Vector
@@ -16,7 +17,9 @@ _ITEMS = "SELECT DISTINCT item FROM usage_booked WHERE meter = %(meter)s"
 
 
 def plan(vector: Vector) -> Plan:
-    """Send the event by itself."""
+    """Send the event by itself; a case of several, or of rows, is a question to a meter."""
+    if vector.events and (len(vector.events) > 1 or "rows" in vector.expected):
+        return meter.plan(vector)
     if len(vector.events) != 1 or not isinstance(vector.expected, Mapping):
         raise Incomparable(f"expected one event and its value, got {len(vector.events)} and {vector.expected!r}")
     going = go(vector, vector.events, vector.query.get("aggregation", "SUM"))
@@ -53,6 +56,10 @@ def _check(books: Books, vector: Vector, going: Going) -> str:
     rows = books.ask(question)
     if going.meter.aggregation == "unique_count" and isinstance(expected.get("value"), str):
         return _check_told_apart(books, going, expected["value"])
+    if "value" in expected and expected["value"] is None:
+        counted = [row for row in rows if row.value or going.meter.aggregation not in ("count", "unique_count")]
+        check_rows(counted, [], RowOptions(vector.tolerance, (question.start, question.end)))
+        return "no value"
     options = RowOptions(vector.tolerance, (question.start, question.end), blank_groups(question.group_by, going))
     check_rows(rows, [{"value": expected.get("value"), "groupBy": _groups(expected)}], options)
     return f"value {rows[0].value}"
