@@ -77,6 +77,7 @@ def test_a_rule_of_ours_that_bends_a_case_is_told(verdicts: Verdicts) -> None:
     assert any("the first copy wins here" in line and "lago-sum" in line for line in lines)
     assert any('a missing group key is null here, never ""' in line for line in lines)
     assert any("which nothing here reads" in line and "own-unread" in line for line in lines)
+    assert any("also says moons, which nothing here compares: own-unread-answer" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["{}", "[", '{"vectors": 1}'])

@@ -37,7 +37,7 @@ def at_our_time(vector: Vector) -> Vector:
         vector,
         events=[_moved(event, shift) for event in vector.events],
         query=Query({n: _moved_field(n, value, shift) for n, value in vector.query.items() if n != "now"}),
-        expected=_moved(vector.expected, shift),
+        expected=Query(_moved(vector.expected, shift)) if isinstance(vector.expected, Mapping) else vector.expected,
     )
 
 

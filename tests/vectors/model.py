@@ -37,7 +37,7 @@ class NotOffered(Exception):
 
 
 class Query(dict[str, Any]):
-    """A case's query, which remembers what of it was looked at: what nobody reads, nobody has judged."""
+    """A case's query or answer, which remembers what of it was looked at: what nobody reads, nobody has judged."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
@@ -182,12 +182,16 @@ def _vector(number: int, told: Any) -> Vector:
         stance=stance,
         events=case.get("events") or (),
         query=Query(case["query"] if isinstance(case.get("query"), dict) else {}),
-        expected=sides["ours"] if sides else expected,
+        expected=_remembering(sides["ours"] if sides else expected),
         theirs=sides.get("peer") if sides else None,
         tolerance=None if tolerance is None or not _is_number(tolerance) else Decimal(str(tolerance)),
         note=str(case.get("note", "")),
         problem=_problem(told),
     )
+
+
+def _remembering(expected: Any) -> Any:
+    return Query(expected) if isinstance(expected, dict) else expected
 
 
 def _problem(case: Any) -> str:

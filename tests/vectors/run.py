@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,7 @@ from tests.vectors.model import Incomparable, Limit, Mismatch, NotOffered, Plan,
 from tests.vectors.sending import Record, pack, send
 from tests.vectors.worker import Worker
 
+_ASIDES = ("peer", "peer_digits", "note", "unclamped_variant", "invariant")  # told for whoever reads the file
 _DEFAULTS = {field.name: field.default for field in fields(Meter)}
 
 
@@ -34,6 +36,7 @@ class _Ready:
 
     vector: Vector
     query: Query
+    expected: Any
     plan: Plan
     records: Sequence[Record]
     meters: str
@@ -128,7 +131,7 @@ def _prepare(vector: Vector, folder: Path) -> _Ready:
     form = plan.forms[vector.number % len(plan.forms)]
     meters = _as_written(plan.meters)
     _check_meters(meters, folder / "meters" / vector.slug)
-    return _Ready(vector, planned.query, plan, list(pack(plan.events, form)), meters)
+    return _Ready(vector, planned.query, planned.expected, plan, list(pack(plan.events, form)), meters)
 
 
 def _check_meters(meters: str, folder: Path) -> None:
@@ -158,6 +161,8 @@ def _judge(case: _Ready, books: Books) -> Verdict:
         return _verdict_on(vector, error, remarks)
     if unread := case.query.unread:
         remarks = [*remarks, f"the query also says {', '.join(unread)}, which nothing here reads"]
+    if isinstance(case.expected, Query) and (unread := [n for n in case.expected.unread if n not in _ASIDES]):
+        remarks = [*remarks, f"the answer also says {', '.join(unread)}, which nothing here compares"]
     return Verdict(vector, "diverges" if vector.stance == "diverge" else "passed", told, remarks)
 
 

@@ -18,7 +18,7 @@ from tallyman.event import format_of
 from tallyman.money import plain
 from tests.vectors.books import Books, Question
 from tests.vectors.building import DEFAULTS, dotted, meter, raw_of, scale_of, type_of, wire
-from tests.vectors.compare import instant
+from tests.vectors.compare import RowOptions, check_rows, instant
 from tests.vectors.kinds.meter import check_refused, conditions_of, dimensions_of, grouped_by
 from tests.vectors.kinds.outcomes import INGESTED, check_dead, check_outcomes, error_of, status_of
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
@@ -70,7 +70,10 @@ def _plan_question(vector: Vector) -> Plan:
         if not {"status", "error"} & set(expected):
             raise Incomparable(f"expected holds nothing to compare: {', '.join(expected) or 'nothing'}")
         if status_of(expected) < 400:
-            return f"{len(books.ask(question))} rows"
+            rows = books.ask(question)
+            if "rows" in expected:
+                check_rows(rows, expected["rows"], RowOptions(vector.tolerance, (question.start, question.end)))
+            return f"{len(rows)} rows"
         return _about_the_same(expected, check_refused(books, question))
 
     return Plan(meters=[definition], check=check, remarks=[_DOOR])

@@ -72,10 +72,10 @@ def status_of(expected: Any) -> int:
     """Return an expected status; "2xx" is 200, and a refusal without a status 400."""
     if not isinstance(expected, Mapping):
         raise Incomparable(f"expected holds no status: {expected!r}")
-    status = str(expected.get("status", "")).lower().replace("x", "0")
+    status, error = str(expected.get("status", "")).lower().replace("x", "0"), expected.get("error")
     if status.isdigit():
         return int(status)
-    return 400 if expected.get("error") else 200
+    return 400 if error else 200
 
 
 def is_refusal(expected: Any) -> bool:

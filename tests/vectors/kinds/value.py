@@ -48,7 +48,8 @@ def _groups(expected: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check(books: Books, vector: Vector, going: Going) -> str:
     expected, (event,) = vector.expected, going.events
-    if is_refusal(expected) or expected.get("quarantined") or expected.get("rejected"):
+    is_dead = [bool(expected.get(name)) for name in ("quarantined", "rejected")]
+    if is_refusal(expected) or any(is_dead):
         rows = books.ask(going.question)
         check_number("counted rows", sum(row.value != 0 for row in rows), 0)
         return check_dead(books, event, error_of(expected))
