@@ -28,8 +28,10 @@ from pipeline.trace import Contribution, trace
 from tallyman import books
 from tallyman.clickhouse import connect
 from tallyman.control import open_control
-from tallyman.errors import StoreError
+from tallyman.errors import StoreError, UsageQueryError
+from tallyman.files import nearest
 from tallyman.kafka import read_topic
+from tallyman.meter import Definitions
 from tallyman.project import Project
 from tallyman.rebuilds import read_switches
 from tallyman.repairs import newest_repairs, read_repairs, unfence
@@ -118,12 +120,14 @@ def audit_usage(project: Project, question: AuditQuestion, show: Show = lambda w
     """Count usage again and compare it with the books. Nothing in the books is changed; a pipeline may be at work.
 
     Raises:
+        UsageQueryError: No definitions ever had such a meter, or the range is none.
         BrokerError, StoreError: Kafka or ClickHouse does not answer; nothing is left behind that matters.
         LogError: The log changed while it was read.
     """
-    client = connect(project.clickhouse)
     engine = open_control(project.control_url)
     books.prepare(engine)
+    check_question(engine, question)
+    client = connect(project.clickhouse)
     name = recount.make_tables(client)
     try:
         return _Audit(project, question, client, engine, name, show).run()
@@ -131,6 +135,29 @@ def audit_usage(project: Project, question: AuditQuestion, show: Show = lambda w
         recount.drop_tables(client, name)
         client.disconnect()
         engine.dispose()
+
+
+def check_question(engine: sa.Engine, question: AuditQuestion) -> None:
+    """Refuse a question about nothing: every answer to it would be "equal".
+
+    Raises:
+        UsageQueryError: No definitions ever had such a meter, or the range is none.
+    """
+    if question.start and question.end and question.start >= question.end:
+        raise UsageQueryError(
+            f"--to: expected a moment after --from, got {question.end:%Y-%m-%d %H:%M} for one from "
+            f"{question.start:%Y-%m-%d %H:%M} on; nothing lies between them"
+        )
+    known = sorted({meter.meter for each in _definitions(engine) for meter in each.meters})
+    for name in question.meters:
+        if name not in known:
+            raise UsageQueryError(f'--meter: expected one that is or was in force, got "{name}"{nearest(name, known)}')
+
+
+def _definitions(engine: sa.Engine) -> list[Definitions]:
+    """Return all definitions that there ever were."""
+    newest = books.newest_definitions(engine)
+    return [books.load_definitions(engine, number) for number in range(1, newest.number + 1 if newest else 1)]
 
 
 class _Audit:
@@ -344,9 +371,7 @@ def first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
     """Return the first booking that may hold usage of the wanted minutes."""
     if not wanted.first:
         return 0
-    newest = books.newest_definitions(engine)
-    every = (books.load_definitions(engine, number) for number in range(1, newest.number + 1 if newest else 1))
-    ahead = max((each.furthest_ahead.total_seconds() for each in every), default=0)
+    ahead = max((each.furthest_ahead.total_seconds() for each in _definitions(engine)), default=0)
     by_clock = int((wanted.first * 60 - ahead) * 1000) // DAY_MS * BOOKINGS_PER_DAY
     parameters: dict[str, Any] = {"from": wanted.first * 60, "to": min(wanted.end * 60, 2**32 - 1)}
     condition = "minute >= toDateTime(%(from)s, 'UTC') AND minute < toDateTime(%(to)s, 'UTC')"
