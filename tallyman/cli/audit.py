@@ -16,7 +16,7 @@ from tallyman.cli.repair import gap_line, repair_object
 if TYPE_CHECKING:
     from tallyman.reconcile import ChunkCounts
 
-EQUAL, DIFFERENT, UNCHECKED = 0, 1, 2
+EQUAL, DIFFERENT, UNCHECKED = 0, 1, 3  # 2 is wrong usage, as everywhere
 _COMMANDS = {"usage": "tallyman.cli.audit:usage", "counts": "tallyman.cli.audit:counts"}
 _OUTCOMES = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict", "letters", "conflicts")
 _SHOWN = 20
@@ -48,7 +48,7 @@ def usage(options: Options, meters: tuple[str, ...], from_: str | None, to: str 
     """Count usage again, and compare every row of it with the books.
 
     Exit code 0: equal. 1: different, with a table of differences and the offsets where the first one comes from.
-    2: equal as far as could be checked; it says what could not, and from which offset on it could.
+    3: equal as far as could be checked; it says what could not, and from which offset on it could.
 
     \b
     Examples:

@@ -172,7 +172,7 @@ def test_the_archive_alone_proves_usage_of_both_topics_when_the_old_one_is_delet
     assert desk.own.project.config.kafka.topic == new  # written down
     desk.wait_for_hours(70)
     desk.assert_books_hold("archive")
-    report = desk.ask("audit", "usage", "--source", "log", code=2)
+    report = desk.ask("audit", "usage", "--source", "log", code=3)
     assert (report["equal"], {each["span"]["topic"] for each in report["unchecked"]}) == (True, {old})
 
 
