@@ -20,6 +20,7 @@ from kafka.errors import KafkaError
 from tallyman.errors import BrokerError, ConfigError, StoreError
 from tallyman.event import CONTENT_TYPE, LINES, SINGLE
 from tallyman.event_file import EventFile, open_events
+from tallyman.ignored import count_ignored
 from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, make_producer
 from tallyman.line import read_topic_now
 from tallyman.packing import LINES_PER_RECORD, PackedRecord, Packer
@@ -202,6 +203,7 @@ def wait_for(
 
     Raises:
         StoreError: Nothing was booked for `patience_s`, or ClickHouse did not answer for as long.
+        BrokerError: Kafka did not give back what was sent, to tell what is ignored from copies.
         ConfigError: The topic had ended: what was sent counts in the one that follows, at other places.
     """
     from tallyman.clickhouse import connect
@@ -214,11 +216,9 @@ def wait_for(
         dead = _count(ask, "dead_letters", report)
     finally:
         client.disconnect()
-    wanted = {meter.event_type for meter in project.meters}
-    unwanted = set(project.config.usage.ignore) - wanted
-    ignored = min(sum(report.types.get(kind, 0) for kind in unwanted), report.events - aggregated - dead)
-    duplicate = report.events - aggregated - dead - ignored
-    return Outcome(aggregated=aggregated, duplicate=duplicate, dead=dead, ignored=ignored)
+    rest = report.events - aggregated - dead
+    ignored = count_ignored(project, report.topic, report.offsets, report.types, rest)
+    return Outcome(aggregated=aggregated, duplicate=rest - ignored, dead=dead, ignored=ignored)
 
 
 def _wait_until_booked(ask: Ask, report: SendReport, on_progress: Callable[[int], None], patience_s: float) -> None:

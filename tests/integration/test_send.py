@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tallyman.config import ClickHouseConfig, KafkaConfig, TallymanConfig, Usage
 from tallyman.errors import BrokerError, LogError, StoreError
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.meter import Meter
 from tallyman.project import Project
 from tallyman.send import Outcome, SendReport, send_file, wait_for
 from tests.stack import FreshTopic
@@ -194,6 +196,20 @@ def test_waiting_says_what_became_of_every_event(booked: Project, tmp_path: Path
     assert wait_for(booked, report, on_progress=left.append) == Outcome(aggregated=15, duplicate=5, dead=1, ignored=1)
     assert left[0] > 0
     assert left[-1] == 0
+
+
+def test_waiting_tells_what_a_filter_leaves_out_from_copies(booked: Project, tmp_path: Path) -> None:
+    """Four of twenty are from no data centre that the only meter asks for; of the others 13 are accepted, 3 copies."""
+    meter = Meter(meter="compute.hours", event_type="compute.hours", aggregation="sum", where={"dc": ("malmö",)})
+    project = replace(booked, meters=(meter,))
+    path = tmp_path / "october.ndjson"
+    lines = [json.loads(event(number)) for number in range(20)]
+    for number, line in enumerate(lines):
+        line["data"]["dc"] = "malmö" if number % 5 else "lund"
+    path.write_bytes(b"\n".join(json.dumps(line).encode() for line in lines))
+    report = send_file(project, path)
+    book(project, report, 13, 0)
+    assert wait_for(project, report) == Outcome(aggregated=13, duplicate=3, dead=0, ignored=4)
 
 
 def test_waiting_for_a_pipeline_that_stands_still_ends(booked: Project, tmp_path: Path) -> None:
