@@ -28,7 +28,7 @@ from pipeline.json_events import JsonDecoder
 from pipeline.lines import Lines
 from tallyman import books
 from tallyman.clickhouse import connect
-from tallyman.errors import LogError
+from tallyman.errors import EventFileError, LogError
 from tallyman.event import MAX_RECORD_BYTES, SINGLE, format_time
 from tallyman.event_file import open_events
 from tallyman.line import read_topic_now
@@ -97,7 +97,8 @@ def preview_file(
     Raises:
         LogError: Nothing was ever booked: there is nothing to judge it by.
         BrokerError, StoreError: Kafka, ClickHouse or the control store does not answer.
-        OSError: The file cannot be read.
+        EventFileError: The file is cut off or damaged.
+        OSError: The file cannot be opened.
     """
     engine = open_books(project)
     definitions = books.newest_definitions(engine)
@@ -114,6 +115,8 @@ def preview_file(
             for lines in file:
                 judge.take(lines)
                 on_progress(file.done, file.total)
+    except EventFileError as error:
+        raise EventFileError(f"{error}; nothing was sent; get the whole file") from error
     finally:
         client.disconnect()
     return judge.report(tuple(sorted(file.too_long)))

@@ -5,6 +5,7 @@ the next step.
     ├── ConfigError        a file of the project is wrong; the message names the file and the line
     ├── EventError         an event cannot be accepted; carries the reason code of its dead letter
     ├── QuantityError      a value is no exact number that the meter can hold
+    ├── EventFileError     a file of events cannot be read to its end
     ├── UsageQueryError    a question about usage that has no answer
     ├── PriceError         a plan cannot price this
     ├── InvoiceError       an invoice cannot be built, numbered or changed
@@ -52,6 +53,10 @@ class EventError(TallymanError):
 
 class QuantityError(EventError):
     """A value is no exact number that the meter can hold."""
+
+
+class EventFileError(TallymanError):
+    """A file of events cannot be read to its end; what was read of it may be sent again."""
 
 
 class UsageQueryError(TallymanError):

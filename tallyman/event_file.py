@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import gzip
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+
+from tallyman.errors import EventFileError
 
 _PIECE = 1 << 20
 _WHOLE = 256 << 20  # an array or a single event that is written over many lines is read at once, up to here
@@ -29,6 +32,9 @@ class EventFile:
         total: Bytes on disk, None when nobody knows (standard input).
         done: Bytes on disk that were read so far.
         too_long: Numbers of lines longer than `longest`, counted from 1; they are not among the events.
+        name: As it was typed, for messages.
+
+    Iterating raises EventFileError where the file ends early or is damaged.
     """
 
     stream: BinaryIO
@@ -37,6 +43,7 @@ class EventFile:
     longest: int
     done: int = 0
     too_long: list[int] = field(default_factory=list)
+    name: str = "-"
 
     def __iter__(self) -> Iterator[list[bytes]]:
         head = self._read().removeprefix(_BOM)
@@ -82,7 +89,10 @@ class EventFile:
         return bool(line)
 
     def _read(self) -> bytes:
-        piece = self.stream.read(_PIECE)
+        try:
+            piece = self.stream.read(_PIECE)
+        except (OSError, EOFError, zlib.error) as error:  # a gzip file that was cut off or damaged, or the disk
+            raise EventFileError(f"{self.name}: cannot be read to its end ({error})") from error
         self.done = self.disk.tell() if self.disk is not None else self.done + len(piece)
         return piece
 
@@ -109,7 +119,7 @@ def open_events(path: Path | str, longest: int) -> EventFile:
     is_gzip = disk.read(2) == b"\x1f\x8b"
     disk.seek(0)
     stream: BinaryIO = gzip.GzipFile(fileobj=disk) if is_gzip else disk  # type: ignore[assignment]
-    return EventFile(stream, disk, Path(path).stat().st_size, longest)
+    return EventFile(stream, disk, Path(path).stat().st_size, longest, name=str(path))
 
 
 def _events_of(whole: bytes) -> list[bytes] | None:

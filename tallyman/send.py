@@ -17,7 +17,7 @@ from typing import Any
 
 from kafka.errors import KafkaError
 
-from tallyman.errors import BrokerError, ConfigError, StoreError
+from tallyman.errors import BrokerError, ConfigError, EventFileError, StoreError
 from tallyman.event import CONTENT_TYPE, LINES, SINGLE
 from tallyman.event_file import EventFile, open_events
 from tallyman.ignored import count_ignored
@@ -83,14 +83,15 @@ def send_file(
     Raises:
         BrokerError: Kafka did not acknowledge all of it; the same file may be sent again.
         LogError: The topic is missing or wrong.
-        OSError: The file cannot be read.
+        EventFileError: The file is cut off or damaged; the message says how much of it is acknowledged.
+        OSError: The file cannot be opened.
     """
     began = time.monotonic()
     topic = read_topic_now(project).info
     file = open_events(path, LONGEST_LINE)
     producer = make_producer(project.kafka_brokers)
+    sending = _Sending(producer, topic, str(path), file, on_progress or (lambda done, total: None))
     try:
-        sending = _Sending(producer, topic, str(path), file, on_progress or (lambda done, total: None))
         packer = Packer(topic.partitions, 1 if single else LINES_PER_RECORD)
         for lines in file:
             for record in packer.pack(lines):
@@ -98,6 +99,12 @@ def send_file(
         for record in packer.rest():
             sending.send(record)
         sending.finish()
+    except EventFileError as error:
+        sending.finish()
+        raise EventFileError(
+            f"{error}; {sending.events:,} events are acknowledged; get the whole file and send it again: an id counts "
+            "once"
+        ) from error
     finally:
         file.close()
         producer.close(timeout=5)  # nothing is under way any more, or it failed

@@ -5,19 +5,25 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clickhouse_driver.errors import NetworkError, ServerException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallyman.errors import ConfigError, StoreError
+from tallyman.config import KafkaConfig, TallymanConfig
+from tallyman.errors import ConfigError, EventFileError, StoreError
 from tallyman.event import home_key
 from tallyman.event_file import EventFile, open_events
 from tallyman.kafka import TopicInfo, partition_of
+from tallyman.line import TopicNow
 from tallyman.packing import BYTES_PER_RECORD, LINES_PER_RECORD, Packer
-from tallyman.send import SendReport, _ask, _wait_until_booked, runs_of
+from tallyman.project import Project
+from tallyman.send import SendReport, _ask, _wait_until_booked, runs_of, send_file
 
 LONGEST = 8 * 1024 * 1024
 
@@ -89,6 +95,58 @@ def test_a_gzipped_file_is_told_by_its_bytes_and_its_progress_is_in_bytes_on_dis
     assert sum(map(len, file)) == 5000
     assert file.done == file.total == path.stat().st_size
     file.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda whole: whole[:-2000], "Compressed file ended before the end-of-stream marker was reached"),
+        (lambda whole: whole[:-8] + bytes(8), "CRC check failed"),
+        (lambda whole: whole[:10] + b"\xff" + whole[11:], "Error -3 while decompressing data"),
+    ],
+    ids=["cut off", "other content", "damaged"],
+)
+def test_a_gzipped_file_that_cannot_be_read_to_its_end_says_so(
+    tmp_path: Path, damage: Callable[[bytes], bytes], told: str
+) -> None:
+    """No EOFError, which looks like Ctrl-C, and no OSError, which looks like a server that is away."""
+    path = tmp_path / "b.gz"
+    path.write_bytes(damage(gzip.compress(b"\n".join(event(number) for number in range(20_000)))))
+    with closing(open_events(path, LONGEST)) as file, pytest.raises(EventFileError) as error:
+        list(file)
+    assert str(error.value).startswith(f"{path}: cannot be read to its end ({told}")
+
+
+class Broker:
+    """Acknowledges everything."""
+
+    def send(self, *_: Any, **__: Any) -> Broker:
+        return self
+
+    is_done, offset = True, 0
+
+    def get(self, timeout: float) -> Broker:
+        return self
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, timeout: float) -> None:
+        pass
+
+
+def test_a_file_that_is_cut_off_says_how_much_of_it_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "b.gz"
+    path.write_bytes(gzip.compress(b"\n".join(event(number) for number in range(20_000)))[:-100])
+    now = TopicNow(TopicInfo("usage.events.v1", "t", 4), ())
+    monkeypatch.setattr("tallyman.send.read_topic_now", lambda project: now)
+    monkeypatch.setattr("tallyman.send.make_producer", lambda brokers: Broker())
+    project = Project(folder=tmp_path, data=tmp_path, meters=(),
+                      config=TallymanConfig(kafka=KafkaConfig(brokers=("k:9092",))))  # fmt: skip
+    with pytest.raises(EventFileError, match=r"\); [1-9]\d*,\d00 events are acknowledged; get the whole file and send"):
+        send_file(project, path)
 
 
 def pack(lines: list[bytes], partitions: int = 4, most_lines: int = LINES_PER_RECORD) -> list[tuple[int, list[bytes]]]:
