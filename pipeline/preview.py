@@ -98,6 +98,7 @@ def preview_file(
         LogError: Nothing was ever booked: there is nothing to judge it by.
         BrokerError, StoreError: Kafka, ClickHouse or the control store does not answer.
         EventFileError: The file is cut off or damaged.
+        UsageQueryError: It is one array that is too large to be read at once.
         OSError: The file cannot be opened.
     """
     engine = open_books(project)

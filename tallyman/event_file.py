@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from tallyman.errors import EventFileError
+from tallyman.errors import EventFileError, UsageQueryError
 
 _PIECE = 1 << 20
 _WHOLE = 256 << 20  # an array or a single event that is written over many lines is read at once, up to here
@@ -34,7 +34,8 @@ class EventFile:
         too_long: Numbers of lines longer than `longest`, counted from 1; they are not among the events.
         name: As it was typed, for messages.
 
-    Iterating raises EventFileError where the file ends early or is damaged.
+    Iterating raises EventFileError where the file ends early or is damaged, and UsageQueryError, before there are any
+    events, for an array that is too large to be read at once.
     """
 
     stream: BinaryIO
@@ -49,7 +50,11 @@ class EventFile:
         head = self._read().removeprefix(_BOM)
         start = head.lstrip()
         if start.startswith(b"[") or (start.startswith(b"{") and not _is_object(start.split(b"\n", 1)[0])):
-            whole = self._read_whole(head)
+            whole, is_all = self._read_whole(head)
+            if not is_all and start.startswith(b"[") and not _is_json(start.split(b"\n", 1)[0]):
+                raise UsageQueryError(  # its lines are no events, and each would be a dead letter
+                    f"{self.name}: an array of more than {_WHOLE >> 20} MiB; write one event a line (jq -c '.[]')"
+                )
             events = _events_of(whole)
             if events is not None:
                 yield [event for event in events if self._fits(event, 1)]
@@ -96,12 +101,13 @@ class EventFile:
         self.done = self.disk.tell() if self.disk is not None else self.done + len(piece)
         return piece
 
-    def _read_whole(self, head: bytes) -> bytes:
+    def _read_whole(self, head: bytes) -> tuple[bytes, bool]:
+        """Return what is left of the file, as far as memory holds it, and whether that is all."""
         pieces, size = [head], len(head)
-        while size < _WHOLE and (piece := self._read()):
+        while size <= _WHOLE and (piece := self._read()):
             pieces.append(piece)
             size += len(piece)
-        return b"".join(pieces)
+        return b"".join(pieces), size <= _WHOLE
 
 
 def open_events(path: Path | str, longest: int) -> EventFile:
@@ -138,6 +144,14 @@ def _in_one_line(event: bytes) -> bytes:
         return msgspec.json.format(event, indent=-1)
     except msgspec.DecodeError:
         return event.replace(b"\n", b" ")  # no event; it becomes one dead letter and not several
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _is_object(text: bytes) -> bool:

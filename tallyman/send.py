@@ -84,6 +84,7 @@ def send_file(
         BrokerError: Kafka did not acknowledge all of it; the same file may be sent again.
         LogError: The topic is missing or wrong.
         EventFileError: The file is cut off or damaged; the message says how much of it is acknowledged.
+        UsageQueryError: It is one array that is too large to be read at once; nothing was sent.
         OSError: The file cannot be opened.
     """
     began = time.monotonic()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallyman.config import KafkaConfig, TallymanConfig
-from tallyman.errors import ConfigError, EventFileError, StoreError
+from tallyman.errors import ConfigError, EventFileError, StoreError, UsageQueryError
 from tallyman.event import home_key
 from tallyman.event_file import EventFile, open_events
 from tallyman.kafka import TopicInfo, partition_of
@@ -64,6 +64,28 @@ def test_an_event_written_over_many_lines_is_one_with_all_its_digits() -> None:
 def test_an_array_that_is_cut_off_becomes_lines_so_that_nothing_is_dropped() -> None:
     content = b"[" + event(1) + b",\n" + event(2)
     assert b"\n".join(read(content)[0]) == content
+
+
+@pytest.mark.parametrize("between", [b",\n", b","])
+def test_an_array_that_is_too_large_to_be_read_at_once_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, between: bytes
+) -> None:
+    """Its lines end with commas: each would have become a dead letter."""
+    monkeypatch.setattr("tallyman.event_file._WHOLE", 2 << 20)
+    monkeypatch.setattr("tallyman.event_file._PIECE", 1 << 18)
+    fits = b"[" + between.join(event(number) for number in range(10_000)) + b"]"
+    assert len(read(fits)[0]) == 10_000
+    file = EventFile(io.BytesIO(b"[" + between.join([fits[1:-1], fits[1:]])), None, None, LONGEST, name="october.json")
+    with pytest.raises(UsageQueryError, match=r"october.json: an array of more than 2 MiB; write one event a line"):
+        next(iter(file))
+
+
+def test_lines_of_which_the_first_is_an_array_of_its_own_may_be_as_many_as_they_like(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tallyman.event_file._WHOLE", 1 << 18)
+    monkeypatch.setattr("tallyman.event_file._PIECE", 1 << 16)
+    assert len(read(b"\n".join([b"[1]", *(event(number) for number in range(10_000))]))[0]) == 10_001
 
 
 def test_a_broken_first_line_does_not_hide_the_others() -> None:
