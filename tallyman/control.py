@@ -53,6 +53,8 @@ def open_control(url: str) -> sa.Engine:
         raise ConfigError(
             f'control.url: PostgreSQL needs {error.name}, which is not installed: pip install "tallyman[postgresql]"'
         ) from error
+    except ValueError as error:
+        raise ConfigError("control.url: expected a number as the port behind the host; correct the URL") from error
     except (exc.ArgumentError, KeyError) as error:
         shown = url.split(":", 1)[0]  # the rest may hold a password
         raise ConfigError(
@@ -64,7 +66,7 @@ def open_control(url: str) -> sa.Engine:
             if engine.dialect.name == "postgresql":
                 _check_postgresql(connection)
             return engine
-    except (exc.OperationalError, sqlite3.OperationalError) as error:
+    except (exc.DatabaseError, sqlite3.DatabaseError) as error:
         raise _refused(engine, error) from error
 
 
@@ -82,7 +84,9 @@ def write(engine: sa.Engine) -> Iterator[sa.Connection]:
                 connection.execute(sa.select(patience))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITER_LOCK)))
             yield connection
-    except exc.OperationalError as error:
+    except exc.DatabaseError as error:
+        if not _is_of_the_store(error):
+            raise
         raise _refused(engine, error) from error
 
 
@@ -97,7 +101,9 @@ def read(engine: sa.Engine) -> Iterator[sa.Connection]:
     try:
         with engine.connect().execution_options(**isolation) as connection, connection.begin():
             yield connection
-    except exc.OperationalError as error:
+    except exc.DatabaseError as error:
+        if not _is_of_the_store(error):
+            raise
         raise _refused(engine, error) from error
 
 
@@ -181,7 +187,14 @@ def _check_postgresql(connection: sa.Connection) -> None:
 def _sqlite(url: URL) -> sa.Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigError('control.url: expected a file, as in sqlite:////var/lib/tallyman/control.db, got ":memory:"')
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(url.database).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"control store {url.database}: its folder cannot be made, {error.filename}: {error.strerror}; make it, or "
+            "name another one with --data or control.url, and run it again"
+        ) from error
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -215,12 +228,27 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {kind}")
 
 
+def _is_of_the_store(error: exc.DatabaseError) -> bool:
+    """Whether the store could not do it: what a statement got wrong (IntegrityError and others) is ours."""
+    return isinstance(error, exc.OperationalError) or type(error) is exc.DatabaseError
+
+
 def _refused(engine: sa.Engine, error: Exception) -> StoreError:
     cause = error.orig if isinstance(error, exc.DBAPIError) and error.orig is not None else error
     shown = engine.url.set(query={}).render_as_string(hide_password=True)  # a query may hold secrets, too
-    return StoreError(f"control store {shown}: {' '.join(str(cause).split())}; try again")
+    said = " ".join(str(cause).split())
+    step = next((step for words, step in _NEXT_STEPS if words in said), "try again")
+    return StoreError(f"control store {shown}: {said}; {step}")
 
 
+# What SQLite says, and what helps where trying again alone does not.
+_NEXT_STEPS = (
+    ("file is not a database", "put the right file there, or set control.url or --data to it, and run it again"),
+    ("disk image is malformed", "restore it from a backup, and run it again"),
+    ("readonly database", "let this user write the file and its folder, and run it again"),
+    ("unable to open database file", "expected file and folder to be this user's to write; mend it and run it again"),
+    ("disk is full", "make room on its disk, and run it again"),
+)
 _MAKERS: Mapping[str, Callable[[URL], sa.Engine]] = {
     "sqlite": _sqlite,
     "sqlite+pysqlite": _sqlite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         again = "; this may pass, try again" if error.retriable and "again" not in str(error) else ""
         click.echo(f"{error}{again}", err=True)
         return WRONG_USAGE if isinstance(error, ConfigError | UsageQueryError) else FAILED
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(disk_sentence(error), err=True)
+        return FAILED
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None or "--debug" in arguments:
@@ -96,6 +102,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     return code if isinstance(code, int) else FINE
 
+
+def disk_sentence(error: OSError) -> str:
+    """Say which file could not be read or written, why, and what helps.
+
+    >>> disk_sentence(PermissionError(13, "Permission denied", "/var/lib/tallyman"))
+    '/var/lib/tallyman: Permission denied; let this user read and write it, or name another folder with --data'
+    """
+    if error.filename is None and error.strerror is None:
+        return f"{type(error).__name__}: {error}; where it comes from is shown with --debug"
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "tallyman"
+    step = _NEXT_STEPS.get(error.errno or 0, "where it comes from is shown with --debug")
+    return f"{place}: {error.strerror}; {step}"
+
+
+_NO_RIGHT = "let this user read and write it, or name another folder with --data"
+_NO_ROOM = "make room on its disk, and run it again"
+_NO_FOLDER = "a file stands where a folder has to be; move it away, or name another folder"
+_NEXT_STEPS: Mapping[int, str] = {
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _NO_RIGHT,
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
+}
 
 # What is missing -> the extra that brings it.
 EXTRAS: Mapping[str, str] = {

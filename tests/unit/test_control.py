@@ -166,6 +166,7 @@ def test_a_writer_that_waits_too_long_is_told_to_try_again(control_url: str, mon
         "postgresql+asyncpg://scott:tiger@db/x",
         "not a url",
         "sqlite://",
+        "postgresql+psycopg://scott:tiger@db:sql/x",
     ],
 )
 def test_an_unusable_url_is_named_without_its_password(url: str) -> None:
@@ -176,8 +177,37 @@ def test_an_unusable_url_is_named_without_its_password(url: str) -> None:
 
 def test_a_folder_in_the_place_of_the_file_is_an_error_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "control.db").mkdir()
-    with pytest.raises(StoreError, match="unable to open database file; try again"):
+    with pytest.raises(StoreError, match="unable to open database file; expected file and folder"):
         open_control(f"sqlite:///{tmp_path / 'control.db'}")
+
+
+def test_a_file_that_is_no_database_is_an_error_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "control.db"
+    path.write_text("mine: not a database\n" * 100, encoding="utf-8")
+    with pytest.raises(StoreError, match=r"control\.db: file is not a database; put the right file there"):
+        open_control(f"sqlite:///{path}")
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(StoreError, match=r"its folder cannot be made, .*data.*: .*; make it, or name another one"):
+        open_control(f"sqlite:///{tmp_path / 'data' / 'deeper' / 'control.db'}")
+
+
+def test_a_store_that_is_read_only_says_what_helps_instead_of_trying_again(tmp_path: Path) -> None:
+    engine = open_control(f"sqlite:///{tmp_path / 'control.db'}")
+    migrate(engine, "purses", STEPS)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only = 1")
+    told = pytest.raises(StoreError, match=r"readonly database; let this user write the file")
+    with told as caught, write(engine) as connection:
+        connection.execute(sa.update(PURSES).values(coins=1))
+    assert "try again" not in str(caught.value)
+
+
+def test_a_row_that_is_there_already_is_no_error_of_the_store(engine: sa.Engine) -> None:
+    with pytest.raises(sa.exc.IntegrityError), write(engine) as connection:
+        connection.execute(sa.insert(PURSES).values(owner="Zoë Åström", coins=1, version=0))
 
 
 def test_a_postgresql_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:

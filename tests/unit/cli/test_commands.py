@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -175,6 +176,41 @@ def test_nothing_runs_is_said_by_status(project: Path, capsys: pytest.CaptureFix
     assert "start it with: tallyman up" in capsys.readouterr().err
     assert run(["status", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["running"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/var/lib/tallyman"),
+         "/var/lib/tallyman: Permission denied; let this user read and write it, or name another folder with --data"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/srv/x/stack.json"),
+         "/srv/x/stack.json: Not a directory; a file stands where a folder has to be"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room on its disk"),
+        (OSError("nobody knows"), "OSError: nobody knows; where it comes from is shown with --debug"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_the_disk_refuses_is_a_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, said: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tallyman.project.load_project", refuse)
+    assert run(["check"]) == 1
+    assert said in capsys.readouterr().err
+    with pytest.raises(type(error)):
+        run(["check", "--debug"])
+
+
+def test_a_file_where_the_data_folder_has_to_be_is_a_sentence(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "data").touch()
+    for command in (["up"], ["audit", "usage"], ["invoice", "preview", "--month", "2026-10"]):
+        assert run([*command, "--data", "data"]) == 1, command
+        err = capsys.readouterr().err
+        assert "data" in err and "Traceback" not in err
 
 
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(
