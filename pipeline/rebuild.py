@@ -32,6 +32,7 @@ from tallyman.errors import RebuildError, StoreError
 from tallyman.generations import Attempt
 from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
+from tallyman.period import FIRST_MOMENT, LAST_MOMENT
 from tallyman.project import Project
 from tallyman.rebuilds import QUARTER_S, Switch
 from tallyman.repairs import read_repairs
@@ -326,6 +327,8 @@ def current_definitions(project: Project, engine: sa.Engine, question: RebuildQu
         RebuildError: They have no such meter, the project's files say something else of it, or the range is none.
     """
     for option, moment in (("--from", question.start), ("--to", question.end)):
+        if not FIRST_MOMENT <= moment <= LAST_MOMENT:
+            raise RebuildError(f"{option}: expected a time from 1970 to 2106, got {moment.isoformat()}")
         if moment.timestamp() % QUARTER_S:
             raise RebuildError(
                 f"{option}: expected a quarter of an hour (minute 00, 15, 30 or 45), got {moment:%Y-%m-%d %H:%M:%S}; "

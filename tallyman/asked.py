@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from tallyman.aggregations import Span
 from tallyman.errors import UsageQueryError
 from tallyman.files import nearest
 from tallyman.meter import Bucket, decode_dimensions
-from tallyman.period import window_edges
+from tallyman.period import FIRST_MOMENT, LAST_MOMENT, window_edges
 from tallyman.usage import UsageQuery
 
 Named = tuple[str | None, ...]  # the values of what a question groups by, in its order
@@ -62,12 +62,15 @@ def windows_of(query: UsageQuery) -> Windows:
     """Return the windows of a question.
 
     Raises:
-        UsageQueryError: No such window or zone, an instant without a zone or inside a minute, an empty range.
+        UsageQueryError: No such window or zone, an instant without a zone, inside a minute or beyond what the store's
+            times can hold, an empty range.
     """
     for name, moment in (("from", query.start), ("to", query.end)):
         if moment.tzinfo is None:
             raise UsageQueryError(f"{name}: expected an instant with a zone, got {moment.isoformat()}")
-        if moment.astimezone(UTC).timestamp() % _MINUTE_S:
+        if not FIRST_MOMENT <= moment <= LAST_MOMENT:
+            raise UsageQueryError(f"{name}: expected an instant from 1970 to 2106 (UTC), got {moment.isoformat()}")
+        if moment.timestamp() % _MINUTE_S:
             raise UsageQueryError(
                 f"{name}: expected a whole minute, which is how fine usage is kept, got {moment.isoformat()}"
             )

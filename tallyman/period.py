@@ -19,6 +19,10 @@ from zoneinfo import ZoneInfo, available_timezones
 from tallyman.errors import UsageQueryError
 from tallyman.usage import WINDOWS, Window
 
+# What the store's times can hold: seconds since 1970 in 32 bits, in whole minutes.
+FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MOMENT = datetime(2106, 2, 7, 6, 28, tzinfo=UTC)
+FIRST_YEAR, LAST_YEAR = 1971, 2105  # of which every month lies between them in every zone
 MONTH_FORM = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 
 
@@ -99,8 +103,11 @@ def month_period(month: str, zone: str, anchor_day: int = 1) -> Period:
         UsageQueryError: No such month, zone or day.
     """
     parts = MONTH_FORM.fullmatch(month)
-    if parts is None or not 1 <= int(parts[1]) <= 9998:
-        raise UsageQueryError(f'month: expected a year and a month such as 2026-10, got "{month}"')
+    if parts is None or not FIRST_YEAR <= int(parts[1]) <= LAST_YEAR:
+        raise UsageQueryError(
+            f"month: expected a year and a month such as 2026-10, {FIRST_YEAR} to {LAST_YEAR}, "
+            f'got "{month}"'
+        )
     if not 1 <= anchor_day <= 31:
         raise UsageQueryError(f"anchor_day: expected 1 to 31, got {anchor_day}")
     year, number = int(parts[1]), int(parts[2])

@@ -18,13 +18,15 @@ _COMMANDS = {"preview": "tallyman.cli.invoice:preview", "run": "tallyman.cli.inv
 
 
 def _month(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
-    from tallyman.period import MONTH_FORM, previous_month
+    from tallyman.errors import UsageQueryError
+    from tallyman.period import month_period, previous_month
 
     if value is None:
         return previous_month(datetime.now(UTC).date())
-    if not MONTH_FORM.fullmatch(value):
-        raise click.BadParameter(f'expected a year and a month such as 2026-10, got "{value}"')
-    return value
+    try:
+        return month_period(value, "UTC").month
+    except UsageQueryError as error:
+        raise click.BadParameter(str(error).removeprefix("month: ")) from error
 
 
 _month_option = click.option(

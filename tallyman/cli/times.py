@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from tallyman.errors import UsageQueryError
 from tallyman.files import parse_duration
-from tallyman.period import find_zone, start_of_day
+from tallyman.period import FIRST_MOMENT, LAST_MOMENT, find_zone, start_of_day
 
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -22,9 +22,20 @@ def parse_moment(name: str, text: str, zone: str, now: datetime) -> datetime:
         text: "2026-10-01", "2026-10", "2026-10-01T14:30", the same with an offset, "now", "today", or "24h" for that
             long ago. Ages and `now` are cut to whole minutes.
 
+    Where 1970 began before UTC did, it begins with UTC: nothing is stored from before.
+
     Raises:
-        UsageQueryError: It is none of these.
+        UsageQueryError: It is none of these, or beyond what the store's times can hold.
     """
+    moment = _moment(name, text, zone, now)
+    if FIRST_MOMENT - timedelta(days=1) <= moment <= FIRST_MOMENT:
+        return FIRST_MOMENT
+    if not FIRST_MOMENT <= moment <= LAST_MOMENT:
+        raise UsageQueryError(f'{name}: expected a time from 1970 to 2106, got "{text}"')
+    return moment
+
+
+def _moment(name: str, text: str, zone: str, now: datetime) -> datetime:
     minute = now.astimezone(UTC).replace(second=0, microsecond=0)
     if text == "now":
         return minute

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tallyman.cli import run
 from tallyman.cli.output import cells, count, plain, show_time, size, table_lines
 from tallyman.cli.times import next_minute, parse_moment
 from tallyman.errors import UsageQueryError
@@ -80,6 +81,27 @@ def test_a_moment_is_typed_as_people_say_it(text: str, moment: str) -> None:
 def test_a_moment_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageQueryError, match=r"--from: expected a day \(2026-10-01\)"):
         parse_moment("--from", text, "Europe/Berlin", NOW)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Tokyo", "Pacific/Auckland", "UTC"])
+@pytest.mark.parametrize("text", ["1970-01", "1970-01-01", "1970-01-01T00:00"])
+def test_where_1970_began_before_utc_it_begins_with_utc(text: str, zone: str) -> None:
+    """Nothing is stored from before; the first window is so much shorter."""
+    assert parse_moment("--from", text, zone, NOW) == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text", ["1960-01-01", "1969-12-30", "0001-01-01T00:00+14:00", "2106-02-08", "2200-01", "9999-12-31T23:59-12:00"]
+)
+def test_a_moment_that_the_store_cannot_hold_is_refused(text: str) -> None:
+    with pytest.raises(UsageQueryError, match=r"--from: expected a (time from 1970 to 2106|day)"):
+        parse_moment("--from", text, "Europe/Berlin", NOW)
+
+
+@pytest.mark.parametrize("month", ["0001-01", "1970-01", "2106-01", "9999-12"])
+def test_a_month_that_the_store_cannot_hold_is_wrong_usage(month: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["invoice", "preview", "--month", month]) == 2
+    assert f'a month such as 2026-10, 1971 to 2105, got "{month}"' in capsys.readouterr().err
 
 
 def test_this_minute_is_included() -> None:
