@@ -23,11 +23,22 @@ from pipeline.identities import Accepted, IdColumns
 from pipeline.json_events import JsonDecoder
 from pipeline.letters import record_letter
 from pipeline.lines import Lines
+from tallyman.corrections import write_correction
 from tallyman.errors import EventError
-from tallyman.event import CORRECTION, SINGLE, Event, decode_event, home_key, identity, version_identity
+from tallyman.event import (
+    CORRECTION,
+    FIRST_US,
+    SINGLE,
+    Event,
+    decode_event,
+    format_time,
+    home_key,
+    identity,
+    version_identity,
+)
 from tallyman.headers import Headers
 from tallyman.kafka import partition_of
-from tallyman.meter import BY_MOMENT, CORRECTABLE, Meter
+from tallyman.meter import BY_MOMENT, CORRECTABLE, Definitions, Meter
 
 Find = Callable[[list[Identity]], dict[Identity, Accepted]]
 
@@ -95,6 +106,18 @@ def measure_correction(
             version = correction.version - 1 if sign < 0 else correction.version
             readings.append(_signed(events, sign, version, catalog))
     return replace(correction, readings=tuple(readings), meters=meters, meters_at=meters_at)
+
+
+def refuse_dead(was: bytes, now: bytes, version: int, definitions: Definitions) -> None:
+    """Refuse a correction of an event that was counted, before it is sent, if it would be a dead letter.
+
+    Raises:
+        EventError: Why it would be one, in the words of the dead letter.
+    """
+    body = write_correction(was, now, event_id="-", time=format_time(FIRST_US), reason="")
+    catalog = Catalog(definitions)
+    found = read_correction(body, version, 1, 0, (0, 0), ())
+    measure_correction(found, JsonDecoder(catalog, 1), catalog, lambda number: definitions.meters)
 
 
 def count_corrections(block: Block, chunk: OpenChunk, find: Find) -> Counts:

@@ -121,6 +121,16 @@ def amended(history: History, changes: Mapping[str, bytes]) -> bytes:
     return mend(last, changes, own_identity=True)
 
 
+def refuse_same(history: History, now: bytes) -> None:
+    """Refuse a correction that changes nothing.
+
+    Raises:
+        UsageQueryError: It counts so already.
+    """
+    if now == history.now.text:
+        raise UsageQueryError(f'event: "{history.id}" counts so already; there is nothing to correct')
+
+
 def correct(project: Project, history: History, now: bytes, reason: str) -> SendReport:
     """Send the correction that makes an event count as `now`, empty for nothing; return when Kafka acknowledged it.
 
@@ -131,8 +141,7 @@ def correct(project: Project, history: History, now: bytes, reason: str) -> Send
         BrokerError: Kafka did not acknowledge; run it again.
     """
     began = time.monotonic()
-    if now == history.now.text:
-        raise UsageQueryError(f'event: "{history.id}" counts so already; there is nothing to correct')
+    refuse_same(history, now)
     topic = read_topic_now(project).info
     version = history.now.number + 1
     moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -15,6 +15,7 @@ from tallyman.binary import compose
 from tallyman.errors import BrokerError, EventError
 from tallyman.event import SINGLE, Event, decode_record
 from tallyman.headers import Headers, kind_of
+from tallyman.in_force import definitions_in_force
 from tallyman.kafka import TopicInfo, make_consumer
 from tallyman.meter import Definitions, Meter, measure
 
@@ -69,7 +70,7 @@ def count_ignored(
     """
     if not rest:
         return 0
-    judge = Judge(_definitions(project))
+    judge = Judge(definitions_in_force(project))
     ignored = judge.by_type(types)
     if ignored < rest and judge.needs_events(types):
         ignored += judge.by_filter(read_records(project.kafka_brokers, topic.name, offsets))
@@ -98,20 +99,6 @@ def read_records(brokers: Sequence[str], topic: str, offsets: Mapping[int, Runs]
         raise BrokerError(f'"{topic}": expected to read what was sent, got {type(error).__name__}: {error}') from error
     finally:
         consumer.close()
-
-
-def _definitions(project: Project) -> Definitions:
-    """Return the definitions in force; where nothing was booked yet, what the project's files say."""
-    from tallyman import books
-    from tallyman.control import open_control
-
-    engine = open_control(project.control_url)
-    try:
-        books.prepare(engine)
-        found = books.closed_definitions(engine)
-    finally:
-        engine.dispose()
-    return found or Definitions(number=0, meters=project.meters, ignore=tuple(project.config.usage.ignore))
 
 
 def _events(record: Record) -> Iterator[Event]:

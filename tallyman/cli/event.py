@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, project_options
+from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import print_json, print_table, progress_line, result, say, show_time
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def amend(
     options: Options, subject: str, source: str, event_id: str, changes: tuple[str, ...], **wishes: Any
 ) -> None:
     """Put an event right: what it counted for is taken back, and it counts anew. Without --yes only say what would
-    be done. A voided event comes back this way too.
+    be done. A voided event comes back this way too. What would be a dead letter is refused, with exit code 3.
 
     \b
     Example:
@@ -130,10 +130,18 @@ def _correct(
         now = b"" if changes is None else corrections.amended(found, changes)
     except EventError as error:
         raise UsageQueryError(f"--set: {error.detail}") from error
-    document: dict[str, Any] = {"was": found.now.text.decode(), "now": now.decode(), "done": wishes["yes"]}
+    corrections.refuse_same(found, now)
+    dead = _foresee(project, found, now)
+    document: dict[str, Any] = {"was": found.now.text.decode(), "now": now.decode(), "done": wishes["yes"] and not dead,
+                                "refused": dead or None}  # fmt: skip
     if not wishes["as_json"]:
         say(f"was: {document['was'] or 'void'}")
         say(f"now: {document['now'] or 'void'}")
+    if dead:
+        if wishes["as_json"]:
+            print_json(document)
+        say(f"it would be a dead letter, {dead}; nothing was sent")
+        leave(3)
     fate = None
     if wishes["yes"]:
         sent = corrections.correct(project, found, now, wishes["reason"])
@@ -153,6 +161,19 @@ def _correct(
     else:
         say("nothing was sent. To do it, add --yes")
     leave(3 if fate is not None and fate.dead else 0)
+
+
+def _foresee(project: Project, found: History, now: bytes) -> str:
+    """Say why a correction would be a dead letter under the definitions in force; nothing if it would not."""
+    from tallyman.errors import EventError
+    from tallyman.in_force import definitions_in_force
+
+    definitions = definitions_in_force(project)
+    try:
+        load_room("pipeline.corrections:refuse_dead")(found.now.text, now, found.now.number + 1, definitions)
+    except EventError as error:
+        return f"{error.reason}: {error.detail}"
+    return ""
 
 
 def _document(found: History) -> dict[str, object]:

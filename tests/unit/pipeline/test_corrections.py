@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.corrections import refuse_dead
 from tallyman.corrections import write_correction
+from tallyman.errors import EventError
 from tallyman.meter import Definitions, Meter
 from tests.unit.pipeline.events import PLAIN, Walk, body, event
 
@@ -156,3 +158,34 @@ def test_a_correction_on_a_foreign_partition_is_forwarded_home() -> None:
             assert dict(forward.headers)["tallyman-corrects"] == b"1" and walk.counts["forwarded"] == 1
             return
     raise AssertionError("every partition was home")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "detail"),
+    [
+        ({"time": "yesterday"}, "bad_time", "time: "),
+        ({"data": 5}, "wrong_type", "data"),
+        ({"data": {"hours": "nonsense"}}, "not_a_number", "data.now: value: "),
+        ({"type": "x.unknown"}, "unknown_meter", 'no meter wants "x.unknown"'),
+    ],
+    ids=lambda value: "",
+)
+def test_a_correction_that_would_be_a_dead_letter_is_known_before_it_is_sent(
+    changed: dict[str, Any], reason: str, detail: str
+) -> None:
+    for was, version in ((hours("10"), 1), (b"", 2)):
+        with pytest.raises(EventError) as error:
+            refuse_dead(was, body(1, **changed), version, PLAIN)
+        assert detail in str(error.value)
+        assert error.value.reason == reason
+
+
+def test_a_correction_that_would_count_is_not_refused() -> None:
+    ignored = body(1, type="heartbeat")
+    for was, now in ((hours("10"), hours("4")), (hours("10"), b""), (b"", hours("4")), (hours("10"), ignored)):
+        refuse_dead(was, now, 1, PLAIN)
+
+
+def test_what_has_forgotten_its_single_values_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(EventError, match="peak keeps its max and no single values to take back"):
+        refuse_dead(body(1, type="traffic", data={"bytes": "7"}), b"", 1, MOMENTS)

@@ -1,0 +1,23 @@
+"""The definitions in force, for whoever wants to know beforehand what becomes of an event."""
+
+from __future__ import annotations
+
+from tallyman import books
+from tallyman.control import open_control
+from tallyman.meter import Definitions
+from tallyman.project import Project
+
+
+def definitions_in_force(project: Project) -> Definitions:
+    """Return the definitions of the last close; where nothing was booked yet, what the project's files say.
+
+    Raises:
+        StoreError: The control store does not open.
+    """
+    engine = open_control(project.control_url)
+    try:
+        books.prepare(engine)
+        found = books.closed_definitions(engine)
+    finally:
+        engine.dispose()
+    return found or Definitions(number=0, meters=project.meters, ignore=tuple(project.config.usage.ignore))
