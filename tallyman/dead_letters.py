@@ -152,8 +152,9 @@ def read_certain_keys(client: Client, choice: LetterChoice) -> list[LetterKey]:
     """Return where the chosen letters lie, when each position means one letter: something will be done about it.
 
     Raises:
-        UsageQueryError: As `read_dead_letters`; or a position is that of letters of several topics.
+        UsageQueryError: As `read_dead_letters`; or nothing lies at a position, or letters of several topics do.
     """
+    _refuse_missing(client, choice.positions)
     keys = read_keys(client, choice)
     bare = {_place(position)[1:]: position for position in choice.positions if "@" not in position}
     for place, position in bare.items():
@@ -164,6 +165,17 @@ def read_certain_keys(client: Client, choice: LetterChoice) -> list[LetterKey]:
                 f"one you mean, with its topic: {' or '.join(letters)} (tallyman dead show {position})"
             )
     return keys
+
+
+def _refuse_missing(client: Client, positions: Sequence[str]) -> None:
+    """Refuse positions at which nothing lies; letters that were handled already may be named again."""
+    if not positions:
+        return
+    there = {key[:4] for key in read_keys(client, LetterChoice(positions=tuple(positions), handled=True))}
+    there |= {("", *place[1:]) for place in there}
+    missing = [position for position in positions if _place(position) not in there]
+    if missing:
+        raise UsageQueryError(f"position: no dead letter at {', '.join(missing)}; see them with: tallyman dead list")
 
 
 def read_slices(client: Client, keys: Sequence[LetterKey]) -> Iterator[tuple[DeadLetter, ...]]:

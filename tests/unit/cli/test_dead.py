@@ -1,0 +1,41 @@
+"""What `tallyman dead retry` and `discard` are told to do something about is there, or it is wrong usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallyman.dead_letters import LetterChoice, read_certain_keys
+from tallyman.errors import UsageQueryError
+
+OPEN, HANDLED = ("topic-a", 3, 18211, 0, 99), ("topic-b", 0, 7, 0, 99)
+
+
+class Store:
+    """A store with one open letter and one that was handled."""
+
+    def execute(self, sql: str, values: dict[str, Any]) -> list[Any]:
+        rows = [OPEN] if "dead_letters_handled" in sql else [OPEN, HANDLED]
+        if "places" not in values:
+            return rows
+        return [row for row in rows if row[:4] in values["places"] or row[1:4] in values["anywhere"]]
+
+
+def keys(*positions: str) -> list[Any]:
+    return [tuple(key) for key in read_certain_keys(Store(), LetterChoice(positions=positions))]  # type: ignore[arg-type]
+
+
+def test_letters_are_found_by_their_positions() -> None:
+    assert keys() == keys("3:18211:0") == keys("3:18211:0@topic-a") == [OPEN]
+
+
+def test_what_was_handled_already_may_be_named_again() -> None:
+    assert keys("0:7:0") == []
+    assert keys("3:18211:0", "0:7:0@topic-b") == [OPEN]
+
+
+@pytest.mark.parametrize("position", ["9:9:9", "3:18211:0@topic-b", "3:18211:1"])
+def test_a_position_at_which_nothing_lies_is_named(position: str) -> None:
+    with pytest.raises(UsageQueryError, match=f"position: no dead letter at {position}; see them with"):
+        keys("3:18211:0", position)
