@@ -16,6 +16,7 @@ from pipeline.close import found_books, open_books
 from pipeline.outlet import write_end
 from tallyman import books
 from tallyman.clickhouse import store_errors
+from tallyman.config import TOPIC_NAME_EXPECTED, is_topic_name
 from tallyman.errors import ConfigError
 from tallyman.kafka import TopicInfo, check_topic, end_offsets, ensure_topics, make_consumer, read_topic
 from tallyman.project import Project
@@ -58,6 +59,8 @@ def plan_growth(project: Project, partitions: int, name: str | None = None) -> G
         LogError: The old topic has settings that lose usage.
         BrokerError: Kafka does not answer.
     """
+    if name is not None and not is_topic_name(name):
+        raise ConfigError(f'--name: {TOPIC_NAME_EXPECTED}, got "{name}"')
     line = books.read_line(open_books(project), project.config.kafka.topic)
     if not line:
         raise ConfigError(

@@ -6,6 +6,7 @@ Everything has a default; an empty file is a working project on the embedded sta
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from tallyman.errors import ConfigError
 from tallyman.files import Secret
 
 MEBIBYTE = 1024 * 1024
+LEAST_CHUNK = 8
+CONTROL_KINDS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
+TOPIC_NAME_EXPECTED = 'expected 1 to 249 of the letters a to z and A to Z, digits and ". _ -"'
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def _need(holds: bool, message: str) -> None:
@@ -24,7 +29,12 @@ def _need(holds: bool, message: str) -> None:
 
 
 def _is_port(text: str) -> bool:
-    return text.isdigit() and 1 <= int(text) <= 65535
+    return text.isascii() and text.isdecimal() and 1 <= int(text) <= 65535
+
+
+def is_topic_name(name: str) -> bool:
+    """Whether Kafka takes it as the name of a topic."""
+    return _TOPIC_NAME.fullmatch(name) is not None and name not in (".", "..")
 
 
 def _above_zero(section: object, *names: str) -> None:
@@ -55,8 +65,13 @@ class KafkaConfig:
 
     def __post_init__(self) -> None:
         _above_zero(self, "partitions", "chunk_size", "replication")
+        for name, value in (("topic", self.topic), ("progress_topic", self.progress_topic)):
+            _need(is_topic_name(value), f'{name}: {TOPIC_NAME_EXPECTED}, got "{value}"')
+        same = self.topic == self.progress_topic
+        _need(not same, f'progress_topic: expected another topic than that of the events, got "{self.topic}" for both')
         power = self.chunk_size & (self.chunk_size - 1) == 0
         _need(power, f"chunk_size: expected a power of two such as 65536, got {self.chunk_size}")
+        _need(self.chunk_size >= LEAST_CHUNK, f"chunk_size: expected {LEAST_CHUNK} or more, got {self.chunk_size}")
         for broker in self.brokers:
             host, _, port = broker.rpartition(":")
             _need(bool(host) and _is_port(port), f'brokers: expected host:port such as kafka-1:9092, got "{broker}"')
@@ -85,6 +100,8 @@ class ControlConfig:
     def __post_init__(self) -> None:
         good = not self.url or "://" in self.url
         _need(good, "url: expected a URL such as postgresql+psycopg://tallyman@db-1/tallyman, got none")  # never shown
+        known = not self.url or self.url.split("://")[0] in CONTROL_KINDS
+        _need(known, "url: expected sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, got another kind of store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

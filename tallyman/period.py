@@ -103,11 +103,10 @@ def month_period(month: str, zone: str, anchor_day: int = 1) -> Period:
         UsageQueryError: No such month, zone or day.
     """
     parts = MONTH_FORM.fullmatch(month)
-    if parts is None or not FIRST_YEAR <= int(parts[1]) <= LAST_YEAR:
-        raise UsageQueryError(
-            f"month: expected a year and a month such as 2026-10, {FIRST_YEAR} to {LAST_YEAR}, "
-            f'got "{month}"'
-        )
+    if parts is None or not int(parts[1]):
+        raise UsageQueryError(f'month: expected a year and a month such as 2026-10, got "{month}"')
+    if not FIRST_YEAR <= int(parts[1]) <= LAST_YEAR:
+        raise UsageQueryError(f'month: expected one of {FIRST_YEAR} to {LAST_YEAR}, got "{month}"')
     if not 1 <= anchor_day <= 31:
         raise UsageQueryError(f"anchor_day: expected 1 to 31, got {anchor_day}")
     year, number = int(parts[1]), int(parts[2])

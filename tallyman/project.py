@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,10 +183,20 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
                     f'{places[-1][1]}: expected a slug of small letters, digits and ". _ -", such as server.seconds, '
                     f'got "{meter.meter}"'
                 )
+            for key, told in _find_empty(meter):
+                problems.append(f'{marked.place(f"meters[{i}].{key}")}: expected {told}, got ""')
     if problems:
         raise ConfigError("\n".join(problems))
     refuse_repeats("meter", places)
     return tuple(sorted(meters, key=lambda meter: meter.meter))
+
+
+def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
+    """Yield what is empty though nothing would ever count without it: the key, and what is expected there."""
+    if not meter.event_type:
+        yield "event_type", "the type of the events that it counts"
+    if "" in meter.value_paths:
+        yield "value", "the path of the value inside data"
 
 
 def read_stack(data: Path) -> _Stack | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tallyman.config import KafkaConfig, TallymanConfig
+from tallyman import control
+from tallyman.config import CONTROL_KINDS, KafkaConfig, TallymanConfig
 from tallyman.errors import ConfigError, StackError
 from tallyman.project import load_project
 
@@ -66,6 +67,15 @@ BAD = [
         "tallyman.yaml:2: kafka.chunk_size: expected a power of two such as 65536, got 1000",
     ),
     ("kafka: {brokers: [kafka]}", 'kafka.brokers: expected host:port such as kafka-1:9092, got "kafka"'),
+    ("kafka: {chunk_size: 4}", "kafka.chunk_size: expected 8 or more, got 4"),
+    ('kafka: {topic: ""}', "kafka.topic: expected 1 to 249 of the letters a to z and A to Z, digits and "),
+    ("kafka: {topic: usage events}", 'digits and ". _ -", got "usage events"'),
+    ("kafka: {progress_topic: ..}", 'kafka.progress_topic: expected 1 to 249 of the letters'),
+    ("kafka: {topic: usage, progress_topic: usage}",
+     'kafka.progress_topic: expected another topic than that of the events, got "usage" for both'),
+    ("kafka: {brokers: ['kafka-1:9²']}", "kafka.brokers: expected host:port"),
+    ("control: {url: 'mysql://scott:tiger@db/x'}",
+     "control.url: expected sqlite:///PATH or postgresql+psycopg://USER@HOST/NAME, got another kind of store"),
     ("kafka: {partitions: 0}", "kafka.partitions: expected more than 0, got 0"),
     ("agent: {interval: 7s}", "agent.interval: expected a part of a minute such as 10s or 30s, got 7s"),
     ("agent: {interval: 0s}", "agent.interval: expected more than 0"),
@@ -103,6 +113,23 @@ def test_a_meter_that_cannot_be_is_named_with_its_line(tmp_path: Path) -> None:
         tmp_path, "", disk="meters:\n  - meter: d\n    event_type: d\n    aggregation: sum\n    scale: 19\n"
     )
     assert text == "meters/disk.yaml:5: meters[0].scale: expected 0 to 18, got 19"
+
+
+@pytest.mark.parametrize("written", ["event_type: ''", "event_type: d, value: ''"])
+def test_a_meter_that_could_never_count_is_named_with_its_line(tmp_path: Path, written: str) -> None:
+    text = complaint(tmp_path, "", disk=f"meters:\n  - {{meter: d, {written}, aggregation: sum}}\n")
+    key = "value" if "value" in written else "event_type"
+    assert text.startswith(f"meters/disk.yaml:2: meters[0].{key}: expected ")
+    assert text.endswith(', got ""')
+
+
+def test_the_stores_that_settings_may_name_are_those_that_can_be_opened() -> None:
+    assert set(CONTROL_KINDS) == control._MAKERS.keys()
+
+
+@pytest.mark.parametrize("name", ["usage.events.v1", "a" * 249, "_"])
+def test_a_name_that_kafka_takes_is_taken(name: str) -> None:
+    assert KafkaConfig(topic=name).topic == name
 
 
 def test_a_folder_without_settings_says_what_to_do(tmp_path: Path) -> None:
