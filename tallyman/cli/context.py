@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +97,19 @@ class LazyGroup(click.Group):
 
             near = get_close_matches(args[0], self._targets, n=1)
             raise click.UsageError(error.message + (f' Did you mean "{near[0]}"?' if near else ""), ctx) from error
+
+
+def who() -> str:
+    """Return who types, for what is kept with a decision; in a container nobody may know the user by name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number as we write it; of ², ٣ and others `int` knows only some."""
+    return text.isascii() and text.isdecimal()
 
 
 def leave(code: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tallyman.cli.audit import difference_row
-from tallyman.cli.context import Options, clickhouse, leave, load_room, project_options
+from tallyman.cli.context import Options, clickhouse, is_number, leave, load_room, project_options, who
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _command(words: Sequence[str], *, asked: bool) -> tuple[str, int]:
     what = words[0] if words else ""
     if what == "list" and len(words) == 1 and not asked:
         return what, 0
-    if what in _WITH_NUMBER and len(words) == 2 and words[1].isdigit() and not asked:
+    if what in _WITH_NUMBER and len(words) == 2 and is_number(words[1]) and not asked:
         return what, int(words[1])
     raise click.UsageError(
         'expected --meter, --from and --to, or one of "list", "use N", "undo N" and "check N", got '
@@ -100,7 +99,7 @@ def _build(project: Project, client: Client, question: Any, yes: bool, as_json: 
     _refuse_invoiced(project, question.meters, question.start, question.end)
     line = progress_line("rebuild")
     show = lambda what, done, of: line(f"{what}, {done:,} of {of:,} chunks")  # noqa: E731
-    attempt = load_room("pipeline.rebuild:rebuild")(project, client, question, who=getpass.getuser(), show=show)
+    attempt = load_room("pipeline.rebuild:rebuild")(project, client, question, who=who(), show=show)
     line("done", done=True)
     number = attempt.switch.generation
     changes = load_room("pipeline.switch:compare")(project, client, number)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tallyman.cli.context import Options, clickhouse, load_room, project_options
+from tallyman.cli.context import Options, clickhouse, is_number, load_room, project_options, who
 from tallyman.cli.output import print_json, print_table, result, say, show_time
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def repair(options: Options, what: str, at: int | None, note: str, yes: bool, as
     if what == "list":
         _list(project, as_json)
         return
-    if not what.isdigit():
+    if not is_number(what):
         raise click.UsageError(f'PARTITION: expected a number, or "list", got "{what}"')
     with clickhouse(project) as client:
         plan = load_room("pipeline.repair:plan_repair")(project, client, int(what), at)
@@ -66,7 +65,7 @@ def repair(options: Options, what: str, at: int | None, note: str, yes: bool, as
             say(line)
         done = None
         if yes:
-            done = load_room("pipeline.repair:repair")(project, client, plan, who=getpass.getuser(), note=note)
+            done = load_room("pipeline.repair:repair")(project, client, plan, who=who(), note=note)
         else:
             say("nothing was done. To do it, add --yes")
     if as_json:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tallyman.cli import COMMANDS, run
+from tallyman.cli.context import who
 from tallyman.cli.project import example_events
 from tallyman.event import Event, decode_event
 
@@ -211,6 +212,22 @@ def test_a_file_where_the_data_folder_has_to_be_is_a_sentence(
         assert run([*command, "--data", "data"]) == 1, command
         err = capsys.readouterr().err
         assert "data" in err and "Traceback" not in err
+
+
+def test_somebody_whom_nobody_knows_by_name_is_named_by_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user often has no entry in passwd."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    assert who() == "uid 12345"
+
+
+@pytest.mark.parametrize("words", [["repair", "²"], ["repair", "٣"], ["rebuild", "use", "²"], ["rebuild", "undo", "٣"]])
+def test_a_number_is_written_in_plain_digits(
+    project: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert run(words) == 2
+    assert f'got "{" ".join(words[1:])}"' in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(
