@@ -6,6 +6,7 @@ number that becomes a Decimal keeps all its digits because it never is a float.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -94,8 +95,11 @@ def load_marked(path: Path, into: type[T]) -> Marked[T]:
 def load_folder(folder: Path, into: type[T]) -> list[tuple[Path, T]]:
     """Read every *.yaml of a folder and the folders below it, in order of their names; no folder is no files.
 
+    Links are followed. What begins with a dot is left out: editors and Kubernetes keep copies there.
+
     Raises:
-        ConfigError: All problems of all files; also for a *.yml, which would otherwise be missed in silence.
+        ConfigError: All problems of all files; also for a *.yml, which would otherwise be missed in silence, and for a
+            folder that cannot be read.
     """
     return [(marked.file, marked.value) for marked in load_marked_folder(folder, into)]
 
@@ -103,8 +107,8 @@ def load_folder(folder: Path, into: type[T]) -> list[tuple[Path, T]]:
 def load_marked_folder(folder: Path, into: type[T]) -> list[Marked[T]]:
     """Read a folder as `load_folder` does, and keep the lines for checks that come later."""
     loaded, problems = [], []
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        if path.name.startswith(".") or not path.is_file():
+    for path in _entries(folder):
+        if not path.is_file():
             continue
         if path.suffix == ".yml":
             problems.append(f"{show_path(path)}: expected the ending .yaml, got .yml; rename the file")
@@ -116,6 +120,40 @@ def load_marked_folder(folder: Path, into: type[T]) -> list[Marked[T]]:
     if problems:
         raise ConfigError("\n".join(problems))
     return loaded
+
+
+def find_left_out(folder: Path) -> list[str]:
+    """Return what looks like a file of the project and is not read, with the reason: for warnings."""
+    found = []
+    for path in _entries(folder):
+        if path.suffix == ".yaml" and not path.exists():
+            found.append(f"{show_path(path)}: a link to nothing; correct or remove it")
+        elif path.suffix.lower() in (".yaml", ".yml") and path.suffix not in (".yaml", ".yml"):
+            found.append(f"{show_path(path)}: not read; expected the ending .yaml, got {path.suffix}; rename the file")
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder and those below it, without folders, in order of their names."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"{show_path(Path(error.filename))}: cannot be read: {error.strerror}") from error
+
+    if not folder.is_dir():
+        return []
+    found, seen = [], {_identity(folder)}
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+        # A folder that links lead to twice is read once, so that none goes round for ever.
+        below = {_identity(Path(root, name)): name for name in sorted(folders, reverse=True) if name[0] != "."}
+        folders[:] = sorted(name for which, name in below.items() if which not in seen)
+        seen |= below.keys()
+    return sorted(found)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    told = folder.stat()
+    return told.st_dev, told.st_ino
 
 
 def refuse_repeats(kind: str, found: Iterable[tuple[Hashable, str]]) -> None:

@@ -15,6 +15,7 @@ from tallyman.cli.context import Options, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, result, say
 
 _IGNORED = ".tallyman/\n"
+_FOLDERS = ("meters", "alarms", "plans", "accounts")
 # What else an operator writes: (what it is, who checks it, the extra that brings it).
 _CHECKS = (
     ("collectors", "collectors.check:check_collectors", "collector"),
@@ -117,6 +118,7 @@ def check(options: Options, as_json: bool) -> None:
 def find_problems(options: Options) -> tuple[list[str], list[str]]:
     """Return problems and warnings of a project, one line each."""
     from tallyman.errors import ConfigError
+    from tallyman.files import find_left_out
 
     try:
         project = options.load()
@@ -124,6 +126,7 @@ def find_problems(options: Options) -> tuple[list[str], list[str]]:
         return str(error).splitlines(), []
     problems: list[str] = []
     warnings = [] if project.meters else ["meters/: no meter is defined, so every event will be a dead letter"]
+    warnings += [told for name in _FOLDERS for told in find_left_out(project.folder / name)]
     for what, target, extra in _CHECKS:
         try:
             problems += load_room(target)(project)

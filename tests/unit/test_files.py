@@ -15,6 +15,7 @@ import pytest
 from tallyman.errors import ConfigError
 from tallyman.files import (
     Secret,
+    find_left_out,
     load_folder,
     load_marked,
     load_yaml,
@@ -195,6 +196,51 @@ def test_a_file_with_the_other_ending_is_not_missed_in_silence(tmp_path: Path) -
     (tmp_path / "a.yml").write_text("prices: []\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"a\.yml: expected the ending \.yaml"):
         load_folder(tmp_path, Prices)
+
+
+def test_a_folder_as_kubernetes_mounts_it_is_read_once(tmp_path: Path) -> None:
+    """A config map is a hidden folder with links to its files beside it; notebooks keep hidden copies, too."""
+    for hidden in ("..2026_10_31", ".ipynb_checkpoints"):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / "a.yaml").write_text("prices: [{price: 1}]\n", encoding="utf-8")
+    (tmp_path / "..data").symlink_to("..2026_10_31")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    assert [path for path, _ in load_folder(tmp_path, Prices)] == [tmp_path / "a.yaml"]
+
+
+def test_a_linked_folder_is_read_and_links_that_go_round_end(tmp_path: Path) -> None:
+    shared, folder = tmp_path / "shared", tmp_path / "meters"
+    for each in (shared, folder / "deep"):
+        each.mkdir(parents=True)
+        (each / "a.yaml").write_text("prices: [{price: 1}]\n", encoding="utf-8")
+    (folder / "linked").symlink_to(shared)
+    (folder / "twice").symlink_to(shared)
+    (folder / "deep" / "round").symlink_to(folder)
+    assert [path.relative_to(folder).as_posix() for path, _ in load_folder(folder, Prices)] == [
+        "deep/a.yaml", "linked/a.yaml",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}: cannot be read: Permission denied"):
+        load_folder(tmp_path, Prices)
+
+
+def test_what_looks_like_a_file_of_the_project_and_is_not_read_is_named(tmp_path: Path) -> None:
+    for name in ("a.YAML", "b.Yml", "c.yaml", "notes.txt"):
+        (tmp_path / name).write_text("prices: []\n", encoding="utf-8")
+    (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
+    told = [line.rpartition("/")[2] for line in find_left_out(tmp_path)]
+    assert told == [
+        "a.YAML: not read; expected the ending .yaml, got .YAML; rename the file",
+        "b.Yml: not read; expected the ending .yaml, got .Yml; rename the file",
+        "gone.yaml: a link to nothing; correct or remove it",
+    ]
+    assert len(load_folder(tmp_path, Prices)) == 1
 
 
 def test_a_later_check_can_name_the_line(tmp_path: Path) -> None:

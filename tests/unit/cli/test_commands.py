@@ -120,6 +120,12 @@ def test_a_project_without_meters_is_a_warning(project: Path, capsys: pytest.Cap
     assert "no meter is defined" in capsys.readouterr().out
 
 
+def test_a_file_that_is_not_read_is_a_warning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "alarms" / "more.YAML").write_text("groups: []\n", encoding="utf-8")
+    assert run(["check"]) == 3
+    assert "warning: alarms/more.YAML: not read; expected the ending .yaml" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_no_project_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["usage", "zoë-åström", "--meter", "m", "--project", str(tmp_path)]) == 2
     assert "make a project with: tallyman init FOLDER" in capsys.readouterr().err
