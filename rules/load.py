@@ -86,7 +86,7 @@ def _find_problems(file: Marked[AlarmFile], meters: Mapping[str, Meter], endpoin
     for g, group in enumerate(file.value.groups):
         for below, problem in _check_endpoints(group.notify, endpoints):
             yield f"{file.place(f'groups[{g}].{below}')}: {problem}"
-        for below, problem in _check_labels(group.labels):
+        for below, problem in (*_check_labels(group.labels), *_check_group_texts(group)):
             yield f"{file.place(f'groups[{g}].{below}')}: {problem}"
     for path, _group, entry in _entries(file.value):
         for below, problem in _check_entry(entry, meters, endpoints):
@@ -105,13 +105,15 @@ def _check_entry(
             if name != "subject" and name not in meter.dimensions:
                 hint = nearest(name, ["subject", *meter.dimensions])
                 yield f"expr.usage.by[{place}]", f'unknown dimension "{name}" of {meter.meter}{hint}'
-        for name in usage.where:
+        for name, values in usage.where.items():
+            if not values:
+                yield f"expr.usage.where.{name}", "expected one value at least, got none: no usage is like that"
             if name not in meter.dimensions:
                 hint = nearest(name, meter.dimensions)
                 yield f"expr.usage.where.{name}", f'unknown dimension "{name}" of {meter.meter}{hint}'
     if len(set(usage.by)) < len(usage.by):
         yield "expr.usage.by", f"expected each name once, got {', '.join(usage.by)}"
-    names = dict.fromkeys(["value", "threshold", "unit", "meter", *(f"labels.{name}" for name in usage.by)], "")
+    names = _names_in_texts(entry)
     for kind, texts in (("labels", entry.labels), ("annotations", entry.annotations)):
         for name, text in texts.items():
             problem = find_problem(text, names)
@@ -119,6 +121,23 @@ def _check_entry(
                 yield f"{kind}.{name}", problem
     yield from _check_labels(entry.labels)
     yield from _check_endpoints(entry.notify, endpoints)
+
+
+def _names_in_texts(entry: AlarmEntry) -> dict[str, str]:
+    """Return the names that texts of an alarm may use."""
+    return dict.fromkeys(
+        ["value", "threshold", "unit", "meter", *(f"labels.{name}" for name in entry.expr.usage.by)], ""
+    )
+
+
+def _check_group_texts(group: AlarmGroup) -> Iterator[tuple[str, str]]:
+    """Check the labels of a group against each of its alarms, which all have them unless they say otherwise."""
+    for name, text in group.labels.items():
+        for entry in group.rules:
+            problem = None if name in entry.labels else find_problem(text, _names_in_texts(entry))
+            if problem:
+                yield f"labels.{name}", f"{problem}, in alarm {entry.alert}"
+                break
 
 
 def _check_labels(labels: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -115,6 +115,9 @@ class Charge:
             raise PriceError(f"price: {self.model} expects {expected}")
         if self.model == "flat" and (self.where or self.per != 1):
             raise PriceError("where, per: a flat fee counts no usage")
+        for name, values in self.where.items():
+            if not values:
+                raise PriceError(f"where: expected one value of {name} at least, got none: it would bill nothing")
         check_number("price", self.price if self.price is not None else NOTHING)
         check_number("per", self.per, above_zero=True)
         if self.model == "graduated":

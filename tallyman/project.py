@@ -184,7 +184,7 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
                     f'got "{meter.meter}"'
                 )
             for key, told in _find_empty(meter):
-                problems.append(f'{marked.place(f"meters[{i}].{key}")}: expected {told}, got ""')
+                problems.append(f'{marked.place(f"meters[{i}].{key}")}: expected {told}')
     if problems:
         raise ConfigError("\n".join(problems))
     refuse_repeats("meter", places)
@@ -194,9 +194,12 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
 def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
     """Yield what is empty though nothing would ever count without it: the key, and what is expected there."""
     if not meter.event_type:
-        yield "event_type", "the type of the events that it counts"
+        yield "event_type", 'the type of the events that it counts, got ""'
     if "" in meter.value_paths:
-        yield "value", "the path of the value inside data"
+        yield "value", 'the path of the value inside data, got ""'
+    for name, texts in meter.where.items():
+        if not texts:
+            yield f"where.{name}", "one text at least, got none: no event is like that"
 
 
 def read_stack(data: Path) -> _Stack | None:

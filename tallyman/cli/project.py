@@ -8,11 +8,15 @@ from datetime import UTC, datetime, timedelta
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tallyman.cli.context import Options, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, result, say
+
+if TYPE_CHECKING:
+    from tallyman.project import Project
 
 _IGNORED = ".tallyman/\n"
 _FOLDERS = ("meters", "alarms", "plans", "accounts")
@@ -126,6 +130,8 @@ def find_problems(options: Options) -> tuple[list[str], list[str]]:
         return str(error).splitlines(), []
     problems: list[str] = []
     warnings = [] if project.meters else ["meters/: no meter is defined, so every event will be a dead letter"]
+    problems += _partition_problems(project)
+    warnings += _ignored_in_vain(project)
     warnings += [told for name in _FOLDERS for told in find_left_out(project.folder / name)]
     for what, target, extra in _CHECKS:
         try:
@@ -137,3 +143,28 @@ def find_problems(options: Options) -> tuple[list[str], list[str]]:
     if not project.config.operator:
         warnings.append('tallyman.yaml: operator: no name is set; write one, e.g. operator: "Nimbus Compute GmbH"')
     return problems, warnings
+
+
+def _partition_problems(project: Project) -> list[str]:
+    """Refuse partitions that this process is to read and that the topic does not have."""
+    from tallyman.project import settings_place
+
+    have = project.config.kafka.partitions
+    beyond = [number for number in project.config.pipeline.partitions if number >= have]
+    if not beyond:
+        return []
+    place = settings_place(project, "pipeline.partitions")
+    return [f"{place}: expected numbers from 0 to {have - 1} (kafka.partitions: {have}), got {beyond[0]}"]
+
+
+def _ignored_in_vain(project: Project) -> list[str]:
+    """Name types on the ignore list that are counted all the same."""
+    from tallyman.project import settings_place
+
+    wanted = {meter.event_type: meter.meter for meter in project.meters}
+    place = settings_place(project, "usage.ignore")
+    return [
+        f'{place}: "{name}" is counted all the same, for {wanted[name]}; remove it here, or the meter'
+        for name in project.config.usage.ignore
+        if name in wanted
+    ]

@@ -82,6 +82,8 @@ WRONG = {
              "tallyman.yaml:15: clickhouse.port: expected 1 to 65535, got 99999"),
     "control": ("tallyman.yaml", "agent:\n  interval: 10s", "control: {url: s3cret}",
                 "tallyman.yaml:15: control.url: expected a URL such as postgresql+psycopg://tallyman@db-1/tallyman"),
+    "partitions": ("tallyman.yaml", "agent:\n  interval: 10s", "pipeline: {partitions: [0, 9]}",
+                   "tallyman.yaml:15: pipeline.partitions: expected numbers from 0 to 3 (kafka.partitions: 4), got 9"),
     "slug": ("meters/compute.yaml", "server.reports", "Server Reports!",
              'meters/compute.yaml:15: meters[1].meter: expected a slug of small letters, digits and ". _ -"'),
     "overlap": ("plans/standard.yaml", "{flavor: [m1.small]}", "{flavour: [m1.small]}",
@@ -118,6 +120,16 @@ def test_a_project_without_meters_is_a_warning(project: Path, capsys: pytest.Cap
             path.unlink()
     assert run(["check"]) == 3
     assert "no meter is defined" in capsys.readouterr().out
+
+
+def test_a_type_that_is_ignored_in_vain_is_a_warning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = project / "tallyman.yaml"
+    ignore = "  ignore: [cloud.server.usage, ping]\n"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("usage:\n", "usage:\n" + ignore), encoding="utf-8")
+    assert run(["check"]) == 3
+    out = capsys.readouterr().out
+    assert 'usage.ignore: "cloud.server.usage" is counted all the same, for server.' in out
+    assert "ping" not in out
 
 
 def test_a_file_that_is_not_read_is_a_warning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

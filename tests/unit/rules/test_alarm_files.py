@@ -46,6 +46,11 @@ def load(folder: Path, text: str, endpoints: tuple[str, ...] = ("ops",)) -> tupl
     return load_rules(folder, METERS, endpoints)
 
 
+def test_a_groups_label_that_an_alarm_has_itself_is_not_looked_at(tmp_path: Path) -> None:
+    (rule,) = load(tmp_path, GOOD.replace("severity: info", 'severity: "{{ nonsense }}"'))
+    assert rule.labels["severity"] == "page"
+
+
 def test_a_rule_is_read_with_its_groups_settings(tmp_path: Path) -> None:
     (rule,) = load(tmp_path, GOOD)
     assert rule.key == 'tenants/busy{"severity":"page","team":"billing"}'
@@ -73,6 +78,9 @@ def test_a_rule_is_read_with_its_groups_settings(tmp_path: Path) -> None:
         ("window: 5m", "window: month, zone: Europe/Berlim", 'did you mean "Europe/Berlin"?'),
         ("for: 2m", "for: 2 minutes", ":10: groups[0].rules[0].for: expected a duration such as"),
         ("resolve: 80", "resolve: 180", ":12: groups[0].rules[0].resolve: expected at most 100.50, got 180"),
+        ("team: billing", 'team: "{{ labels.subjct }}"',
+         ':4: groups[0].labels.team: "labels.subjct" is not known; did you mean "labels.subject"?, in alarm busy'),
+        ("[m1.groß]", "[]", "where.flavor: expected one value at least, got none"),
         ("labels.subject", "labels.subjct",
          'annotations.summary: "labels.subjct" is not known; did you mean "labels.subject"?'),
         ("severity: page", '"sever-ity": page', "expected a label name of letters, digits"),

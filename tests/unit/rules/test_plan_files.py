@@ -77,6 +77,7 @@ def test_no_folder_is_no_plan(tmp_path):
         ("meter: compute.vcpu", "meter: compute.vcpus", 11, '"compute.vcpus"; did you mean "compute.vcpu"?'),
         ("meter: compute.vcpu", "meter: api.latency", 11, "adds up over a month (sum or count), api.latency is max"),
         ("where: {flavor:", "where: {flavour:", 16, 'unknown dimension of compute.vcpu; did you mean "flavor"?'),
+        ("[m1.small, null]", "[]", 16, "where: expected one value of flavor at least, got none"),
         ("unit: vCPU", "units: vCPU", 14, 'unknown key; did you mean "unit"?'),
         ('price: "0.0125"', 'price: "lots"', 15, 'plans[0].charges[0].price: expected a number, got "lots"'),
         ('price: "0.0125"', 'price: "-1"', 15, "price: expected a number of 0 or more, got -1"),
