@@ -55,8 +55,12 @@ def setup(level: str = "info", *, json: bool = False, stream: IO[str] | None = N
 
 def hush_libraries() -> None:
     """Keep libraries off the terminal of a person who typed a command: what goes wrong is one sentence of ours."""
-    if logging.lastResort is not None:  # what prints warnings where `setup` was not called
-        logging.lastResort.addFilter(_is_ours)
+    if logging.lastResort is None:  # what prints warnings where `setup` was not called
+        return
+    logging.lastResort.addFilter(_is_ours)
+    root = logging.getLogger()
+    if not root.handlers:  # else the first library that calls logging.warning() puts one there that prints everything
+        root.addHandler(logging.lastResort)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -76,3 +78,14 @@ def test_our_own_lines_are_never_held_back(lines: io.StringIO) -> None:
 def test_an_unknown_level_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match='expected one of debug, info, warning, error, got "loud"'):
         log.setup("loud")
+
+
+def test_a_command_lets_no_library_talk_even_one_that_sets_up_logging_by_itself() -> None:
+    """In a process of its own, because here pytest listens. `logging.warning` is what apitools is missed with."""
+    code = (
+        "import logging; from tallyman.log import hush_libraries; hush_libraries(); hush_libraries();"
+        "logging.warning('apitools not found'); logging.getLogger('clickhouse_driver').warning('Failed to connect');"
+        "logging.getLogger('tallyman.kafka').warning('crc32c_missing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "crc32c_missing\n"
