@@ -30,7 +30,7 @@ SERVICES = ("pipeline", "rules", "agent")
 def up(
     options: Options, detach: bool, without: Sequence[str], kafka_port: int | None, clickhouse_port: int | None
 ) -> None:
-    """Run Kafka, ClickHouse and all services here.
+    """Run Kafka, ClickHouse and all services here; of these two only what tallyman.yaml does not name elsewhere.
 
     Needs no Java, Docker or root. Everything listens on loopback and keeps its data in the data folder; Ctrl-C stops
     it cleanly. Run only one for each data folder.
@@ -44,19 +44,31 @@ def up(
     from tallyman.local.updown import up as start
 
     project = options.load()
+    own = project.config
+    for option, port, setting, value in (
+        ("--kafka-port", kafka_port, "kafka.brokers", own.kafka.brokers),
+        ("--clickhouse-port", clickhouse_port, "clickhouse.host", own.clickhouse.host),
+    ):
+        if port and value:
+            raise click.UsageError(f"{option}: {setting} is set in tallyman.yaml, so none is started here")
     names = [name for name in SERVICES if name not in without]
     began = time.monotonic()
 
     def ready(endpoints: Endpoints) -> None:
         prepare(project)
         say(f"ready after {time.monotonic() - began:.0f} s; data in {project.data}")
-        print_endpoints(endpoints)
+        print_endpoints(project, endpoints)
         _say_next(detach)
 
     start(
         project.data,
         default_services(project.folder, project.data, names),
-        options=StackOptions(kafka_port=kafka_port, clickhouse_port=clickhouse_port),
+        options=StackOptions(
+            kafka=not own.kafka.brokers,
+            clickhouse=not own.clickhouse.host,
+            kafka_port=kafka_port,
+            clickhouse_port=clickhouse_port,
+        ),
         detach=detach,
         on_event=tell,
         on_ready=ready,
@@ -82,13 +94,13 @@ def tell(event: ChildEvent) -> None:
     say(f"{event.name:<11} {event.what:<10} {event.detail}".rstrip())
 
 
-def print_endpoints(endpoints: Endpoints) -> None:
+def print_endpoints(project: Project, endpoints: Endpoints) -> None:
     """Print where everything answers."""
-    clickhouse = endpoints.clickhouse
-    result(f"kafka       {endpoints.kafka}")
-    if clickhouse:
-        result(f"clickhouse  {clickhouse.host}:{clickhouse.port} database {clickhouse.database}")
-    result(f"control     {endpoints.control}")
+    clickhouse = project.clickhouse
+    result(f"kafka       {', '.join(project.kafka_brokers)}")
+    result(f"clickhouse  {clickhouse.host}:{clickhouse.port} database {clickhouse.database}")
+    # One's own may hold a password.
+    result(f"control     {'control.url of tallyman.yaml' if project.config.control.url else endpoints.control}")
     for name, entry in endpoints.services.items():
         if entry.metrics:
             result(f"{name:<11} {entry.metrics}")
@@ -122,9 +134,10 @@ def down(options: Options) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @project_options
 def status(options: Options, as_json: bool) -> None:
-    """Show what runs and how complete usage is.
+    """Show what runs here and how complete usage is.
 
-    Exit code 0 when all of it is ready, 1 when nothing runs, 3 when something is not ready.
+    Exit code 0 when all of it is ready, 1 when nothing runs, 3 when something is not ready. With a ClickHouse of your
+    own (clickhouse.host) and no stack here: how complete usage is, and 1 when it does not answer.
 
     \b
     Example:
@@ -133,10 +146,15 @@ def status(options: Options, as_json: bool) -> None:
     from tallyman.local.updown import status as look
 
     found = look(options.data_folder())
-    books = _books(options) if found.running else {}
+    elsewhere = None if found.running else _elsewhere(options)
+    books = _read_books(elsewhere) if elsewhere else _books(options) if found.running else {}
     if as_json:
         parts = [{name: getattr(part, name) for name in part.__slots__} for part in found.parts]
         print_json({"running": found.running, "pid": found.pid, "since": found.since, "parts": parts, **books})
+    elif elsewhere:
+        where = elsewhere.config.clickhouse
+        say(f"no stack runs in {options.data_folder()}; usage is that of ClickHouse at {where.host}:{where.port}")
+        _print_books(books)
     elif not found.running:
         say(f"nothing runs in {options.data_folder()}; start it with: tallyman up")
     else:
@@ -149,27 +167,47 @@ def status(options: Options, as_json: bool) -> None:
         )
         _print_books(books)
     all_ready = bool(found.parts) and all(part.state == "ready" for part in found.parts)
-    leave(1 if not found.running else 0 if all_ready else 3)
+    leave(0 if elsewhere else 1 if not found.running else 0 if all_ready else 3)
+
+
+def _elsewhere(options: Options) -> Project | None:
+    """Return the project if its ClickHouse is one's own, so that there is something to say without a stack here."""
+    from tallyman.errors import ConfigError
+
+    try:
+        project = options.load()
+    except ConfigError:
+        return None
+    return project if project.config.clickhouse.host else None
 
 
 def _books(options: Options) -> dict[str, Any]:
     """Return how complete usage is; nothing where that cannot be said."""
+    from tallyman.errors import TallymanError
+
+    try:
+        return _read_books(options.load())
+    except TallymanError:
+        return {}
+
+
+def _read_books(project: Project) -> dict[str, Any]:
+    """Return how complete usage is.
+
+    Raises:
+        StoreError, StoreRefusedError: ClickHouse does not tell.
+    """
     from tallyman.cli.collectors import held_as_object
     from tallyman.cli.context import clickhouse
     from tallyman.cli.repair import aside_lines
     from tallyman.completeness import read_completeness
-    from tallyman.errors import TallymanError
 
-    try:
-        project = options.load()
-        with clickhouse(project) as client:
-            found = read_completeness(
-                client,
-                expected_delay=project.config.usage.expected_delay,
-                partitions=project.config.kafka.partitions,
-            )
-    except TallymanError:
-        return {}
+    with clickhouse(project) as client:
+        found = read_completeness(
+            client,
+            expected_delay=project.config.usage.expected_delay,
+            partitions=project.config.kafka.partitions,
+        )
     return {
         "complete_to": found.complete_to,
         "sealed_to": found.sealed_to,
