@@ -16,6 +16,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "unit/collectors/test_spool.py::test_a_tail_torn_at_any_byte_is_cut_and_its_number_is_not_used_again",
         "unit/collectors/test_spool.py::test_a_full_disk_refuses_loses_nothing_and_goes_on_when_room_appears",
         "unit/collectors/test_spool.py::test_only_what_kafka_has_is_forgotten",
+        "integration/test_repair.py::test_a_broker_whose_clock_was_ahead_loses_and_doubles_nothing",
         "integration/test_agent_kafka.py"
         "::test_a_broker_that_dies_in_mid_flight_gets_each_batch_at_least_once_in_order_with_the_same_bytes",
     ),
@@ -41,6 +42,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "integration/test_bad_input.py::test_each_way_to_be_wrong_is_one_dead_letter_with_its_reason_body_and_place",
         "integration/test_bad_input.py::test_nothing_else_is_dead_and_every_good_event_counts",
         "integration/test_bad_input.py::test_the_counts_of_every_chunk_reconcile",
+        "unit/pipeline/test_peers_events.py::test_what_nobody_can_read_is_a_dead_letter_and_never_counts",
         "unit/pipeline/test_json_events.py::test_the_quick_way_and_the_contract_agree_on_every_event",
         "unit/pipeline/test_dedupe.py::test_an_event_that_two_meters_want_is_dead_for_both_if_it_is_dead_for_one",
         "integration/test_dead_retry.py"
@@ -72,6 +74,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "::test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as_it_was_booked",
         "integration/test_usage_read.py::test_a_zombie_below_the_seal_stays_invisible",
         "unit/pipeline/test_book.py::test_a_booking_never_goes_back",
+        "integration/test_corrections.py::test_a_booking_with_more_voids_than_events_is_sealed_like_any_other",
     ),
     "P8 an invoice can be recomputed": (
         "integration/test_invoices_batch.py::test_a_second_run_changes_no_byte_and_no_file",
