@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Repeated(np.ndarray):  # type: ignore[type-arg]
+class Repeated(np.ndarray):
     """A column that holds one text again and again; parts of it are such columns, too."""
 
 
