@@ -1,0 +1,101 @@
+"""Sealing on the real engine: what is dropped when, what is looked at every second, and how large a booking may be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from clickhouse_driver import Client
+from clickhouse_driver import errors as driver_errors
+
+from pipeline.seal import Sealer
+from tallyman.aggregates import read_completeness, read_known, read_rows, read_usage
+from tallyman.completeness import _read_progress, _read_seal
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.usage import UsageQuery
+from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
+
+pytestmark = pytest.mark.integration
+NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
+
+
+def test_who_asked_a_minute_ago_what_is_sealed_still_finds_the_rest_where_it_was(client: Client) -> None:
+    """A booking of long ago that is sealed only now: its hot rows stay until nobody looks at them any more."""
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + timedelta(hours=1))
+    book(client, Booked(minute=NOON, value=7))
+    known = read_known(client)
+    seal(client, DAY, Booked(minute=NOON, value=7))
+    sealer, now_ms = Sealer(client, []), (DAY // 1000 + 3) * 86_400_000
+    assert sealer.drop_old_hot(now_ms) == []
+    assert [row.value for row in read_rows(client, query, known)] == [7]
+    assert [row.value for row in read_usage(client, query).rows] == [7]
+    assert sealer.drop_old_hot(now_ms, sealed_for_s=0) == [DAY]
+    assert [row.value for row in read_usage(client, query).rows] == [7]
+
+
+def test_chunks_below_a_seal_are_not_read_again_beside_a_partition_that_is_silent(client: Client) -> None:
+    """A silent partition stays in its first chunk for weeks, while a busy one closes a thousand a day."""
+    columns = "topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
+    clock_ms = round(NOON.timestamp() * 1000)
+    client.execute(
+        f"INSERT INTO progress ({columns}) SELECT '{TOPIC}', 1, number, 16, 16 * number + 16, {clock_ms}, {DAY + 1}"
+        " FROM numbers(5000)"
+    )
+    progress(client, 0, 0, 4, NOON + MINUTE, booking=DAY + 1)
+    place = {"topic_id": TOPIC, "clock_ms": clock_ms, "booking": DAY}
+    places = [place | {"partition": n, "chunk": chunk, "offset": 16 * chunk} for n, chunk in ((0, 0), (1, 4990))]
+    row = (DAY, 0, 1, 1, NOON, NOON, json.dumps(places))
+    client.execute(
+        "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES", [row]
+    )
+    assert [chunk for _, partition, chunk, *_ in _read_progress(client, _read_seal(client)) if partition] == [
+        *range(4990, 5000)
+    ]
+    found = {each.partition: each.offset for each in read_completeness(client).partitions}
+    assert found == {0: 4, 1: 80_000}
+
+
+def test_looking_whether_there_is_something_to_seal_asks_no_partition_by_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done every second, by every worker."""
+    seal(client, DAY - 1)
+    for partition in range(40):
+        progress(client, partition, 0, 4, NOON, booking=DAY)
+    asked: list[str] = []
+    original = Client.execute
+    monkeypatch.setattr(Client, "execute", lambda self, sql, *args, **named: (
+        asked.append(sql), original(self, sql, *args, **named))[1])  # fmt: skip
+    assert Sealer(client, [(TOPIC, partition, 16) for partition in range(40)]).seal_all() == []
+    assert 0 < len(asked) < 6
+    progress(client, 7, 0, 5, NOON, booking=DAY + 1)  # the others hold it
+    assert Sealer(client, [(TOPIC, partition, 16) for partition in range(40)]).seal_all() == []
+
+
+def test_a_booking_larger_than_what_a_server_drops_unless_told_is_sealed_and_dropped(client: Client) -> None:
+    """ClickHouse refuses to drop 50 GB: some two billion rows. Here it is a byte, and our settings say otherwise."""
+    limits = {"max_table_size_to_drop": 1, "max_partition_size_to_drop": 1}
+    seal(client, DAY, Booked(minute=NOON, value=7))
+    book(client, Booked(minute=NOON, value=7))
+    with pytest.raises(driver_errors.ServerException, match="TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT"):
+        client.execute(f"ALTER TABLE usage_hot DROP PARTITION {DAY}", settings=limits)
+    assert all(client.settings[name] == 0 for name in limits)
+    assert Sealer(client, []).drop_old_hot((DAY // 1000 + 3) * 86_400_000, sealed_for_s=0) == [DAY]
+
+
+def test_a_staging_table_that_cannot_be_dropped_keeps_no_booking_from_being_sealed(client: Client) -> None:
+    book(client, Booked(minute=NOON, value=7))
+    progress(client, 0, 0, 4, NOON, booking=DAY + 1)
+    client.settings["max_table_size_to_drop"] = 1  # of everything that goes wrong with a drop
+    sealed = Sealer(client, [(TOPIC, 0, 8)]).seal_all()
+    assert [(each.booking, each.rows, each.events) for each in sealed] == [(DAY, 1, 1)]
+    assert client.execute("SHOW TABLES LIKE 'usage_staging_%%'") != []
