@@ -88,6 +88,8 @@ class Rounds:
         self._usage = usage
         self._remembered: dict[str, RuleState] = {}
         self._looked_at: dict[str, datetime] = {}
+        self._told: datetime | None = None
+        self._repeated = 0
         self._complete_to: datetime | None = None
         self._complete_at: datetime | None = None
         self._ask_again = False
@@ -114,6 +116,7 @@ class Rounds:
         Raises:
             StoreError: Usage or the control store is away. Nothing changed; run it again.
         """
+        now = self._apart(now)
         self._ask_completeness(now)
         answers: _Answers = {}
         touched = list(touches)
@@ -127,6 +130,12 @@ class Rounds:
         self._show()
         self.wake_at = self._next_wake(now)
         return count
+
+    def _apart(self, now: datetime) -> datetime:
+        """Return an instant of its own for each round, also while the clock stands still: it names episodes."""
+        self._repeated = self._repeated + 1 if now == self._told else 0
+        self._told = now
+        return now + self._repeated * timedelta(microseconds=1)
 
     def _ask_completeness(self, now: datetime) -> None:
         asked = self._complete_at

@@ -219,3 +219,17 @@ def test_pushes_that_wait_are_taken_together() -> None:
 @pytest.mark.parametrize("push", [b'{"touched": null}', b"{", b"[]", None])
 def test_a_push_that_does_not_say_what_changed_may_have_changed_anything(push: bytes | None) -> None:
     assert read_news([push]).touches is None
+
+
+def test_an_alarm_that_comes_and_goes_while_the_clock_stands_still_tells_each_time_apart(
+    engine: sa.Engine, usage: FakeUsage
+) -> None:
+    usage.complete = at(60)
+    rounds = start(engine, usage, make_rule("below 10"), second=70)
+    for change in (5, 20, -20, 20):  # below, not below, and so again, by what is voided and sent
+        touch = usage.add(ZOE, 10, change)
+        rounds.run(at(71), [touch])
+    assert happened(engine) == ["firing", "resolved", "firing", "resolved"]
+    with engine.connect() as connection:
+        told = connection.execute(sa.text("SELECT message_id FROM outbox")).all()
+    assert len(told) == 4
