@@ -19,7 +19,7 @@ import msgspec
 from tallyman.errors import EventError
 from tallyman.nesting import MAX_NESTING, check_nesting, flatten, is_too_deep
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 SINGLE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 LINES = "application/x-ndjson"
@@ -250,7 +250,7 @@ def _read_wire(body: bytes) -> _Wire:
     return _read(_decode_wire, body)
 
 
-def _read(decode: Callable[[bytes], T], body: bytes) -> T:
+def _read(decode: Callable[[bytes], _T], body: bytes) -> _T:
     try:
         return decode(body)
     except msgspec.ValidationError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -16,17 +15,10 @@ from pipeline.write import Tables
 from tallyman.clickhouse import connect
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.fetches import NOON_MS, TOPIC_ID
-from tests.usage_rows import fresh_database
 
 pytestmark = pytest.mark.integration
 ODD = (("traceparent", b"\xff\x00\xfe"), ("b3", b""), ("traceparent", b"again"), ("X-Åström", "ö".encode("latin-1")))
 DAY = 20_757_000
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 @pytest.fixture

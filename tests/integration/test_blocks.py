@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -15,19 +14,12 @@ from pipeline import rollup
 from pipeline.rollup import roll_up, roll_up_missing
 from tallyman.aggregates import read_usage
 from tallyman.blocks import BLOCKS_S, tiles_sql
-from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import UsageAnswer, UsageQuery, Window
-from tests.usage_rows import DAY, Booked, fresh_database, seal
+from tests.usage_rows import DAY, Booked, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 def blocks(client: Client, seconds: int) -> list[tuple[object, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -21,18 +20,12 @@ from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, count_collectors, read_c
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.topics import note_line
 from tallyman.usage import CollectorSeen, Gap, UsageQuery
-from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
+from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 AT_ONCE = timedelta(0)
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 def micros(moment: datetime) -> int:

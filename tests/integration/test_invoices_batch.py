@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,7 +21,7 @@ from tallyman.config import ClickHouseConfig
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.project import Project, load_project, with_config
-from tests.usage_rows import Booked, book, fresh_database, seal
+from tests.usage_rows import Booked, book, seal
 
 pytestmark = pytest.mark.integration
 
@@ -106,12 +105,6 @@ zone: Europe/Berlin
 numbers: "NIM-{year}-{number:06d}"
 """,
 }
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 @pytest.fixture

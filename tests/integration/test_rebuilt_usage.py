@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib import resources
@@ -15,21 +14,14 @@ from pipeline.rollup import roll_up
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import split_statements
 from tallyman.errors import StoreError, UsageQueryError
-from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.rebuilds import Switch, read_switches, read_switches_with
 from tallyman.usage import UsageQuery, Window
-from tests.usage_rows import DAY, Booked, book, fresh_database, list_rebuilds, note_rebuild, seal
+from tests.usage_rows import DAY, Booked, book, list_rebuilds, note_rebuild, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 METER = "compute.vcpu_seconds"
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 def rebuild(client: Client, generation: int, *rows: Booked, start: datetime = NOON, end: datetime = NOON + HOUR,

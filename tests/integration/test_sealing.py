@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,19 +12,12 @@ from clickhouse_driver import errors as driver_errors
 from pipeline.seal import Sealer
 from tallyman.aggregates import read_completeness, read_known, read_rows, read_usage
 from tallyman.completeness import _read_progress, _read_seal
-from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import UsageQuery
-from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
+from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 def test_who_asked_a_minute_ago_what_is_sealed_still_finds_the_rest_where_it_was(client: Client) -> None:

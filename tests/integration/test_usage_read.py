@@ -26,17 +26,11 @@ from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter
 from tallyman.topics import ENDED, note_line
 from tallyman.usage import UsageAnswer, UsageQuery
-from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
+from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-
-
-@pytest.fixture
-def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
-    with fresh_database(clickhouse_endpoint) as client:
-        yield client
 
 
 def ask(client: Client, start: datetime = NOON, end: datetime = NOON + HOUR, **options: Any) -> UsageAnswer:
