@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.close import found_books
+from pipeline.close import definitions_of, found_books, open_books
 from pipeline.runtime import forget
+from tallyman.books import add_definitions
 from tallyman.cli import run
 from tallyman.event import MAX_RECORD_BYTES
 from tallyman.local.folder import ClickHouseEndpoint
@@ -97,3 +98,19 @@ def test_a_preview_says_what_becomes_of_every_event_of_a_past_period(
         assert "tallyman dead retry --reason too_old" in shown.err and "nothing was sent" in shown.err
     assert own.usage() == {"compute.hours": 1500 * 8 + 2000 + 1500 + 250, "compute.big": 1, "net.bytes": 10**20}
     forget()
+
+
+def test_definitions_that_no_close_has_put_in_force_yet_judge_nothing(
+    own: OwnProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An `apply` that was killed half way has numbered them, and the pipeline does not know them."""
+    finer = METERS.replace("value: hours, scale: 3", "value: hours, scale: 6")
+    own.define(finer)
+    add_definitions(open_books(own.project), definitions_of(own.project))
+    file = tmp_path / "fine.ndjson"
+    file.write_bytes(event("fine", hours="1.0001"))
+    with own.running():
+        own.wait_until_booked()
+        assert run(["send", str(file), "--preview", "--json"]) == 3
+        (letter,) = json.loads(capsys.readouterr().out)["letters"]
+    assert letter["reason"] == "too_precise"
