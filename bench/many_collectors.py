@@ -90,7 +90,7 @@ def main() -> None:
         for collectors in (100, 10_000, 100_000):
             hear(client, collectors, collectors)
             answer = read_usage(client, query)
-            spent = [statistics.median(times(partial(read_usage, client, asked), 20))
+            spent = [statistics.median(times(client, partial(read_usage, client, asked), 20))
                      for asked in (query, replace(query, subjects=("tenant-7",)))]  # fmt: skip
             held = ", ".join(each.name for each in answer.held_by)
             everybodys, tenants = (f"{each:,.0f}" for each in spent)
@@ -115,7 +115,7 @@ def main() -> None:
 def _gaps(client: Client) -> tuple[str, str, str]:
     rows = client.execute("SELECT count() FROM heard_runs")[0][0]
     found = read_gaps(client, any_followed=False)
-    spent = statistics.median(times(lambda: read_gaps(client, any_followed=False), 3))
+    spent = statistics.median(times(client, lambda: read_gaps(client, any_followed=False), 3))
     return f"{rows:,}", str(len(found)), f"{spent:,.0f}"
 
 

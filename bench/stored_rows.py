@@ -28,7 +28,7 @@ import numpy as np
 from clickhouse_driver import Client
 
 from bench.stand import cpu_s, process_on
-from bench.tables import table
+from bench.tables import forget_conditions, table
 from pipeline.aggregate import Readings, Table, encode_keys
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import Catalog
@@ -203,6 +203,7 @@ class Store:
         do()
         walls, cpus = [], []
         for _ in range(REPEATS):
+            forget_conditions(self.client)
             before, began = cpu_s(self._server) + cpu_s(os.getpid()), time.perf_counter()
             do()
             walls.append((time.perf_counter() - began) * 1000)
