@@ -17,6 +17,7 @@ DAY = 10  # minutes in a day; small, so that a schedule crosses several
 CLOSES = 100  # booking = day * CLOSES + the number of the close on that day
 BLOCK = 4  # rows of usage that the store takes as one block; what is larger it cuts, and each piece stands alone
 OLDEST, AHEAD = 25, 5  # an event may be so much older or newer than the log clock
+CORRECTABLE, NEVER = "c", (-1, "")  # the subject whose events are corrected; they have no latest value
 REMEMBER = OLDEST + AHEAD  # an accepted id is remembered at least so long; after that its copies are too old anyway
 
 
@@ -46,15 +47,40 @@ class Rules:
     book_by_log_day: bool = True  # rows carry and are partitioned by their booking; one block each, in order
     private_staging: bool = True  # each sealing attempt has its own staging table
     recheck_before_replace: bool = True  # after reading the rows, check that the booking is still unsealed
+    correct_what_counted: bool = True  # a correction is accepted if what it names was accepted before it, as it says
 
 
 class Event(NamedTuple):
-    """One usage event; `identity` is (tenant, source, id), or (collector, epoch, sequence) for a numbered batch."""
+    """One usage event; `identity` is (tenant, source, id), or (collector, epoch, sequence) for a numbered batch.
+
+    A correction has an identity of its own. It names the version before it and what that counted (0: nothing, it was
+    void), which it takes back; `value` is what counts instead, from now on.
+    """
 
     identity: str
     subject: str
     minute: int
     value: int
+    corrects: str = ""
+    was: int = 0
+
+    @property
+    def first(self) -> str:
+        """The identity of the event itself: version 0."""
+        return self.identity.partition("~")[0]
+
+    def corrected(self, value: int) -> Event:
+        """Return what makes the next version of this one."""
+        number = int(self.identity.partition("~")[2] or 0) + 1
+        return self._replace(identity=f"{self.first}~{number}", value=value, corrects=self.identity, was=self.value)
+
+
+class Known(NamedTuple):
+    """What is remembered of an accepted event or correction."""
+
+    remembered_from: int
+    value: int
+    meters: int
 
 
 class Record(NamedTuple):
@@ -147,17 +173,29 @@ def booking_after(booking: int, clock: int, record: Record) -> int:
     return max(booking, clock // DAY * CLOSES, record.opens)
 
 
-def judge(record: Record, clock: int, at_home: bool, seen: dict[str, int]) -> str:
-    """Decide from the log alone: record, log clock, the ids accepted at smaller offsets (-> remembered from)."""
+def judge(record: Record, clock: int, meters: int, at_home: bool, seen: dict[str, Known]) -> str:
+    """Decide from the log alone: record, log clock, meters in force, what was accepted at smaller offsets."""
     event = record.event
     if event is None:
         return "tick"
+    if event.corrects:
+        if not at_home:
+            return "stray"
+        return "duplicate" if event.identity in seen else judge_correction(event, meters, seen.get(event.corrects))
     if not record.admitted and not clock - OLDEST <= event.minute <= clock + AHEAD:
         return "dead"
     if not at_home:
         return "stray"
-    if event.identity in seen and (record.admitted or clock - seen[event.identity] <= REMEMBER):
+    known = seen.get(event.identity)
+    if known and (record.admitted or clock - known.remembered_from <= REMEMBER):
         return "duplicate"
+    return "accepted"
+
+
+def judge_correction(event: Event, meters: int, before: Known | None) -> str:
+    """Accept it if exactly what it names was accepted; what is taken back must be taken back as it was counted."""
+    if before is None or before.value != event.was or (event.was and before.meters != meters):
+        return "dead"
     return "accepted"
 
 
@@ -175,12 +213,18 @@ class World:
 
     def home(self, event: Event) -> int:
         """Return the partition in which an event counts."""
-        return zlib.crc32(event.identity.encode()) % len(self.logs)
+        return zlib.crc32(event.first.encode()) % len(self.logs)
 
     def meter(self, event: Event, meters: int) -> tuple[str, tuple]:
-        """Apply the meter definitions: the second ones merge subjects and change the unit."""
-        subject, factor = (event.subject, 1) if meters == 0 else ("a", 1000)
-        return subject, (1, event.value * factor, (event.minute, event.identity))
+        """Apply the meter definitions: the second ones merge subjects and change the unit.
+
+        What can be corrected has no latest value, which does not know what was before it.
+        """
+        factor = (1, 1000)[meters > 0]
+        if event.subject == CORRECTABLE:
+            count = bool(event.value) - bool(event.was)
+            return event.subject, (count, (event.value - event.was) * factor, NEVER)
+        return event.subject if meters == 0 else "a", (1, event.value * factor, (event.minute, event.identity))
 
     def frontier(self, partition: int) -> tuple[int, Place, Place, Place]:
         """Return the first open chunk, its start, where its last booking began, and the place reached.
@@ -248,12 +292,12 @@ def open_chunk(world: World, partition: int):
     chunk, start, turned, _ = world.frontier(partition)
     start = turned if rules.restart_at_turn else start
     yield
-    seen: dict[str, int] = {}
-    for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
+    seen: dict[str, Known] = {}
+    for (owner, offset), (identity, known) in sorted(world.store.final("ids").items()):
         below = offset < start.offset or not rules.seen_at_start
-        forgotten = start.clock - remembered_from > OLDEST // 3 and not rules.remember_longer_than_late
+        forgotten = start.clock - known.remembered_from > OLDEST // 3 and not rules.remember_longer_than_late
         if owner == partition and below and not forgotten:
-            seen[identity] = remembered_from  # ids older than REMEMBER answer for admitted records only
+            seen[identity] = known  # ids older than REMEMBER answer for admitted records only
     yield
     return OpenChunk(world, partition, chunk, start, start, seen)
 
@@ -267,7 +311,7 @@ class OpenChunk:
     number: int
     here: Place
     turned: Place
-    seen: dict[str, int]
+    seen: dict[str, Known]
     totals: dict[tuple, tuple] = field(default_factory=dict)
     dirty: set = field(default_factory=set)  # keys whose newest value is not acknowledged
     ids: list = field(default_factory=list)  # accepted ids that are not acknowledged
@@ -326,11 +370,15 @@ class OpenChunk:
         world, rules, event = self.world, self.world.rules, record.event
         clock, booking = self.here.clock, self.here.booking
         at_home = event is not None and (world.home(event) == self.partition or not rules.home_partition)
-        verdict = judge(record, clock if rules.judge_by_log_time else world.now, at_home, self.seen)
+        judged_at = clock if rules.judge_by_log_time else world.now
+        verdict = judge(record, judged_at, self.here.meters, at_home, self.seen)
+        if event and event.corrects and verdict == "dead" and not rules.correct_what_counted:
+            verdict = "accepted"
         if verdict == "stray":
             self.strays.append(event)
         if verdict == "accepted":
-            self.seen[event.identity] = max(clock, event.minute) if rules.remember_from_event_time else clock
+            remembered_from = max(clock, event.minute) if rules.remember_from_event_time else clock
+            self.seen[event.identity] = Known(remembered_from, event.value, self.here.meters)
             self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
             subject, value = world.meter(event, self.here.meters if rules.meters_from_log else world.meters)
             booked_in = booking if rules.book_by_log_day else event.minute // DAY * CLOSES

@@ -22,6 +22,7 @@ from tests.model.chunk_model import (
     CLOSES,
     Broken,
     Event,
+    Known,
     OpenChunk,
     PartitionLog,
     Place,
@@ -95,7 +96,7 @@ class GrowthWorld(CheckedWorld):
         return self.home_in(event, old=not self.grown or self.rng.random() < 0.3)
 
     def home_in(self, event: Event, *, old: bool) -> int:
-        number = zlib.crc32(event.identity.encode())
+        number = zlib.crc32(event.first.encode())
         return number % self.old if old else self.old + number % self.new
 
     def is_old(self, partition: int) -> bool:
@@ -148,7 +149,7 @@ class GrowthWorld(CheckedWorld):
         """Book the old topic to its ends, then the new one: the oracle."""
         booked: list[list[Booking]] = []
         self.verdicts = [{} for _ in self.logs]
-        carried, carried_seen = Place(0, 0, 0, 0), dict[str, int]()
+        carried, carried_seen = Place(0, 0, 0, 0), dict[str, Known]()
         for partition, log in enumerate(self.logs):
             place, seen = (Place(0, 0, 0, 0), {}) if self.is_old(partition) else (carried, dict(carried_seen))
             mine: list[Booking] = []
@@ -165,15 +166,15 @@ class GrowthWorld(CheckedWorld):
         return booked
 
     def _book(
-        self, partition: int, record: Record, place: Place, seen: dict[str, int], mine: list[Booking]
+        self, partition: int, record: Record, place: Place, seen: dict[str, Known], mine: list[Booking]
     ) -> None:
         event = record.event
         at_home = event is not None and self.home_in(event, old=self.is_old(partition)) == partition
-        verdict = judge(record, place.clock, at_home, seen)
+        verdict = judge(record, place.clock, place.meters, at_home, seen)
         if event is not None:
             self.verdicts[partition][record.offset] = verdict
         if event is not None and verdict == "accepted":
-            seen[event.identity] = max(place.clock, event.minute)
+            seen[event.identity] = Known(max(place.clock, event.minute), event.value, place.meters)
             subject, value = self.meter(event, place.meters)
             row = (record.offset // CHUNK, place.booking, place.meters, subject, event.minute)
             mine.append(Booking(record.offset, place.clock, event.identity, row, value))
@@ -225,12 +226,13 @@ class GrowingChunk(OpenChunk):
         if self.here.booking == ENDED and world.rules.nothing_after_the_end:
             return
         at_home = event is not None and world.home_in(event, old=world.is_old(self.partition)) == self.partition
-        verdict = judge(record, self.here.clock, at_home, self.seen)
+        verdict = judge(record, self.here.clock, self.here.meters, at_home, self.seen)
         if event is not None and verdict == "stray":
             self.strays.append(Stray(*event))
             self.strays[-1].home = world.home_in(event, old=world.is_old(self.partition))
         if event is not None and verdict == "accepted":
-            self.seen[event.identity] = max(self.here.clock, event.minute)
+            remembered_from = max(self.here.clock, event.minute)
+            self.seen[event.identity] = Known(remembered_from, event.value, self.here.meters)
             self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
             subject, value = world.meter(event, self.here.meters)
             key = (self.here.booking, self.here.meters, subject, event.minute)
@@ -262,11 +264,11 @@ def open_chunk(world: GrowthWorld, partition: int) -> Any:
     """Return the open chunk of a partition: the frontier, the ids below it, and those that the old topic accepted."""
     number, _, turned, _ = world.frontier(partition)
     yield
-    seen: dict[str, int] = {}
-    for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
+    seen: dict[str, Known] = {}
+    for (owner, offset), (identity, known) in sorted(world.store.final("ids").items()):
         carried = not world.is_old(partition) and world.is_old(owner) and world.rules.ids_carry_over
         if carried or (owner == partition and offset < turned.offset):
-            seen[identity] = remembered_from
+            seen[identity] = known
     yield
     return GrowingChunk(world, partition, number, turned, turned, seen)
 

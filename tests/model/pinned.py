@@ -242,6 +242,20 @@ def recheck_before_replace(script: Script) -> None:
     script.end()
 
 
+def correct_what_counted(script: Script) -> None:
+    """An operator corrects another copy than the one that counted, and one that had yet to come, and one twice."""
+    event = script.send(subject="c", value=3)
+    script.correct(event._replace(value=5), 0)
+    early = script.event(subject="c", value=2)
+    script.correct(early, 1)
+    script.again(early)
+    amended = script.correct(event, 4)
+    script.correct(event, 1)
+    script.correct(amended, 0)
+    script.worker().book(flush=True)
+    script.end()
+
+
 def digest_met_again(script: Script) -> None:
     """The log was cut by an unclean election, and another event stands where one was booked."""
     script.send()
@@ -313,8 +327,8 @@ PINNED: Mapping[str, Callable[[Script], None]] = {
         home_partition, judge_by_log_time, clock_never_back, meters_in_key, meters_from_log, chunk_size_pinned,
         refuse_truncated_head, clean_when_acked, close_before_next, flush_fits_a_block, progress_after_data,
         push_after_progress, progress_read_first, longest_prefix_wins, book_by_log_day, private_staging,
-        recheck_before_replace, digest_met_again, own_definitions_in_a_joint_flush, new_only_when_the_filter_is_loaded,
-        ids_of_a_waiting_block_stay, ids_stay_until_a_load_has_read_them,
+        recheck_before_replace, correct_what_counted, digest_met_again, own_definitions_in_a_joint_flush,
+        new_only_when_the_filter_is_loaded, ids_of_a_waiting_block_stay, ids_stay_until_a_load_has_read_them,
     )
 }  # fmt: skip
 # What a schedule needs that is not so elsewhere; small limits, so that a few records reach them.
@@ -346,6 +360,7 @@ BROKEN: Mapping[str, str] = {
     "book_by_log_day": "I2",
     "private_staging": "I4 a booking was never sealed",
     "recheck_before_replace": "I4",
+    "correct_what_counted": "I2",
     "digest_met_again": "I2",
     "own_definitions_in_a_joint_flush": "I2",
     "new_only_when_the_filter_is_loaded": "I1",

@@ -23,6 +23,7 @@ from tests.model.chunk_model import (
     CLOSES,
     DAY,
     InsertError,
+    Known,
     OpenChunk,
     Place,
     Record,
@@ -158,17 +159,18 @@ class RepairedWorld(CheckedWorld):
         booked: list[list[Booking]] = []
         self.verdicts = [{} for _ in self.logs]
         for partition, log in enumerate(self.logs):
-            place, seen, mine = Place(0, 0, 0, 0), dict[str, int](), list[Booking]()
+            place, seen, mine = Place(0, 0, 0, 0), dict[str, Known](), list[Booking]()
             for record in log.records:
                 if self.skipped(partition, record.offset):
                     continue
                 place = after(self.decided(partition, place, record.offset), record)
                 event = record.event
-                verdict = judge(record, place.clock, event is not None and self.home(event) == partition, seen)
+                at_home = event is not None and self.home(event) == partition
+                verdict = judge(record, place.clock, place.meters, at_home, seen)
                 if event is not None:
                     self.verdicts[partition][record.offset] = verdict
                 if event is not None and verdict == "accepted":
-                    seen[event.identity] = max(place.clock, event.minute)
+                    seen[event.identity] = Known(max(place.clock, event.minute), event.value, place.meters)
                     subject, value = self.meter(event, place.meters)
                     row = (record.offset // CHUNK, place.booking, place.meters, subject, event.minute)
                     mine.append(Booking(record.offset, place.clock, event.identity, row, value))
@@ -250,11 +252,11 @@ def open_chunk(view: View, partition: int) -> Any:
     view.known[partition] = 0 if world.replaying else len(world.repairs[partition])
     number, _, turned, _ = world.frontier(partition)
     yield
-    seen: dict[str, int] = {}
-    for (owner, offset), (identity, remembered_from) in sorted(world.store.final("ids").items()):
+    seen: dict[str, Known] = {}
+    for (owner, offset), (identity, known) in sorted(world.store.final("ids").items()):
         skipped = world.skipped(partition, offset) and world.rules.skipped_ids_forgotten
         if owner == partition and offset < turned.offset and not skipped:
-            seen[identity] = remembered_from
+            seen[identity] = known
     yield
     return RepairedChunk(view, partition, number, turned, turned, seen)  # type: ignore[arg-type]
 

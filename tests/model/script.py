@@ -47,6 +47,10 @@ class Script:
         admitted: bool = False,
     ) -> Event:  # fmt: skip
         """Append an event to its home."""
+        return self.again(self.event(partition, minute, value, subject), partition, at=at, admitted=admitted)
+
+    def event(self, partition: int = 0, minute: int = 20, value: int = 1, subject: str = "a") -> Event:
+        """Make an event that is at home in a partition; nobody sent it yet."""
         identity = next(
             name
             for name in (f"id-{len(self.world.produced)}-{number}" for number in range(100))
@@ -54,13 +58,17 @@ class Script:
         )
         event = Event(identity, subject, minute, value)
         self.world.produced.append(event)
-        return self.again(event, partition, at=at, admitted=admitted)
+        return event
 
     def again(self, event: Event, partition: int = 0, *, at: int = 20, admitted: bool = False) -> Event:
         """Append a copy of an event to a partition."""
         self.world.now = max(self.world.now, at)
         self.world.logs[partition].append(event, at, admitted=admitted)
         return event
+
+    def correct(self, event: Event, value: int, partition: int = 0, *, at: int = 20) -> Event:
+        """Append what makes the next version of an event: 0 voids it."""
+        return self.again(event.corrected(value), partition, at=at)
 
     def tick(self, partition: int = 0, *, at: int = 20, times: int = 1) -> None:
         self.world.now = max(self.world.now, at)

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from pipeline import decode, dedupe, fold, runtime, seal, write
+from pipeline import corrections, decode, dedupe, fold, runtime, seal, write
 from pipeline.aggregate import Table
 from pipeline.book import DAY_MS
 from pipeline.catalog import Catalog
@@ -193,6 +193,12 @@ def _does_not_look_again(read: Any, client: Any) -> int:
     return 0 if totalled else int(read(client))
 
 
+@_instead(corrections, "_check")
+def _believes_who_corrects(check: Any, correction: Any, first: Any) -> None:
+    if first is None:
+        check(correction, first)
+
+
 @_instead(decode, "_meet_again")
 def _trusts_another_log(*args: Any) -> None:
     """Digests are not compared."""
@@ -244,6 +250,7 @@ OFF: Mapping[str, Switch] = {
     "book_by_log_day": _usage_column("booking", _day_of_the_minute),
     "private_staging": _shares_its_staging_table,
     "recheck_before_replace": _does_not_look_again,
+    "correct_what_counted": _believes_who_corrects,
 }
 # Rules that only the real code has: what the model's memory and its one log cannot get wrong.
 OWN_OFF: Mapping[str, Switch] = {

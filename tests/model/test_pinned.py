@@ -41,6 +41,20 @@ def test_a_joint_flush_may_be_killed_before_each_of_its_statements(statement: in
         _kill_in_a_joint_flush(script, statement)
 
 
+def test_a_booking_is_sealed_in_which_more_is_voided_than_came(store: Store) -> None:
+    with scripted(store, {}, lambda _: nullcontext()) as script:
+        event = script.send(subject="c", value=3)
+        script.correct(event, 0, at=30)
+        script.tick(at=40)
+        script.tick(1, at=40)
+        worker = script.worker()
+        worker.book(0, flush=True)
+        worker.book(1, flush=True)
+        script.sealer().seal()
+        assert store.execute("SELECT min(events) FROM seals FINAL") == [(-2,)]  # two meters
+        script.end()
+
+
 def _kill_in_a_joint_flush(script: Script, statement: int) -> None:
     events = [script.send(0), script.send(1), script.send(1, minute=30, at=30)]
     worker = script.worker()

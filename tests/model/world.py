@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain
@@ -24,14 +24,26 @@ from pipeline.seal import read_sealed_to
 from pipeline.write import Progress
 from tallyman.aggregates import read_usage
 from tallyman.completeness import read_completeness
+from tallyman.corrections import write_correction
 from tallyman.errors import BrokerError, LogError
-from tallyman.event import ADMITTED, CLOSE, DEFINITIONS, TICK, Event, encode_event, home_key, identity
+from tallyman.event import (
+    ADMITTED,
+    CLOSE,
+    CORRECTS,
+    DEFINITIONS,
+    TICK,
+    Event,
+    encode_event,
+    format_time,
+    home_key,
+    identity,
+)
 from tallyman.kafka import partition_of
 from tallyman.meter import Definitions, Meter
 from tallyman.usage import UsageAnswer, UsageQuery
 from tests.model import chunk_model
 from tests.model.chunk_check import CheckedWorld
-from tests.model.chunk_model import AHEAD, CHUNK, CLOSES, OLDEST, Broken, Record, Rules
+from tests.model.chunk_model import AHEAD, CHUNK, CLOSES, CORRECTABLE, NEVER, OLDEST, Broken, Record, Rules
 from tests.model.process import running
 from tests.model.store import Door, Faults, Store
 
@@ -40,6 +52,7 @@ UNIT_MS = 8_640_000  # one minute of the model
 FIRST_DAY = 20_454  # 2026-01-01
 START_MS = FIRST_DAY * 86_400_000
 SUM, LATEST, DISTINCT = "compute", "compute.latest", "compute.distinct"
+CREDIT, CREDIT_DISTINCT = "credit", "credit.distinct"  # of what can be corrected
 
 
 def definitions(number: int) -> Definitions:
@@ -50,13 +63,15 @@ def definitions(number: int) -> Definitions:
     """
     if number not in (1, 2):
         raise LogError(f"the log puts definitions {number} in force, which nobody made")
-    common: dict[str, Any] = {"event_type": "compute", "value": "value", "scale": (0, 3)[number - 1]}
+    common: dict[str, Any] = {"value": "value", "scale": (0, 3)[number - 1]}
     return Definitions(
         number=number,
         meters=(
-            Meter(meter=SUM, aggregation="sum", **common),
-            Meter(meter=LATEST, aggregation="latest", **common),
-            Meter(meter=DISTINCT, aggregation="unique_count", **common),
+            Meter(meter=SUM, event_type="compute", aggregation="sum", **common),
+            Meter(meter=LATEST, event_type="compute", aggregation="latest", **common),
+            Meter(meter=DISTINCT, event_type="compute", aggregation="unique_count", **common),
+            Meter(meter=CREDIT, event_type="credit", aggregation="sum", **common),
+            Meter(meter=CREDIT_DISTINCT, event_type="credit", aggregation="unique_count", **common),
         ),
         oldest_accepted=timedelta(milliseconds=OLDEST * UNIT_MS),
         furthest_ahead=timedelta(milliseconds=AHEAD * UNIT_MS),
@@ -152,10 +167,13 @@ class RealWorld(CheckedWorld):
     # What the log and its events are in reality.
 
     def home(self, event: chunk_model.Event) -> int:
-        return partition_of(home_key(event.subject, event.identity), len(self.logs))
+        return partition_of(home_key(event.subject, event.first), len(self.logs))
 
     def meter(self, event: chunk_model.Event, meters: int) -> tuple[str, tuple]:
         """What is expected of an event; the value is scaled as it is stored."""
+        if event.subject == CORRECTABLE:
+            count = bool(event.value) - bool(event.was)
+            return event.subject, (count, (event.value - event.was) * (1, 1000)[meters], NEVER)
         value = event.value * (1, 1000)[meters]
         digest = identity(event.subject, event.identity, event.identity)
         ordered = digest[:8][::-1] + digest[8:][::-1]  # two little-endian words, as ClickHouse orders their bytes
@@ -183,10 +201,10 @@ class RealWorld(CheckedWorld):
         if record.event is None:
             return b""
         event = record.event
-        time_us = (START_MS + event.minute * UNIT_MS) * 1000
-        body = encode_event(
-            Event(event.identity, event.identity, "compute", event.subject, time_us, {"value": str(event.value)})
-        )
+        body = _body(event, event.value)
+        if event.corrects:
+            time = format_time(START_MS * 1000)
+            body = write_correction(_body(event, event.was), body, event_id=event.identity, time=time, reason="")
         self.events[body] = event
         return body
 
@@ -264,8 +282,9 @@ class RealWorld(CheckedWorld):
         least: Counter[tuple[str, int]] = Counter()
         most: Counter[tuple[str, int]] = Counter()
         for booking in chain.from_iterable(self.bookings()):
-            most[booking.row[3:]] += 1
-            least[booking.row[3:]] += booking.clock < complete_to
+            if booking.row[3] != CORRECTABLE:
+                most[booking.row[3:]] += 1
+                least[booking.row[3:]] += booking.clock < complete_to
         events = {(str(row.groups["subject"]), _unit(row.start)): row.events for row in answer.rows}
         if any(events.get(key, 0) < count for key, count in least.items()):
             raise Broken("I2 an answer claims more than it holds")
@@ -296,23 +315,27 @@ class RealWorld(CheckedWorld):
     def _check_readers(self) -> None:
         right: Counter[tuple[str, int]] = Counter()
         for event, _ in self.accepted():
-            right[event.subject, event.minute] += event.value
-        answer = ask(self.real, len(self.logs))
-        read = {(row.groups["subject"], _unit(row.start)): row.value for row in answer.rows}
-        if read != {key: Decimal(value) for key, value in right.items()}:
+            right[event.subject, event.minute] += event.value - event.was
+        answers = (ask(self.real, len(self.logs), meter) for meter in (SUM, CREDIT))
+        read = {(row.groups["subject"], _unit(row.start)): row.value for answer in answers for row in answer.rows}
+        if nonzero(read) != {key: Decimal(value) for key, value in nonzero(right).items()}:
             raise Broken("I1 what readers are told differs from the distinct accepted events")
 
     def _check_items(self) -> None:
-        right = Counter((event.subject, event.minute, f"={event.value}") for event, _ in self.accepted())
+        right: Counter[tuple[str, int, str]] = Counter()
+        for event, _ in self.accepted():
+            for value, count in ((event.was, -1), (event.value, 1)):
+                if value:
+                    right[event.subject, event.minute, f"={value}"] += count
         rows = self.real.execute(
-            "SELECT subject, toUnixTimestamp(minute), item, sum(count) FROM usage_booked WHERE meter = %(meter)s"
+            "SELECT subject, toUnixTimestamp(minute), item, sum(count) FROM usage_booked WHERE meter IN %(meters)s"
             " GROUP BY subject, minute, item",
-            {"meter": DISTINCT},
+            {"meters": (DISTINCT, CREDIT_DISTINCT)},
         )
         stored = {
             (subject, (second * 1000 - START_MS) // UNIT_MS, item): count for subject, second, item, count in rows
         }
-        if stored != dict(right):
+        if nonzero(stored) != nonzero(right):
             raise Broken("I1 the distinct values differ from those of the accepted events")
 
     def _check_counts(self) -> None:
@@ -339,11 +362,25 @@ class RealWorld(CheckedWorld):
             raise Broken("I1 the raw archive differs from the log")
 
 
-def ask(client: Any, partitions: int) -> UsageAnswer:
-    """Read all usage as a dashboard does."""
+def ask(client: Any, partitions: int, meter: str = SUM) -> UsageAnswer:
+    """Read all usage of a meter as a dashboard does."""
     start = datetime.fromtimestamp(START_MS / 1000, UTC)
-    query = UsageQuery(meter=SUM, start=start, end=start + timedelta(days=400), window="minute")
+    query = UsageQuery(meter=meter, start=start, end=start + timedelta(days=400), window="minute")
     return read_usage(client, query, meters=definitions(2).meters, expected_delay=timedelta(0), partitions=partitions)
+
+
+def nonzero(totals: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return what is left of totals when what was taken back in whole does not show."""
+    return {key: value for key, value in totals.items() if value}
+
+
+def _body(event: chunk_model.Event, value: int) -> bytes:
+    """Return a version of an event as it is sent: nothing if it is void."""
+    if not value:
+        return b""
+    kind = "credit" if event.subject == CORRECTABLE else "compute"
+    time_us = (START_MS + event.minute * UNIT_MS) * 1000
+    return encode_event(Event(event.first, event.first, kind, event.subject, time_us, {"value": str(value)}))
 
 
 def _unit(time: datetime) -> int:
@@ -351,7 +388,7 @@ def _unit(time: datetime) -> int:
 
 
 def _rows(rows: list[tuple], lead: int) -> dict[tuple, tuple]:
-    """Return rows with the model's keys; the three meters of an event are one row: (count, sum, latest)."""
+    """Return rows with the model's keys; the meters of an event are one row: (count, sum, latest)."""
     sums: dict[tuple, tuple] = {}
     latest: dict[tuple, tuple] = {}
     distinct: Counter[tuple] = Counter()
@@ -359,8 +396,10 @@ def _rows(rows: list[tuple], lead: int) -> dict[tuple, tuple]:
         place, (booking, number, meter, subject, second, count, total, last, last_us, by) = row[:lead], row[lead:]
         minute = (second * 1000 - START_MS) // UNIT_MS
         key = (*place, model_booking(booking), max(number, 1) - 1, subject, minute)
-        if meter == SUM:
+        if meter in (SUM, CREDIT):
             sums[key] = (count, total)
+            if meter == CREDIT:
+                latest[key] = NEVER
         elif meter == LATEST:
             latest[key] = ((last_us // 1000 - START_MS) // UNIT_MS, bytes.fromhex(by), last)
         else:
@@ -376,4 +415,6 @@ def _headers(record: Record) -> tuple[tuple[str, bytes], ...]:
     if record.event is None:
         number = record.meters + 1 if record.meters else 0
         return ((CLOSE, str(real_booking(record.opens)).encode()), (DEFINITIONS, str(number).encode()))
+    if record.event.corrects:
+        return ((CORRECTS, record.event.identity.partition("~")[2].encode()),)
     return ((ADMITTED, b"1"),) if record.admitted else ()
