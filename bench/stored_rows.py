@@ -193,7 +193,7 @@ class Store:
     def load_filter(self) -> str:
         """Load the filter of a worker that begins, and say what came of it."""
         known, began = IdFilter(), time.perf_counter()
-        known.load(StoredIds(self._numbers), TOPIC, 0, EVERYTHING)
+        known.load(StoredIds(self._numbers), TOPIC, {0: EVERYTHING})
         took_s = time.perf_counter() - began
         new = np.random.default_rng(3).integers(0, 1 << 64, (2, 100_000), np.uint64)
         unsure = float(known.perhaps(TOPIC, 0, *new).mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,18 +170,20 @@ class StoredIds:
                     found[high, low] = Accepted(*rest)  # the newest comes last
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-        """Yield the accepted identities of a partition below an offset in the order of their hashes, from one on,
-        about a million at a time, however many there are.
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+        """Yield the accepted identities of some partitions, each below an offset, in the order of their hashes, from
+        one on, about a million at a time, however many there are. All partitions are read through either way.
         """
         span = HASHES >> 12
         while start < HASHES:
             end = min(start + span, HASHES)
             columns = self._ask(
-                "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition = %(partition)s"
-                " AND offset < %(below)s AND identity_high >= %(start)s AND identity_high <= %(last)s",
-                {"topic": topic_id, "partition": partition, "below": below, "start": start, "last": end - 1},
-            )
+                "SELECT identity_high, identity_low FROM ids WHERE topic_id = %(topic)s AND partition IN %(partitions)s"
+                " AND offset < transform(partition, %(partitions)s, %(below)s, toUInt64(0))"
+                " AND identity_high >= %(start)s AND identity_high <= %(last)s",
+                {"topic": topic_id, "partitions": [*below], "below": [*below.values()], "start": start,
+                 "last": end - 1},
+            )  # fmt: skip
             high, low = (np.asarray(column, np.uint64) for column in (columns if len(columns) else ((), ())))
             yield Portion(end, high, low)
             start, span = end, min(8 * span, span * _PORTION // max(len(high), 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ class IdFilter:
         self._cover = self._empty()
         self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
         self._loaded: dict[tuple[str, int], int] = {}  # partition -> the hash below which its load has come
-        self._carried: dict[tuple[str, int], int] = {}  # the same of partitions of earlier topics
+        self._carried: dict[str, int] = {}  # the same of earlier topics
         self._lock, self._carrying = threading.Lock(), threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
@@ -99,41 +99,46 @@ class IdFilter:
             self._loaded.pop((topic_id, partition), None)
 
     def load(
-        self, store: IdStore, topic_id: str, partition: int, below: int, before: Sequence[tuple[str, int]] = ()
+        self, store: IdStore, topic_id: str, below: Mapping[int, int], before: Sequence[tuple[str, int]] = ()
     ) -> None:
-        """Read the accepted identities of a partition; ask after its frontier was read, so that none below it
-        is missed. What is read is of use at once, and is not read again if this fails and is tried once more.
+        """Read the accepted identities of some partitions, all in one reading; ask after their frontiers were read, so
+        that none below one is missed. What is read is of use at once, and is not read again if this fails and is
+        tried once more.
 
         Args:
-            below: Where this process began to read: what it accepts from there on it adds itself. Were those in that
-                stand there already, everything that is read again after a restart would be asked of ClickHouse.
-            before: The partitions of the topics before: theirs are read once for all partitions.
+            below: Where this process began to read each of them: what it accepts from there on it adds itself. Were
+                those in that stand there already, all that is read again after a restart would be asked of ClickHouse.
+            before: The topics before and how many partitions each has: theirs are read once for all partitions.
         """
-        key, this = (topic_id, partition), object()
+        keys, this = [(topic_id, partition) for partition in below], object()
         with self._lock:
-            self._loading[key] = this
+            self._loading.update(dict.fromkeys(keys, this))
         self._carry(store, before)
-        for end in self._take_in(store, key, below, self._loaded.get(key, 0)):
+        start = min((self._loaded.get(key, 0) for key in keys), default=HASHES)
+        for end in self._take_in(store, topic_id, below, start):
             with self._lock:
-                if self._loading.get(key) is not this:
-                    return
-                self._loaded[key] = end
+                mine = [key for key in keys if self._loading.get(key) is this]
+                for key in mine:
+                    self._loaded[key] = max(end, self._loaded.get(key, 0))
+            if not mine:
+                return
 
     def _carry(self, store: IdStore, before: Sequence[tuple[str, int]]) -> None:
         with self._carrying:
             carried = self._carried
-            for key in before:
-                for end in self._take_in(store, key, EVERYTHING, carried.get(key, 0)):
-                    carried[key] = end
+            for topic_id, partitions in before:
+                below = dict.fromkeys(range(partitions), EVERYTHING)
+                for end in self._take_in(store, topic_id, below, carried.get(topic_id, 0)):
+                    carried[topic_id] = end
 
-    def _take_in(self, store: IdStore, key: tuple[str, int], below: int, start: int) -> Iterator[int]:
-        """Add what is accepted of a partition, from a hash on as far as the filter covers; yield how far all is added.
+    def _take_in(self, store: IdStore, topic_id: str, below: Mapping[int, int], start: int) -> Iterator[int]:
+        """Add what is accepted of some partitions, from a hash on as far as the filter covers; yield how far all is.
 
         What is let go meanwhile takes with it what was added: who asked for this load then counts no more.
         """
         if start >= self._cover.end:
             return
-        for end, high, low in store.stream(*key, below, start):
+        for end, high, low in store.stream(topic_id, below, start):
             self.add(high, low)
             yield end
             if end >= self._cover.end:

@@ -6,7 +6,7 @@ batch; ids from the base on are kept here until the chunk is closed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -74,8 +74,10 @@ class IdStore(Protocol):
         """Return the newest acceptance below an offset of each identity that has one."""
         ...
 
-    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-        """Yield the accepted identities of a partition below an offset, in the order of their hashes, from one on."""
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+        """Yield the accepted identities of some partitions, each below an offset, in the order of their hashes, from
+        one on.
+        """
         ...
 
 

@@ -6,8 +6,6 @@ lane (`pipeline.lanes`). `DoFn`s keep nothing.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
@@ -26,17 +24,14 @@ from pipeline.dedupe import Judge, count_once
 from pipeline.fold import due_elsewhere, fold
 from pipeline.frontier import StoredIds, read_frontier
 from pipeline.id_filter import LIMIT_BYTES, IdFilter
-from pipeline.lanes import Lanes, inside, this_lane
+from pipeline.id_loads import IdLoads
+from pipeline.lanes import Lanes, this_lane
 from pipeline.outlet import KafkaOutlet
 from pipeline.source import close_readers, reader_of
 from pipeline.write import Flush, Outlet, Tables, write
 from tallyman.books import Topic, load_definitions
 from tallyman.clickhouse import connect
 from tallyman.control import open_control
-from tallyman.errors import StoreError, StoreRefusedError
-
-log = logging.getLogger(__name__)
-_LOAD_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +94,7 @@ class Runtime:
         self.decoders = decoders
         self.outlet = outlet
         self.guard = guard
+        self._loads = IdLoads(config, judge.filter)
 
     def open_chunk(self, partition: int) -> OpenChunk:
         """Return the open chunk of a partition; the first time, read its frontier."""
@@ -113,25 +109,8 @@ class Runtime:
             self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, needs)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
-            task = (chunk, chunk.base, this_lane())
-            threading.Thread(target=self._load_ids, args=task, name=f"ids-{partition}", daemon=True).start()
+            self._loads.ask(chunk)
         return OPEN[key]
-
-    def _load_ids(self, chunk: OpenChunk, below: int, lane: int) -> None:
-        """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
-        key = chunk.topic_id, chunk.partition
-        before = [(each.topic_id, number) for each in self.config.before for number in range(each.partitions)]
-        with inside(lane):
-            while OPEN.get(key) is chunk:
-                client = connect(self.config.database, numpy=True)
-                try:
-                    self.judge.filter.load(StoredIds(client), *key, below, before)
-                    return
-                except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
-                    log.warning("ids_not_loaded", extra={"partition": chunk.partition, "error": str(error)[:300]})
-                    time.sleep(_LOAD_AGAIN_S)
-                finally:
-                    client.disconnect()
 
     def decode(self, fetch: Fetch) -> Iterator[Block]:
         fetch = self.guard.past(fetch) if self.guard else fetch

@@ -51,7 +51,7 @@ class Walk:
         self.chunk: OpenChunk = new_chunk(Place(), size=chunk_size, partition=partition)
         self.store = StoredHere()
         self.judge = Judge(self.store, IdFilter(1 << 20))
-        self.judge.filter.load(self.store, TOPIC_ID, partition, self.chunk.base)
+        self.judge.filter.load(self.store, TOPIC_ID, {partition: self.chunk.base})
         self.fates: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.most_s_per_mb = self.busy_s = 0.0

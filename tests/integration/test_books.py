@@ -240,7 +240,7 @@ def test_the_filter_of_a_restart_holds_the_ids_below_it_and_no_others(make: Make
     client = connect(own.endpoint, numpy=True)
     try:
         stored = StoredIds(client)
-        read = [stored.stream(topic.topic_id, 0, below) for below in (0, 4, EVERYTHING)]
+        read = [stored.stream(topic.topic_id, {0: below}) for below in (0, 4, EVERYTHING)]
         found = [sum(len(portion.high) for portion in portions) for portions in read]
     finally:
         client.disconnect()

@@ -57,7 +57,7 @@ def test_ids_are_told_in_portions_of_about_one_size_and_each_once(
 ) -> None:
     """However many there are; who loads them never holds more than a portion."""
     monkeypatch.setattr(frontier, "_PORTION", 2000)
-    portions = list(ids.stream(TOPIC_ID, 0, 40_000))
+    portions = list(ids.stream(TOPIC_ID, {0: 40_000}))
     assert all(len(each.high) < 4000 for each in portions) and len(portions) < 60
     assert [each.end for each in portions] == sorted({each.end for each in portions})
     begin = 0
@@ -69,15 +69,24 @@ def test_ids_are_told_in_portions_of_about_one_size_and_each_once(
     assert sorted(low.tolist()) == list(range(40_000))
 
 
+def test_the_ids_of_several_partitions_are_told_in_one_reading_each_below_its_own_offset(ids: StoredIds) -> None:
+    found = np.concatenate([each.low for each in ids.stream(TOPIC_ID, {0: 30_000, 1: 10, 2: STORED})])
+    alone = [
+        np.concatenate([each.low for each in ids.stream(TOPIC_ID, {number: below})])
+        for number, below in ((0, 30_000), (1, 10))
+    ]
+    assert len(found) == 30_010 and sorted(found.tolist()) == sorted(np.concatenate(alone).tolist())
+
+
 def test_a_store_without_ids_is_told_in_few_questions(ids: StoredIds) -> None:
-    assert len(list(ids.stream(TOPIC_ID, 2, STORED))) == 5
+    assert len(list(ids.stream(TOPIC_ID, {2: STORED}))) == 5
 
 
 def test_a_filter_loaded_from_the_store_calls_none_of_its_ids_new(ids: StoredIds) -> None:
     """Nor one that covers a part of them only."""
     for known in (IdFilter(1 << 20), IdFilter(1 << 12, 1 << 12)):
-        known.load(ids, TOPIC_ID, 0, 40_000)
-        for portion in ids.stream(TOPIC_ID, 0, 40_000):
+        known.load(ids, TOPIC_ID, {0: 40_000})
+        for portion in ids.stream(TOPIC_ID, {0: 40_000}):
             assert known.perhaps(TOPIC_ID, 0, portion.high, portion.low).all()
         other = np.random.default_rng(1).integers(0, 2**64, (2, 10_000), np.uint64)
         assert known.perhaps(TOPIC_ID, 0, *other).mean() < 1.02 - known.covered

@@ -6,6 +6,7 @@ connections, threads and the monotonic clock.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from unittest.mock import patch
 
 from clickhouse_driver import errors as driver_errors
 
-from pipeline import book, fold, runtime, write
+from pipeline import book, fold, id_loads, runtime, write
 from pipeline.decoders import Decoders
 from pipeline.dedupe import Judge
 from pipeline.frontier import StoredIds
@@ -54,11 +55,13 @@ def deployed(world: RealWorld) -> Iterator[None]:
     clock = Clock()
     patient = partial(write.write, patience_s=world.patience_s, pause=clock.sleep)
     with ExitStack() as stack:
-        for module in (fold, write, runtime):
+        for module in (fold, write, runtime, id_loads):
             stack.enter_context(patch.object(module, "time", clock))
         stack.enter_context(patch.object(runtime, "write", patient))
-        stack.enter_context(patch.object(runtime, "threading", SimpleNamespace(Thread=partial(_Thread, world))))
-        stack.enter_context(patch.object(runtime, "connect", lambda _, numpy=False: world.door(numpy=numpy)))
+        threads = SimpleNamespace(Thread=partial(_Thread, world), Lock=threading.Lock)
+        stack.enter_context(patch.object(id_loads, "threading", threads))
+        for module in (runtime, id_loads):
+            stack.enter_context(patch.object(module, "connect", lambda _, numpy=False: world.door(numpy=numpy)))
         stack.enter_context(patch.object(fold, "MAX_CHANGED_KEYS", world.most_keys))
         world.faults.block_rows = world.block_rows
         # Most schedules do without what nobody reads in them.

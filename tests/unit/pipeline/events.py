@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -78,8 +78,8 @@ class StoredHere:
                     found[key] = row
         return found
 
-    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-        keys = [key for key, rows in self.rows.items() if any(row.offset < below for row in rows)]
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+        keys = [key for key, rows in self.rows.items() if any(row.offset < max(below.values()) for row in rows)]
         yield Portion(HASHES, np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64))
 
 
@@ -111,7 +111,7 @@ class Walk:
         self.store = store or StoredHere()
         self.judge = Judge(self.store, IdFilter(1 << 16))
         if loaded:
-            self.judge.filter.load(self.store, TOPIC_ID, self.chunk.partition, self.chunk.base)
+            self.judge.filter.load(self.store, TOPIC_ID, {self.chunk.partition: self.chunk.base})
         self.blocks: list[Block] = []
         self.dead: list[Any] = []
         self.conflicts: list[Any] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def some_ids(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def loaded(bits: int, limit_bytes: int = 1 << 40) -> IdFilter:
     known = IdFilter(bits, limit_bytes)
-    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    known.load(StoredHere(), TOPIC, {0: EVERYTHING})
     return known
 
 
@@ -41,7 +41,7 @@ class InPortions(StoredHere):
         self._high, self._low = high[order], low[order]
         self.told = 0
 
-    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
         for first in range(int(np.searchsorted(self._high, np.uint64(start))), len(self._high), 100):
             high, low = self._high[first : first + 100], self._low[first : first + 100]
             self.told += len(high)
@@ -80,7 +80,7 @@ def test_a_filter_that_is_full_covers_less_and_calls_no_id_new_that_was_added(
     known, stored, mine = IdFilter(512, limit), some_ids(count, seed), some_ids(own, seed + 1)
     store = InPortions(*stored)
     known.add(mine[0][: own // 2], mine[1][: own // 2])
-    for end in known._take_in(store, (TOPIC, 0), EVERYTHING, 0):
+    for end in known._take_in(store, TOPIC, {0: EVERYTHING}, 0):
         known._loaded[TOPIC, 0] = end
         assert known.perhaps(TOPIC, 0, *stored).all()
     known.add(mine[0][own // 2 :], mine[1][own // 2 :])
@@ -93,7 +93,7 @@ def test_what_a_full_filter_covers_is_as_sure_as_ever_and_all_that_is_read_of_th
     """Eight times the ids that fit: a sixteenth is covered, since layers double, and little more is loaded."""
     high, low = some_ids(800_000, 1)
     store, known = InPortions(high, low), IdFilter(1 << 20, 1 << 18)  # room for 100,000
-    known.load(store, TOPIC, 0, EVERYTHING)
+    known.load(store, TOPIC, {0: EVERYTHING})
     assert known.covered == 1 / 16
     new = some_ids(100_000, 2)
     assert 0.93 < known.perhaps(TOPIC, 0, *new).mean() < 0.945
@@ -108,12 +108,12 @@ def test_what_is_loaded_is_of_use_before_all_is() -> None:
     shares = list[float]()
 
     class Watched(InPortions):
-        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-            for portion in store.stream(topic_id, partition, below, start):
+        def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+            for portion in store.stream(topic_id, below, start):
                 shares.append(float(known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean()))
                 yield portion
 
-    known.load(Watched(*some_ids(0, 1)), TOPIC, 0, EVERYTHING)
+    known.load(Watched(*some_ids(0, 1)), TOPIC, {0: EVERYTHING})
     assert shares[0] == 1 and shares == sorted(shares, reverse=True) and 0.05 < shares[-1] < 0.15
     assert known.perhaps(TOPIC, 0, *some_ids(2000, 2)).mean() < 0.01
 
@@ -121,14 +121,14 @@ def test_what_is_loaded_is_of_use_before_all_is() -> None:
 class BreaksOff(InPortions):
     """A store that is away now and then."""
 
-    def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-        for number, portion in enumerate(super().stream(topic_id, partition, below, start)):
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+        for number, portion in enumerate(super().stream(topic_id, below, start)):
             if number == 3:
                 raise StoreError("ClickHouse is away")
             yield portion
 
 
-@pytest.mark.parametrize("before", [(), (("earlier", 0),)])
+@pytest.mark.parametrize("before", [(), (("earlier", 1),)])
 def test_a_load_that_breaks_off_goes_on_where_it_was(before: tuple[tuple[str, int], ...]) -> None:
     """Else what is read again would take room as often as ClickHouse is away."""
     ids = some_ids(1000, 1)
@@ -136,7 +136,7 @@ def test_a_load_that_breaks_off_goes_on_where_it_was(before: tuple[tuple[str, in
     failures = 0
     while failures < 20:
         try:
-            known.load(store, TOPIC, 0, EVERYTHING, before)
+            known.load(store, TOPIC, {0: EVERYTHING}, before)
             break
         except StoreError:
             failures += 1
@@ -149,13 +149,13 @@ def test_what_earlier_topics_accepted_is_read_again_after_all_was_let_go() -> No
     ids, known = some_ids(500, 1), IdFilter(1 << 16)
 
     class Earlier(InPortions):
-        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
+        def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
             if topic_id == TOPIC:
                 return iter([Portion(HASHES, *some_ids(0, 1))])
-            return super().stream(topic_id, partition, below, start)
+            return super().stream(topic_id, below, start)
 
     for _ in range(2):
-        known.load(Earlier(*ids), TOPIC, 0, EVERYTHING, [("earlier", 0)])
+        known.load(Earlier(*ids), TOPIC, {0: EVERYTHING}, [("earlier", 1)])
         assert known.perhaps(TOPIC, 0, *ids).all() and not known.perhaps(TOPIC, 0, *some_ids(500, 2)).any()
         known.unload(TOPIC, 0)
 
@@ -172,7 +172,7 @@ def test_a_filter_that_was_let_go_covers_everything_again() -> None:
     known.add(*some_ids(1000, 1))
     assert known.covered < 1
     known.unload(TOPIC, 0)
-    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    known.load(StoredHere(), TOPIC, {0: EVERYTHING})
     assert known.covered == 1 and not known.perhaps(TOPIC, 0, *some_ids(40, 1)).any()
 
 
@@ -183,13 +183,13 @@ def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
 
 def test_after_a_partition_was_somebody_elses_a_filter_is_sure_of_nothing_until_it_is_loaded_again() -> None:
     known = loaded(1 << 16)
-    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
+    known.load(StoredHere(), TOPIC, {1: EVERYTHING})
     known.add(*some_ids(10, 1))
     known.unload(TOPIC, 0)
     assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
     assert not known.perhaps(TOPIC, 1, *some_ids(10, 2)).any()
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
-    known.load(StoredHere(), TOPIC, 0, EVERYTHING)
+    known.load(StoredHere(), TOPIC, {0: EVERYTHING})
     assert not known.perhaps(TOPIC, 0, *some_ids(10, 2)).any()
 
 
@@ -198,11 +198,11 @@ def test_a_load_that_began_before_the_partition_left_does_not_count() -> None:
     known = IdFilter(1 << 16)
 
     class LeavesMeanwhile(StoredHere):
-        def stream(self, topic_id: str, partition: int, below: int, start: int = 0) -> Iterator[Portion]:
-            known.unload(topic_id, partition)
+        def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+            known.unload(topic_id, *below)
             yield Portion(HASHES, *some_ids(10, 1))
 
-    known.load(LeavesMeanwhile(), TOPIC, 0, EVERYTHING)
+    known.load(LeavesMeanwhile(), TOPIC, {0: EVERYTHING})
     assert known.perhaps(TOPIC, 0, *some_ids(10, 2)).all()
 
 
@@ -213,5 +213,22 @@ def test_what_was_accepted_before_a_load_began_is_still_known_when_another_parti
     known.add(*some_ids(10, 1))
     known.expect(TOPIC, 0)
     known.unload(TOPIC, 0)
-    known.load(StoredHere(), TOPIC, 1, EVERYTHING)
+    known.load(StoredHere(), TOPIC, {1: EVERYTHING})
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
+
+
+def test_partitions_that_wait_are_loaded_in_one_reading_and_one_that_leaves_meanwhile_does_not_count() -> None:
+    """The store goes through the ids of all partitions to find those of one."""
+    known, asked = IdFilter(1 << 16), list[dict[int, int]]()
+
+    class OneLeaves(StoredHere):
+        def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+            asked.append(dict(below))
+            yield Portion(HASHES // 2, *some_ids(10, 1))
+            known.unload(topic_id, 1)
+            yield Portion(HASHES, *some_ids(10, 3))
+
+    known.load(OneLeaves(), TOPIC, {0: 7, 1: EVERYTHING, 2: 9})
+    assert asked == [{0: 7, 1: EVERYTHING, 2: 9}]
+    assert [known.perhaps(TOPIC, number, *some_ids(10, 2)).any() for number in range(3)] == [False, True, False]
+    assert all(known.perhaps(TOPIC, number, *some_ids(10, 3)).all() for number in range(3))

@@ -37,7 +37,7 @@ CONFIG = JobConfig(
 def stages() -> Iterator[Runtime]:
     """The stages of this process, with an open chunk and no servers."""
     judge = Judge(StoredHere(), IdFilter(1 << 16))
-    judge.filter.load(judge.ids, TOPIC_ID, 0, 0)
+    judge.filter.load(judge.ids, TOPIC_ID, {0: 0})
     OPEN[TOPIC_ID, 0] = new_chunk()
     decoders = new_decoders(PLAIN, replace(PLAIN, number=2))
     made = runtime._runtimes[0, CONFIG] = Runtime(CONFIG, Store(), judge, decoders, Wire())

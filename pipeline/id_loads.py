@@ -1,0 +1,74 @@
+"""Load the filter of ids behind the back of a worker that has begun already."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from pipeline.book import OPEN, OpenChunk
+from pipeline.frontier import StoredIds
+from pipeline.id_filter import IdFilter
+from pipeline.lanes import inside, this_lane
+from tallyman.clickhouse import connect
+from tallyman.errors import StoreError, StoreRefusedError
+
+if TYPE_CHECKING:
+    from pipeline.runtime import JobConfig
+
+log = logging.getLogger(__name__)
+_LOAD_AGAIN_S = 0.5
+
+
+class IdLoads:
+    """What a lane has yet to load: one thread, and one reading for all partitions that wait for one.
+
+    The table lies in the order of hashes: to find the ids of one partition, ClickHouse goes through those of all.
+    """
+
+    def __init__(self, config: JobConfig, known: IdFilter) -> None:
+        self._config, self._filter = config, known
+        self._waiting: list[tuple[OpenChunk, int]] = []
+        self._runs = False
+        self._lock = threading.Lock()
+
+    def ask(self, chunk: OpenChunk) -> None:
+        """Have the ids below a chunk loaded that was just opened, by a thread of its own."""
+        with self._lock:
+            self._waiting.append((chunk, chunk.base))
+            if self._runs:
+                return
+            self._runs = True
+        threading.Thread(target=self._run, args=(this_lane(),), name="ids", daemon=True).start()
+
+    def _run(self, lane: int) -> None:
+        with inside(lane):
+            try:
+                while waiting := self._take():
+                    self._load(waiting)
+            except BaseException:
+                self._runs = False  # the next partition that is opened has another thread
+                raise
+
+    def _take(self) -> list[tuple[OpenChunk, int]]:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._runs = bool(waiting)
+            return waiting
+
+    def _load(self, waiting: list[tuple[OpenChunk, int]]) -> None:
+        """Load the filter, again until it is done: without it every single id is asked of ClickHouse."""
+        before = [(each.topic_id, each.partitions) for each in self._config.before]
+        while below := {
+            chunk.partition: base for chunk, base in waiting if OPEN.get((chunk.topic_id, chunk.partition)) is chunk
+        }:
+            client = connect(self._config.database, numpy=True)
+            try:
+                self._filter.load(StoredIds(client), self._config.topic_id, below, before)
+                return
+            except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
+                log.warning("ids_not_loaded", extra={"partitions": sorted(below), "error": str(error)[:300]})
+                time.sleep(_LOAD_AGAIN_S)
+            finally:
+                client.disconnect()

@@ -1,0 +1,126 @@
+"""The filter of ids is loaded behind a worker's back: by one thread, for all partitions that wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from pipeline import id_loads
+from pipeline.book import OPEN
+from pipeline.id_filter import IdFilter
+from pipeline.id_loads import IdLoads
+from pipeline.identities import HASHES, Portion
+from tallyman.errors import StoreError
+from tests.fetches import TOPIC_ID
+from tests.unit.pipeline.events import new_chunk
+from tests.unit.pipeline.test_id_filter import some_ids
+from tests.unit.pipeline.test_job import CONFIG
+
+PATIENCE_S = 30
+
+
+class Slow:
+    """A table of ids that is told when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[int, int]] = []
+        self.failures = 0
+        self.may_tell, self.was_asked = threading.Semaphore(0), threading.Semaphore(0)
+
+    def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
+        self.asked.append(dict(below))
+        self.was_asked.release()
+        assert self.may_tell.acquire(timeout=PATIENCE_S)
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("ClickHouse is away")
+        yield Portion(HASHES, *some_ids(10, 1))
+
+
+class Nobody:
+    def disconnect(self) -> None:
+        return
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    table = Slow()
+    monkeypatch.setattr(id_loads, "connect", lambda *_, **__: Nobody())
+    monkeypatch.setattr(id_loads, "StoredIds", lambda _: table)
+    monkeypatch.setattr(id_loads, "_LOAD_AGAIN_S", 0)
+    yield table
+    OPEN.clear()
+
+
+def opened(loads: IdLoads, partition: int) -> None:
+    chunk = OPEN[TOPIC_ID, partition] = new_chunk(partition=partition)
+    loads.ask(chunk)
+
+
+def wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "ids":
+            thread.join(PATIENCE_S)
+
+
+def sure(known: IdFilter, partition: int) -> bool:
+    return not known.perhaps(TOPIC_ID, partition, *some_ids(10, 2)).any()
+
+
+def test_partitions_that_are_opened_during_a_load_share_the_next_one(table: Slow) -> None:
+    """A worker that takes a thousand partitions asks twice, not a thousand times at once."""
+    known = IdFilter(1 << 16)
+    loads = IdLoads(CONFIG, known)
+    opened(loads, 0)
+    assert table.was_asked.acquire(timeout=PATIENCE_S)
+    for partition in range(1, 1000):
+        opened(loads, partition)
+    assert sum(thread.name == "ids" for thread in threading.enumerate()) == 1
+    table.may_tell.release(2)
+    wait_for_threads()
+    assert [sorted(each) for each in table.asked] == [[0], list(range(1, 1000))]
+    assert all(sure(known, partition) for partition in range(1000))
+
+
+def test_a_load_is_tried_again_while_clickhouse_is_away_for_what_is_still_open(table: Slow) -> None:
+    known = IdFilter(1 << 16)
+    loads, table.failures = IdLoads(CONFIG, known), 2
+    opened(loads, 0)
+    opened(loads, 1)
+    assert table.was_asked.acquire(timeout=PATIENCE_S)
+    table.may_tell.release()
+    wait_until(lambda: len(table.asked) > 1)
+    del OPEN[TOPIC_ID, 1]
+    table.may_tell.release(4)
+    wait_for_threads()
+    assert table.asked[-1] == {0: 0} and sure(known, 0) and not sure(known, 1)
+
+
+def test_after_a_load_failed_for_good_the_next_partition_is_loaded_by_another_thread(
+    table: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = IdFilter(1 << 16)
+    loads = IdLoads(CONFIG, known)
+    died = list[Any]()
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    with monkeypatch.context() as broken:
+        broken.setattr(id_loads, "connect", lambda *_, **__: 1 / 0)
+        opened(loads, 0)
+        wait_for_threads()
+    assert [each.exc_type for each in died] == [ZeroDivisionError]
+    table.may_tell.release()
+    opened(loads, 1)
+    wait_for_threads()
+    assert sure(known, 1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(PATIENCE_S * 100):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came")
