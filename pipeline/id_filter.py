@@ -195,10 +195,11 @@ class IdFilter:
 
 
 class _Layer:
-    """One fixed Bloom filter: eight probes; full at one id for each twenty bits (0.014 % false "perhaps"), or for fewer:
-    at each seven it is 4.6 %, (1 - e^(-8/7))^8 (Bloom 1970).
+    """One fixed Bloom filter: eight probes; full at one id for each twenty bits (0.014 % false "perhaps"), or for
+    fewer: at each seven it is 4.6 %, (1 - e^(-8/7))^8 (Bloom 1970).
 
-    A false one costs a look-up in ClickHouse: 90 µs of CPU among a hundred million ids. Each share of the hashes has its own part, and is full by itself: what is loaded comes in the order of hashes.
+    A false one costs a look-up in ClickHouse: 90 µs of CPU among a hundred million ids. Each share of the hashes has
+    its own part, and is full by itself: what is loaded comes in the order of hashes.
 
     Args:
         bits: As many as it would have for the whole range of hashes.
