@@ -207,10 +207,13 @@ def _decode(text: bytes, decoder: JsonDecoder, correction: Correction, *, was: b
 def _signed(events: Events, sign: int, version: int, catalog: Catalog) -> Readings:
     """Return readings that count once, or take one back.
 
-    A corrected point gets an item of its own: of two values at one moment, neither would be the later one.
+    A corrected point gets an item of its own: of two values at one moment, neither would be the later one. What takes
+    one back is no value that could be the latest: whether it is folded with the other or behind it must not matter.
     """
     readings = events.readings(np.ones(len(events), bool))
     readings.values = readings.values * sign
+    if sign < 0:
+        readings.times_us = np.full_like(readings.times_us, FIRST_US - 1)
     readings.weights = np.full(len(readings), sign, np.int64)
     if version:
         for row, key in enumerate(readings.keys.tolist()):

@@ -10,7 +10,7 @@ import pytest
 from pipeline.corrections import refuse_dead
 from tallyman.corrections import write_correction
 from tallyman.errors import EventError
-from tallyman.meter import Definitions, Meter
+from tallyman.meter import BY_MOMENT, Definitions, Meter
 from tests.unit.pipeline.events import PLAIN, Walk, body, event
 
 MOMENTS = Definitions(
@@ -147,6 +147,22 @@ def test_of_two_values_at_one_moment_the_corrected_one_is_a_point_of_its_own() -
     moment = '"1793448000000000",null,null'
     found = {catalog.series[key >> 32].item: count for key, count in zip(rows.keys, rows.count, strict=True)}
     assert found == {f"[{moment}]": 0, f'[{moment},"1"]': 0, f'[{moment},"2"]': 1}
+
+
+@pytest.mark.parametrize("aggregation", sorted(BY_MOMENT))
+def test_what_is_voided_leaves_the_same_row_wherever_a_worker_flushed(aggregation: str) -> None:
+    """Who catches up folds both at once, as an audit does; else the rows of one prefix of the log would differ."""
+    named = {"state": "region", "states": ("Nürnberg",)} if aggregation == "lifecycle" else {"value": "hours"}
+    meter = Meter(meter="m", event_type="server", aggregation=aggregation, scale=0, **named)  # type: ignore[arg-type]
+    found = []
+    for folded_between in (False, True):
+        walk = Walk(Definitions(number=1, meters=(meter,))).send(hours("7"))
+        if folded_between:
+            walk.chunk.table.fold()
+        send(walk, correction(hours("7"), b""))
+        rows, _ = walk.chunk.table.take_changes()
+        found.append(tuple(int(column[0]) for column in (rows.count, rows.sum, rows.max, rows.latest, rows.latest_us)))
+    assert found[0] == found[1] and found[0][0] == 0
 
 
 def test_a_correction_on_a_foreign_partition_is_forwarded_home() -> None:
