@@ -154,7 +154,9 @@ class Source:
         only = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
         yield (
             f"(WITH start AS minute SELECT {columns} FROM usage_rolled_up"  # noqa: S608
-            f" PREWHERE {tiles} AND {wanted}{only} AND {_attempts_sql(attempts)})"
+            # In one step: no condition alone rules out a whole granule, and six steps take a tenth longer.
+            f" PREWHERE {tiles} AND {wanted}{only} AND {_attempts_sql(attempts)}"
+            " SETTINGS enable_multiple_prewhere_read_steps = 0)"
         )
         others = [booking for booking, attempt in attempts if not attempt]
         if others:
