@@ -64,7 +64,7 @@ class Catalog:
         # A tenant has many series, and many tenants have the same dimensions: one copy of each text does for all.
         return self.number(SeriesKey(meter, intern(subject), intern(encode_dimensions(named))))
 
-    def with_item(self, series: int, data: Mapping[str, Any], time_us: int, value: int) -> int:
+    def with_item(self, series: int, data: Mapping[str, Any], time_us: int, value: int, by: bytes = b"") -> int:
         """Return the number of what a reading of a series is counted under: the series itself, where it adds up.
 
         Raises:
@@ -73,7 +73,7 @@ class Catalog:
         key = self.series[series]
         if key.meter not in self.by_item:
             return series
-        item = item_of(self.meters[key.meter], data, time_us, value)
+        item = item_of(self.meters[key.meter], data, time_us, value, by)
         return self.number(SeriesKey(key.meter, key.subject, key.dimensions, item))
 
     def number(self, key: SeriesKey) -> int:

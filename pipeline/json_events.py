@@ -285,13 +285,13 @@ class JsonDecoder:
             self._unwanted(name, [row], work)
             return
         found: list[tuple[int, int]] = []
-        time_us = int(work.times[row])
+        time_us, by = int(work.times[row]), work.identities[row].tobytes()
         try:
             for number in meters:
                 series = self.catalog.series_of(number, subject, data)
                 if series >= 0:
                     value = value_in(self.catalog.meters[number], data)
-                    found.append((self.catalog.with_item(series, data, time_us, value), value))
+                    found.append((self.catalog.with_item(series, data, time_us, value, by), value))
         except EventError as error:
             work.fail(row, error)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from tallyman.errors import EventError, QuantityError
-from tallyman.event import Event
+from tallyman.event import Event, identity
 
 Aggregation = Literal[
     "sum", "count", "avg", "min", "max", "latest", "first", "unique_count", "percentile", "stddev",
@@ -288,7 +289,7 @@ def measure(meter: Meter, event: Event) -> Reading | None:
     dimensions = {name: dimension_text(path, find(event.data, path)) for name, path in meter.dimensions.items()}
     value = value_in(meter, event.data)
     minute = event.time_us // 60_000_000
-    item = item_of(meter, event.data, event.time_us, value)
+    item = item_of(meter, event.data, event.time_us, value, identity(event.subject, event.source, event.id))
     return Reading(meter.meter, event.subject, encode_dimensions(dimensions), minute, value, item)
 
 
@@ -313,11 +314,13 @@ def value_in(meter: Meter, data: Mapping[str, Any]) -> int:
     return value
 
 
-def item_of(meter: Meter, data: Mapping[str, Any], time_us: int, value: int) -> str:
+def item_of(meter: Meter, data: Mapping[str, Any], time_us: int, value: int, by: bytes = b"") -> str:
     """Return what a value is counted under besides its series and minute.
 
     Nothing for what adds up; the value itself (`BY_VALUE`); for what needs order (`BY_MOMENT`) the JSON array
-    [time in microseconds, resource, incarnation], texts or null.
+    [time in microseconds, resource, incarnation, whose], texts or null. The last is the begin of the event's identity,
+    so that it can be taken back though another event stands at the same moment; rows of numbered batches, which nobody
+    takes back, have none.
 
     Raises:
         EventError: `missing_field`, `wrong_type`, `out_of_range`.
@@ -325,7 +328,8 @@ def item_of(meter: Meter, data: Mapping[str, Any], time_us: int, value: int) -> 
     if meter.aggregation in BY_MOMENT:
         paths = (meter.resource, meter.incarnation)
         named = [dimension_text(path, find(data, path)) if path else None for path in paths]
-        return msgspec.json.encode([str(time_us), *named]).decode()
+        whose = [urlsafe_b64encode(by[:8]).decode().rstrip("=")] if by else []
+        return msgspec.json.encode([str(time_us), *named, *whose]).decode()
     if meter.aggregation == "unique_count":
         text = dimension_text(meter.value, find(data, meter.value))
         if text is None:

@@ -76,15 +76,18 @@ def _order(increment: Increment) -> tuple[int, tuple[str, ...]]:
 
 def increments(state: Moments, terms: Terms) -> Iterator[Increment]:
     """Yield what each reading adds, by resource and in order of time."""
-    tracks: dict[tuple[str, str, str | None], list[Moment]] = defaultdict(list)
+    tracks: dict[tuple[str, str, str | None], dict[Moment, int]] = defaultdict(dict)
     for moment, totals in state.items():
         if totals.count > 0:
-            tracks[moment.subject, moment.dimensions, moment.resource].append(moment)
+            # Of several readings at one instant the highest counts: it was counted up to there.
+            track, one = tracks[moment.subject, moment.dimensions, moment.resource], moment._replace(by="", version="")
+            track[one] = max(totals.max or 0, track.get(one, totals.max or 0))
     for track in tracks.values():
-        track.sort(key=lambda moment: (moment.time_us, moment.incarnation is not None, moment.incarnation or ""))
         reader = _Reader(terms.believed_for_us)
-        for moment in track:
-            step = reader.read(moment, state[moment].max or 0)
+        for moment in sorted(
+            track, key=lambda moment: (moment.time_us, moment.incarnation is not None, moment.incarnation or "")
+        ):
+            step = reader.read(moment, track[moment])
             if step is not None:
                 yield Increment(moment, *step)
 

@@ -26,7 +26,8 @@ class Moment(NamedTuple):
     """Whose reading it is, and when it was taken (microseconds since 1970).
 
     `resource` is what has the level, state or counter, `incarnation` what changes when a counter starts again;
-    None where a meter does not name them. `version` tells an amended event from what it was before.
+    None where a meter does not name them. `by` tells apart the events of one moment, `version` an amended one from what
+    it was before.
     """
 
     subject: str
@@ -34,6 +35,7 @@ class Moment(NamedTuple):
     time_us: int
     resource: str | None
     incarnation: str | None
+    by: str = ""
     version: str = ""
 
 
@@ -42,9 +44,9 @@ Moments: TypeAlias = Mapping[Moment, Totals]
 
 def moment_of(cell: Cell) -> Moment:
     """Return the moment that a cell is kept under."""
-    time_us, resource, incarnation, *version = _ITEM.decode(cell.item)
-    number = (version[0] or "") if version else ""
-    return Moment(cell.subject, cell.dimensions, int(time_us or 0), resource, incarnation, number)
+    time_us, resource, incarnation, *more = _ITEM.decode(cell.item)
+    whose = [each or "" for each in more]
+    return Moment(cell.subject, cell.dimensions, int(time_us or 0), resource, incarnation, *whose)
 
 
 class ByMoment(Apart[Moment]):

@@ -194,9 +194,8 @@ def judge(record: Record, clock: int, meters: int, at_home: bool, seen: dict[str
 
 def judge_correction(event: Event, meters: int, before: Known | None) -> str:
     """Accept it if exactly what it names was accepted; what is taken back must be taken back as it was counted."""
-    if before is None or before.value != event.was or (event.was and before.meters != meters):
-        return "dead"
-    return "accepted"
+    right = before is not None and before.value == event.was and (not event.was or before.meters == meters)
+    return "accepted" if right else "dead"
 
 
 class World:

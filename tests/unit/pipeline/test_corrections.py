@@ -144,7 +144,7 @@ def test_of_two_values_at_one_moment_the_corrected_one_is_a_point_of_its_own() -
     send(walk, correction(hours("4"), hours("5"), 2))
     rows, _ = walk.chunk.table.take_changes()
     catalog = walk.cut().catalog
-    moment = '"1793448000000000",null,null'
+    moment = '"1793448000000000",null,null,"t7-NGl0orUw"'
     found = {catalog.series[key >> 32].item: count for key, count in zip(rows.keys, rows.count, strict=True)}
     assert found == {f"[{moment}]": 0, f'[{moment},"1"]': 0, f'[{moment},"2"]': 1}
 
@@ -163,6 +163,18 @@ def test_what_is_voided_leaves_the_same_row_wherever_a_worker_flushed(aggregatio
         rows, _ = walk.chunk.table.take_changes()
         found.append(tuple(int(column[0]) for column in (rows.count, rows.sum, rows.max, rows.latest, rows.latest_us)))
     assert found[0] == found[1] and found[0][0] == 0
+
+
+@pytest.mark.parametrize("voided", [1, 2])
+@pytest.mark.parametrize("aggregation", sorted(BY_MOMENT - {"lifecycle"}))
+def test_of_two_events_at_one_moment_the_other_one_counts_when_one_is_voided(aggregation: str, voided: int) -> None:
+    """A wrong reading is sent anew under another id, with the time at which it was taken, and then voided."""
+    meter = Meter(meter="m", event_type="server", aggregation=aggregation, scale=0, value="hours")  # type: ignore[arg-type]
+    walk = Walk(Definitions(number=1, meters=(meter,))).send(hours("7", 1), hours("5", 2))
+    send(walk, correction(hours(("7", "5")[voided - 1], voided), b""))
+    rows, _ = walk.chunk.table.take_changes()
+    left = [int(rows.latest[i]) or int(rows.max[i]) for i in range(len(rows.keys)) if rows.count[i] > 0]
+    assert left == [(5, 7)[voided - 1]]
 
 
 def test_a_correction_on_a_foreign_partition_is_forwarded_home() -> None:
