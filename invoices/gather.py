@@ -15,7 +15,7 @@ from invoices.model import SubjectUsage
 from rules.plan import Charge, Plan
 from tallyman.money import plain
 from tallyman.period import Period, month_period, start_of_day
-from tallyman.usage import Gap, Repair, UsageAnswer, UsageQuery
+from tallyman.usage import CollectorSeen, Gap, Repair, UsageAnswer, UsageQuery
 
 MAX_SUBJECTS = 5_000  # of one question; a query is text and has a size
 
@@ -34,11 +34,14 @@ class Doubts:
 
     repaired: set[Repair] = field(default_factory=set)
     gaps: set[Gap] = field(default_factory=set)
+    held_by: set[CollectorSeen] = field(default_factory=set)
 
     def note(self, answer: UsageAnswer) -> UsageAnswer:
-        """Note what an answer says of itself, and return it."""
+        """Note what an answer says of itself, and return it. A collector that has said all of its range is no doubt."""
         self.repaired.update(answer.repaired)
         self.gaps.update(answer.gaps)
+        end = answer.query.end
+        self.held_by.update(each for each in answer.held_by if each.watermark is not None and each.watermark < end)
         return answer
 
 

@@ -22,6 +22,7 @@ from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures
 from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
 from tallyman.rebuilds import Switches, read_switches
+from tallyman.sealed import decided_to
 from tallyman.stored import Source
 from tallyman.usage import Gap, UsageAnswer, UsageQuery, UsageRow
 
@@ -92,8 +93,9 @@ def read_usage(
     """Answer a question about one meter, exactly.
 
     Windows are half-open and begin where the zone's local clock begins a new one. A window without usage has no row,
-    but one over which a level or state holds has: what holds is carried, as far as usage is complete. An empty range
-    has one 0 row for `count` and `unique_count`, if the question leaves one group that it is of, and none for others.
+    but one over which a level or state holds has: what holds is carried, as far as usage is complete, or as far as the
+    bookings decide it that are asked for. An empty range has one 0 row for `count` and `unique_count`, if the question
+    leaves one group that it is of, and none for others.
 
     Args:
         meters: The project's, for units and for meters that have no usage yet.
@@ -147,7 +149,7 @@ def _read_rows(
     source = Source(
         client, query, completeness.sealed_to, _bound(query, completeness), completeness.months, switches
     )
-    asked = Asked(source, windows, Groups(query), completeness.complete_to)
+    asked = Asked(source, windows, Groups(query), _known_to(query, completeness))
     shape, figures = _read(asked, defined, meters)
     if defined is not None:
         asked.groups.check_names(defined.dimensions)
@@ -209,6 +211,21 @@ def _bound(query: UsageQuery, completeness: Completeness) -> int:
             "close the books (tallyman close) and wait until they are sealed"
         )
     return min(query.up_to_booking, completeness.sealed_to)
+
+
+def _known_to(query: UsageQuery, completeness: Completeness) -> datetime | None:
+    """Return up to where levels are carried; None: over all that is asked for.
+
+    Where a question says which bookings it looks into, they alone decide it, so that the same bookings give the same
+    figure for ever. Which collectors are silent, and how far the log has come since, changes no invoice.
+    """
+    last = _last_booking(query, _bound(query, completeness))
+    if last is None:
+        return completeness.complete_to
+    decided = decided_to(last)
+    if last <= completeness.sealed_to or completeness.booked_to is None:
+        return decided
+    return min(decided, completeness.booked_to)  # of a booking that is still open, the log has to say it first
 
 
 def _rows(figures: Figures, windows: Windows, query: UsageQuery) -> Iterator[UsageRow]:

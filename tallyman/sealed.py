@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from tallyman.period import FIRST_MOMENT, LAST_MOMENT
 from tallyman.rebuilds import Range
 
 if TYPE_CHECKING:
@@ -36,6 +38,21 @@ class SealedMonth(NamedTuple):
 
 
 Months = tuple[SealedMonth, ...]
+_BOOKINGS_PER_DAY = 1000
+_LAST_DAY = (LAST_MOMENT - FIRST_MOMENT).days
+
+
+def decided_to(booking: int) -> datetime:
+    """Return up to where what is booked up to a booking says how high levels are, once the log has left that booking.
+
+    It is where the day of the next number begins: the log has come into that day, wherever it goes on, and the number
+    alone says so, whoever asks and whenever.
+
+    >>> f"{decided_to(20757999):%d %b} {decided_to(20758000):%d %b} {decided_to(20758001):%d %b}"
+    '01 Nov 01 Nov 01 Nov'
+    """
+    day = (booking + 1) // _BOOKINGS_PER_DAY
+    return FIRST_MOMENT + timedelta(days=max(0, min(day, _LAST_DAY)))
 
 
 def months_of(rows: Iterable[Sequence[int]]) -> Months:

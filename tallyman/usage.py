@@ -71,7 +71,8 @@ class UsageQuery:
         group_by: Dimension names, and `subject`, by which rows are told apart.
         zone: IANA name in which hours, days, weeks (from Monday) and months begin.
         sealed_only: Only what the books have closed. Invoices ask so.
-        up_to_booking: Only what was booked up to this booking and in it, sealed or not.
+        up_to_booking: Only what was booked up to this booking and in it, sealed or not. Like `sealed_only` it carries
+            levels to where the day of the next booking begins, whenever one asks.
     """
 
     meter: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tallyman.cli.collectors import gap_as_object, gap_text
+from tallyman.cli.collectors import gap_as_object, gap_text, held_as_object, held_text
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
 from tallyman.cli.repair import gap_line, repair_object
@@ -136,6 +136,8 @@ def print_doubts(doubts: Any) -> None:
     """Say, beside the result, why usage of the month may be too little."""
     lines = [gap_line(each) for each in sorted(doubts.repaired, key=lambda each: each.decided_at)]
     lines += [gap_text(each, UTC) for each in sorted(doubts.gaps, key=lambda each: (each.collector, each.first))]
+    held = sorted(doubts.held_by, key=lambda each: (each.watermark, each.name))
+    lines += [f"held back by {held_text(each, UTC)}" for each in held]
     for line in lines[:_MOST_TOLD]:
         say(f"take care, usage may be missing: {line}")
     if len(lines) > _MOST_TOLD:
@@ -174,4 +176,5 @@ def _document(report: Any) -> dict[str, object]:
         "failed": [{"account": account, "problem": what} for account, what in report.failed],
         "repaired": [repair_object(each) for each in report.doubts.repaired],
         "gaps": [gap_as_object(each) for each in report.doubts.gaps],
+        "held_by": [held_as_object(each) for each in report.doubts.held_by],
     }

@@ -49,9 +49,10 @@ _SEVERAL = re.compile(r"(?<!&)&(?!&)")
 def usage(options: Options, as_json: bool, as_csv: bool, zone: str, generation: int | None, **asked: Any) -> None:
     """Show what TENANTs used, exactly; without a name, each tenant.
 
-    A level or state that holds over a window without events is carried over it, as far as usage is complete. Of a
-    counter it is told, too, how often it began again (resets), how often readings were further apart than its meter
-    allows (holes), and how many lay below an earlier one of the same incarnation (decreases).
+    A level or state that holds over a window without events is carried over it, as far as usage is complete; with
+    --sealed or --as-of to where the day of the next booking begins. Of a counter it is told, too, how often it began
+    again (resets), how often readings were further apart than its meter allows (holes), and how many lay below an
+    earlier one of the same incarnation (decreases).
 
     \b
     Examples:

@@ -21,7 +21,7 @@ from tallyman.config import ClickHouseConfig
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.project import Project, load_project, with_config
-from tests.usage_rows import Booked, book, seal
+from tests.usage_rows import TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
 
@@ -264,6 +264,29 @@ def test_who_makes_invoices_is_told_of_a_repair_and_of_missing_batches_in_the_mo
     assert "take care, usage may be missing: repaired: partition 3 lacks offsets 100 to 139" in told
     assert "take care, usage may be missing: missing: batches 4 to 5 of host-7" in told
     assert not batch.run(project, "2026-10", now=NOW, client=client).doubts.gaps, "nothing was read again"
+
+
+def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_was_over(project, client, capsys):
+    """One stopped on 28 October, another one when November had begun: that one has said all of October."""
+    seal(client, NOVEMBER_1, *october())
+    progress(client, 0, 0, 9, NOW, booking=NOVEMBER_1 + 1)
+    for name, stopped in (("laptop", datetime(2026, 10, 28, 10, tzinfo=UTC)), ("host-7", NOW - timedelta(hours=1))):
+        ms = round(stopped.timestamp() * 1000)
+        client.execute(
+            "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+            " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
+            [(name, "a", TOPIC, 0, 0, OCTOBER_30, 1, 0, 9, ms * 1000, ms * 1000, ms, ms, ["tenant-zoë"], ["vm.cpu"],
+              9)],
+        )  # fmt: skip
+    doubts = Doubts()
+    batch.preview(project, "2026-10", client=client, doubts=doubts)
+    report = batch.run(project, "2026-10", now=NOW, client=client)
+    assert doubts == report.doubts
+    assert [each.name for each in report.doubts.held_by] == ["laptop"]
+    print_doubts(report.doubts)
+    assert capsys.readouterr().err == (
+        "take care, usage may be missing: held back by laptop, silent since 2026-10-28 10:00 +00:00\n"
+    )
 
 
 def test_an_account_that_cannot_be_rated_does_not_disturb_the_others(project, client):

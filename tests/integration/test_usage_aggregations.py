@@ -23,7 +23,7 @@ from tallyman.meter import BY_MOMENT, CORRECTABLE, Meter, decode_dimensions, enc
 from tallyman.period import window_edges
 from tallyman.usage import EMPTY, Totals, UsageAnswer, UsageQuery, merge, scaled
 from tests.unit.aggregations.made import Event, cell_of
-from tests.usage_rows import DAY, Booked, book, fresh_database, seal
+from tests.usage_rows import Booked, book, fresh_database, seal
 
 pytestmark = pytest.mark.integration
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -53,6 +53,7 @@ METERS = {
         Meter(meter="packets", aggregation="counter", resource="r", believed_for=timedelta(hours=3), **WHO),
     )
 }  # fmt: skip
+DAY = 20_753_000  # a booking that begins when all of it has happened: the bookings decide how far levels are carried
 BOOKINGS = (DAY, DAY + 1, DAY + 2)  # the last is not sealed
 NOT_BY_MINUTE = ("stddev", "time_weighted", "lifecycle", "counter")
 ATTO = Decimal("1e-18")

@@ -17,11 +17,12 @@ from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter, parameters_of
 from tallyman.usage import UsageAnswer, UsageQuery
-from tests.usage_rows import DAY, Booked, book, fresh_database, progress, seal
+from tests.usage_rows import DAY, TOPIC, Booked, book, fresh_database, progress, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
 MINUTE, HOUR, DAYS = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+TODAY, MIDNIGHT = 20_731_000, datetime(2026, 10, 6, tzinfo=UTC)  # the booking of NOON's day, and that day's end
 BYTES = Meter(meter="bytes", event_type="port", aggregation="counter", resource="port", incarnation="boot", scale=0)
 DISK = Meter(meter="disk", event_type="volume", aggregation="time_weighted", resource="volume", scale=0)
 UPTIME = Meter(
@@ -39,7 +40,7 @@ def database(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
 
 @pytest.fixture
 def client(database: Client) -> Client:
-    for table in ("usage", "usage_hot", "seals", "progress"):
+    for table in ("usage", "usage_hot", "seals", "progress", "heard", "heard_newest"):
         database.execute(f"TRUNCATE TABLE {table}")
     return database
 
@@ -144,20 +145,20 @@ def test_a_volume_that_was_made_years_ago_still_has_its_size(client: Client) -> 
 
 def test_a_voided_size_leaves_the_one_before_it_and_an_amended_one_stands(client: Client) -> None:
     seal(
-        client, DAY,
+        client, TODAY + 999,
         reading(DISK, NOON - 3 * DAYS, 40, "vol-1"),
         reading(DISK, NOON - 2 * DAYS, 99, "vol-1"),
         reading(DISK, NOON - 2 * DAYS, 70, "vol-2"),
     )  # fmt: skip
-    amended = reading(DISK, NOON - 2 * DAYS, 7, "vol-2", booking=DAY + 1)
+    amended = reading(DISK, NOON - 2 * DAYS, 7, "vol-2", booking=TODAY + 1000)
     book(
         client,
-        reading(DISK, NOON - 2 * DAYS, -99, "vol-1", count=-1, booking=DAY + 1),
-        reading(DISK, NOON - 2 * DAYS, -70, "vol-2", count=-1, booking=DAY + 1),
+        reading(DISK, NOON - 2 * DAYS, -99, "vol-1", count=-1, booking=TODAY + 1000),
+        reading(DISK, NOON - 2 * DAYS, -70, "vol-2", count=-1, booking=TODAY + 1000),
         replace(amended, item=amended.item[:-1] + ',"1"]'),
     )
     assert values(ask(client, DISK)) == [47 * 3600]
-    assert values(ask(client, DISK, up_to_booking=DAY)) == [169 * 3600]
+    assert values(ask(client, DISK, up_to_booking=TODAY + 999)) == [169 * 3600]
 
 
 def test_a_server_that_was_resized_before_the_month_runs_once(client: Client) -> None:
@@ -180,6 +181,44 @@ def test_a_level_is_carried_only_as_far_as_usage_is_complete(client: Client) -> 
     progress(client, 0, 0, 16, NOON + 10 * MINUTE + timedelta(seconds=10))
     assert values(ask(client, DISK)) == [40 * 600]
     assert ask(client, DISK, NOON + HOUR, NOON + 2 * HOUR).rows == ()
+
+
+def silent(client: Client, mark: datetime) -> None:
+    """A collector says that it has sent all up to an instant, and is not heard again."""
+    mark_us = round(mark.timestamp() * 1_000_000)
+    client.execute(
+        "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+        " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
+        [("laptop", "e", TOPIC, 0, 0, TODAY, 1, 0, 9, mark_us, mark_us, mark_us // 1000, mark_us // 1000, [], [], 5)],
+    )
+
+
+def test_what_is_sealed_gives_the_same_levels_whoever_fell_silent_and_whenever_one_asks(client: Client) -> None:
+    """A laptop was switched off at noon; the books are closed a second after midnight, and asked again a week later."""
+    volume = reading(DISK, NOON - 2 * DAYS, 40, "vol-1")
+    server = reading(UPTIME, NOON - 2 * DAYS, 1, "vm-1")
+    seal(client, TODAY, volume, server)
+    seal(client, TODAY + 1000)
+    silent(client, NOON)
+    for passed in (timedelta(seconds=1), 8 * DAYS):
+        progress(client, 0, 0, 16 if passed > HOUR else 15, MIDNIGHT + passed, booking=TODAY + 1001)
+        for options in ({"sealed_only": True}, {"sealed_only": True, "up_to_booking": TODAY + 1000},
+                        {"up_to_booking": TODAY + 1000}):  # fmt: skip
+            day = {"start": NOON, "end": MIDNIGHT, **options}
+            assert values(ask(client, DISK, **day)) == [40 * 12 * 3600], (passed, options)
+            assert values(ask(client, UPTIME, **day)) == [12 * 3600], (passed, options)
+    longer = ask(client, DISK, NOON, MIDNIGHT + DAYS, sealed_only=True)
+    assert values(longer) == [40 * 12 * 3600], "what is sealed does not say how the next day went on"
+
+
+def test_as_of_a_booking_that_is_still_open_levels_are_carried_as_far_as_the_log_says(client: Client) -> None:
+    book(client, reading(DISK, NOON - 2 * DAYS, 40, "vol-1", booking=TODAY))
+    silent(client, NOON + MINUTE)
+    progress(client, 0, 0, 15, NOON + 10 * MINUTE + timedelta(seconds=10), booking=TODAY)
+    assert values(ask(client, DISK, up_to_booking=TODAY + 999)) == [40 * 600]
+    progress(client, 0, 0, 16, NOON + 90 * MINUTE, booking=TODAY + 1)
+    assert values(ask(client, DISK, up_to_booking=TODAY + 999)) == [40 * 3600]
+    assert values(ask(client, DISK)) == [40 * 60]
 
 
 def test_an_empty_range_has_a_zero_for_distinct_values_as_for_a_count(client: Client) -> None:
