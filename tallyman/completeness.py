@@ -13,7 +13,7 @@ import msgspec
 from tallyman.heard import HEARD_SQL, Clocks, read_lagging
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
 from tallyman.sealed import MONTHS_SQL, Months, months_of
-from tallyman.topics import ENDED
+from tallyman.topics import ABANDONED_SQL, ENDED
 from tallyman.usage import CollectorSeen, Repair
 
 if TYPE_CHECKING:
@@ -24,15 +24,21 @@ _PROGRESS = (
     " FROM progress FINAL WHERE generation = 0"
 )
 _TOGETHER, _MOST_BEGINS = 64, 100
-_ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
+_ENDED = (
+    f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
+    f" OR topic_id IN ({ABANDONED_SQL})"
+)
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
     "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"  # noqa: S608
     " (SELECT count() FROM collectors_retired),"
     f" ({_ENDED}) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
 )
-# How many partitions the topic has that no other one follows; 0 while nothing was booked.
-_PARTITIONS_NOW = "SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)"
+# How many partitions the topic of the line has that no other one follows; 0 while nothing was booked.
+_PARTITIONS_NOW = (
+    "SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)"  # noqa: S608
+    f" AND topic_id NOT IN ({ABANDONED_SQL})"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,8 @@ class _Seal(NamedTuple):
     """The newest seal, with its places by (topic id, partition), and which rare things there may be.
 
     Attributes:
-        ended: The partitions of topics that have ended: others go on where they stopped. `places` has none of them.
+        ended: The partitions of topics that have ended or are abandoned: others go on, nothing waits for these.
+            `places` has none of them.
     """
 
     booking: int
@@ -121,7 +128,8 @@ def read_completeness(
     Args:
         expected_delay: How long events take to arrive; the least log clock less this is complete.
         partitions: How many there are, should ClickHouse not know yet; while some have no progress yet, nothing is
-            known to be complete. Those of a topic that has ended say nothing any more.
+            known to be complete. Those of a topic that has ended, or of another line than is booked, say nothing any
+            more.
     """
     seal, repairs, frontiers = _read_frontiers(client)
     reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
@@ -141,7 +149,7 @@ def read_completeness(
         complete_to=booked_to,
         sealed_to=seal.booking,
         partitions=tuple(reached),
-        quarantines=read_quarantines(client, offsets, repairs) if seal.any_quarantines else (),
+        quarantines=_set_aside(client, seal, offsets, repairs) if seal.any_quarantines else (),
         repairs=repairs,
         collectors=int(collectors),
         epochs=int(epochs),
@@ -152,9 +160,17 @@ def read_completeness(
     return everything.about()
 
 
+def _set_aside(
+    client: Client, seal: _Seal, offsets: Mapping[tuple[str, int], int], repairs: Sequence[Repair]
+) -> tuple[Quarantine, ...]:
+    """Return the partitions that are set aside of those that go on."""
+    found = read_quarantines(client, offsets, repairs)
+    return tuple(each for each in found if (each.topic_id, each.partition) not in seal.ended)
+
+
 def read_reached(client: Client) -> tuple[int, Iterable[PartitionProgress]]:
     """Return the newest sealed booking, and how far the partitions are booked of which something is: in two or three
-    statements, however many there are. Those of topics that have ended may be left out.
+    statements, however many there are. Those of topics that have ended may be left out, and abandoned ones are.
     """
     seal, _, frontiers = _read_frontiers(client)
     return seal.booking, frontiers

@@ -46,7 +46,9 @@ _FIRST_WATERMARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """The log clocks up to which partitions are booked, by (topic id, partition), of topics that go on."""
+    """The log clocks up to which partitions are booked, by (topic id, partition), of topics that go on; those that have
+    ended or are abandoned do not.
+    """
 
     by_partition: Mapping[tuple[str, int], datetime]
 
@@ -55,7 +57,7 @@ class Clocks:
         return min(self.by_partition.values(), default=None)
 
     def of(self, key: tuple[str, int]) -> datetime | None:
-        """Return a partition's clock; of one whose topic has ended, the newest of all."""
+        """Return a partition's clock; of one whose topic does not go on, the newest of all."""
         return self.by_partition.get(key) or max(self.by_partition.values(), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The line of topics as ClickHouse knows it: which one follows which, and which have ended."""
+"""The line of topics as ClickHouse knows it: which one follows which, which have ended, and which were abandoned."""
 
 from __future__ import annotations
 
@@ -12,19 +12,33 @@ if TYPE_CHECKING:
     from tallyman.books import Topic
 
 ENDED = (1 << 32) - 1  # the booking behind a topic's end marker: nothing is booked into it
+# Topics that no longer belong to what is booked: nothing waits for them, and what is booked of them counts.
+ABANDONED_SQL = "SELECT topic_id FROM topics_abandoned"
+# With it a time behind all that was noted, whatever the server's clock did since.
+_NEWEST_LINE = (
+    "SELECT argMax(line, noted_at), greatest(now64(3, 'UTC'), addMilliseconds(max(noted_at), 1)) FROM topics"
+)
 
 
 def note_line(client: Client, line: Sequence[Topic]) -> None:
-    """Write down topics of which each follows the one before; again changes nothing."""
-    known = set(client.execute("SELECT topic_id, follows FROM topics FINAL"))
+    """Write down topics of which each follows the one before, the line that is booked now; again changes nothing.
+
+    Topics of any other line are abandoned, until that line is noted once more.
+    """
+    known = set(client.execute("SELECT topic_id, follows, line FROM topics FINAL"))
+    newest, noted_at = client.execute(_NEWEST_LINE)[0]
     before = ["", *(topic.topic_id for topic in line)]
+    first = line[0].topic_id
     rows = [
-        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows)
+        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows, first)
         for topic, follows in zip(line, before, strict=False)
-        if (topic.topic_id, follows) not in known
+        if newest != first or (topic.topic_id, follows, first) not in known
     ]
     if rows:
-        client.execute("INSERT INTO topics (topic_id, name, partitions, chunk_size, follows) VALUES", rows)
+        client.execute(
+            "INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, noted_at) VALUES",
+            [(*row, noted_at) for row in rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,19 @@ def test_who_was_silent_for_a_week_holds_nothing_back_by_the_clock_of_his_own_pa
     assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 5 * MINUTE + RETIRED_AFTER + SECOND
 
 
+def test_who_was_heard_in_a_topic_that_was_replaced_is_judged_by_the_clock_of_the_new_one(client: Client) -> None:
+    fresh = "PqL1mTn0Rk6wYx8cVb2aZg"
+    note_line(client, [Topic(TOPIC, "usage", 1, 16, founded=True)])
+    progress(client, 0, 0, 5, NOON + 5 * MINUTE)
+    hear(client, 1, 5)
+    note_line(client, [Topic(fresh, "usage.again", 1, 16, founded=True)])
+    progress(client, 0, 0, 5, NOON + HOUR, topic=fresh)
+    for state, clock in (("silent", NOON + HOUR), ("retired", NOON + HOUR + RETIRED_AFTER)):
+        progress(client, 0, 0, 5 + len(state), clock, topic=fresh)
+        assert [each.state for each in seen(client)] == [state]
+        assert client.execute("SELECT state FROM collectors") == [(state,)]
+
+
 def test_a_living_collector_is_believed_and_not_called_silent(client: Client) -> None:
     progress(client, 0, 0, 5, NOON + 5 * MINUTE + SILENT_AFTER)
     hear(client, 1, 5)
