@@ -32,7 +32,10 @@ UNKNOWN = Feeds(EVERYBODY, EVERYBODY)
 
 
 class Heard(NamedTuple):
-    """One numbered batch at its home, whatever became of its events, and the log clock there."""
+    """One numbered batch at its home, whatever became of its events, and the log clock there.
+
+    Its watermark is at most `furthest_ahead` of that clock, by the definitions in force.
+    """
 
     kind: RecordKind
     clock_ms: int

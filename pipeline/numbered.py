@@ -48,7 +48,7 @@ def add_numbered(
     home = partition_of(kind.collector.encode(), decoders.partitions)
     is_heard = home == block.partition and kind.event_index < 0
     if is_heard:  # also if it turns out to be dead, or a copy: its number is not missing
-        block.heard.append(Heard(kind, int(log.clocks[row]), UNKNOWN if value and kind.format != "arrow" else SILENT))
+        block.heard.append(_heard(block, int(log.clocks[row]), kind, value, decoders))
     if len(value) > MAX_RECORD_BYTES:
         raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(value)}")
     if home != block.partition:
@@ -76,6 +76,14 @@ def add_numbered(
     claims = _claims(block, log, [(row, kind, int(part.times_us.max(initial=0)))])
     high, low = claims.high.repeat(len(part)), claims.low.repeat(len(part))
     block.parts.append(replace(part, high=high, low=low, claims=claims, batch=_column(0, len(part))))
+
+
+def _heard(block: Block, clock_ms: int, kind: RecordKind, value: bytes, decoders: Decoders) -> Heard:
+    """Return what a batch says; its watermark is no further ahead than readings may be, since the largest is kept."""
+    latest_us = clock_ms * 1000 + decoders.catalog(block.after.definitions).ahead_us
+    if kind.watermark_us > latest_us:
+        kind = kind._replace(watermark_us=latest_us)
+    return Heard(kind, clock_ms, UNKNOWN if value and kind.format != "arrow" else SILENT)
 
 
 def _claims(block: Block, log: LogRows, batches: Sequence[tuple[int, RecordKind, int]]) -> IdColumns:

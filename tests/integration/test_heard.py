@@ -171,6 +171,16 @@ def test_who_was_silent_for_a_week_holds_nothing_back_by_the_clock_of_his_own_pa
     assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 5 * MINUTE + RETIRED_AFTER + SECOND
 
 
+def test_a_watermark_of_years_ahead_that_was_written_once_counts_until_the_next_epoch(client: Client) -> None:
+    """What an older version wrote cannot be taken back; what the next epoch says counts alone."""
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear(client, 1, 5, start=NOON + 2000 * 24 * HOUR, clock=NOON)
+    assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 20 * MINUTE
+    hear(client, 1, 3, epoch="e2")
+    assert read_completeness(client, expected_delay=AT_ONCE).complete_to == NOON + 3 * MINUTE
+    assert client.execute("SELECT watermark FROM collectors") == [(NOON + 3 * MINUTE,)]
+
+
 def test_who_was_heard_in_a_topic_that_was_replaced_is_judged_by_the_clock_of_the_new_one(client: Client) -> None:
     fresh = "PqL1mTn0Rk6wYx8cVb2aZg"
     note_line(client, [Topic(TOPIC, "usage", 1, 16, founded=True)])

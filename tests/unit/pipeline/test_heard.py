@@ -153,6 +153,25 @@ def test_a_flush_tells_runs_watermarks_tenants_and_types_behind_usage_and_before
     assert heard_rows(walk) == [], "nothing changed since"
 
 
+def test_a_watermark_is_no_further_ahead_of_the_log_than_readings_may_be() -> None:
+    """A host's clock stood in 2030 for one heartbeat; two workers that cut the log otherwise write the same of it."""
+    hour_us, seconds = 3_600_000_000, (0, 10, 20)
+    marks = [NOON_US + 5, 1_900_000_000_000_000, NOON_US + 20_000_000]
+    last = []
+    for is_cut in (False, True):
+        walk = Walk()
+        for number, (second, mark) in enumerate(zip(seconds, marks, strict=True)):
+            headers = (*numbered(number), (WATERMARK, str(mark).encode()))
+            walk.send(b"", headers=headers, at_ms=NOON_MS + second * 1000)
+            if is_cut:
+                last.append([(row[7:11], row[12]) for row in heard_rows(walk)])
+        last.append([(row[7:11], row[12]) for row in heard_rows(walk)])
+    whole, first, second, third, nothing = last
+    assert whole == third == [((0, 2, NOON_US + 5, NOON_US + 20_000_000), NOON_MS + 20_000)] and not nothing
+    assert first == [((0, 0, NOON_US + 5, NOON_US + 5), NOON_MS)]
+    assert second == [((0, 1, NOON_US + 5, NOON_US + 10_000_000 + hour_us), NOON_MS + 10_000)]
+
+
 def test_a_batch_that_is_dead_as_a_whole_is_not_missing() -> None:
     walk = Walk().send(b"no arrow", headers=numbered(1, content=ARROW))
     assert [row[7:9] for row in heard_rows(walk)] == [(1, 1)]
