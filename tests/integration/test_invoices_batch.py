@@ -21,6 +21,7 @@ from tallyman.config import ClickHouseConfig
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.project import Project, load_project, with_config
+from tallyman.sealed import decided_to
 from tests.usage_rows import TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
@@ -338,7 +339,9 @@ def test_an_invoice_is_dated_in_the_sellers_zone(project, client):
     ],
 )
 def test_the_booking_of_the_day_that_follows_must_be_sealed(end, booking):
-    assert needed_booking(datetime.fromisoformat(end)) == booking
+    needed = needed_booking(datetime.fromisoformat(end))
+    assert needed == booking
+    assert decided_to(needed) >= datetime.fromisoformat(end), "levels are carried over all of the period"
 
 
 def test_a_broken_project_is_told_all_at_once(project):
