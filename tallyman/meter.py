@@ -28,7 +28,7 @@ BY_ITEM = BY_VALUE | BY_MOMENT
 _ADDS_UP: frozenset[Aggregation] = frozenset(("sum", "count", "avg"))
 CORRECTABLE = _ADDS_UP | BY_ITEM
 Bucket = Literal["minute", "hour", "day", "week", "month"]
-Of = Literal["sum", "avg", "min", "max", "latest", "first", "count"]
+Of = Literal["sum", "avg", "min", "max", "latest", "first", "count", "percentile", "stddev"]
 Rounding = Literal["exact", "nearest", "up", "down"]
 # Scaled: 170 million events of this size in one minute of one series still fit an Int128.
 QUANTITY_BOUND = 10**30
@@ -52,7 +52,8 @@ class Meter:
         rounding: What becomes of an answer's digits beyond `digits`: kept, or rounded to the nearest (half away from
             zero), up or down. Each answer is rounded by itself, after conversion: those of hours need not add up.
         digits: Behind the point; -2 rounds to hundreds.
-        percentile: 0 to 100, for `percentile`; between the two closest ranks it is interpolated linearly.
+        percentile: 0 to 100, for `percentile` and a counter's `of: percentile`; between the two closest ranks it is
+            interpolated linearly.
         bucket: Whose maxima `sum_of_maxima` sums, in the zone that is asked for.
         resource: Path of what has a level, a state or a counter of its own; without it, the series has one.
         level: `time_weighted`: whether a value is the level, or what the level changes by.
@@ -99,7 +100,9 @@ class Meter:
         for name, wanted_by in _OWN_SETTINGS.items():
             if self.aggregation not in wanted_by and getattr(self, name) != _DEFAULTS[name]:
                 raise ValueError(f"{name}: expected only with {' or '.join(wanted_by)}, got it with {self.aggregation}")
-        if self.aggregation == "percentile" and not _is_percentile(self.percentile):
+        if self.aggregation == "counter" and self.of != "percentile" and self.percentile:
+            raise ValueError(f"percentile: expected only with of: percentile, got it with of: {self.of}")
+        if self._has_percentile and not _is_percentile(self.percentile):
             raise ValueError(f'percentile: expected a number from 0 to 100, got "{self.percentile}"')
         if self.aggregation == "lifecycle" and not (self.state and self.states):
             raise ValueError("state, states: expected the path of the state and the states that count, got none")
@@ -113,6 +116,10 @@ class Meter:
             raise ValueError("digits: expected only with rounding: nearest, up or down")
         factor_of(self)
         offset_of(self)
+
+    @property
+    def _has_percentile(self) -> bool:
+        return self.aggregation == "percentile" or (self.aggregation == "counter" and self.of == "percentile")
 
     @property
     def takes_number(self) -> bool:
@@ -343,7 +350,7 @@ def parameters_of(meter: Meter) -> str:
     named: dict[str, Any] = {
         name: getattr(meter, name)
         for name, wanted_by in _OWN_SETTINGS.items()
-        if name in _READ and meter.aggregation in wanted_by
+        if name in _READ and meter.aggregation in wanted_by and (name != "percentile" or meter.percentile)
     }
     if meter.believed_for is not None:
         named["believed_for_s"] = _seconds(meter.believed_for)
@@ -408,7 +415,7 @@ def _is_percentile(text: str) -> bool:
 
 _OWN_SETTINGS: Mapping[str, tuple[Aggregation, ...]] = {
     "add": ("sum", "avg", "min", "max", "latest", "first", "percentile", "sum_of_maxima"),
-    "percentile": ("percentile",),
+    "percentile": ("percentile", "counter"),
     "bucket": ("sum_of_maxima",),
     "resource": ("time_weighted", "lifecycle", "counter"),
     "level": ("time_weighted",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -10,10 +11,11 @@ from typing import NamedTuple
 
 from tallyman.aggregations.base import Figure, Proof, Span, Terms
 from tallyman.aggregations.moments import Group, Moment, Moments, Timeline, place_of, tally_events
+from tallyman.aggregations.values import Numbers, at_share, deviation
 from tallyman.meter import Aggregation, Of
 
 _NOTHING = Proof()
-# What can be made of increments in order of time.
+# What can be made of increments in order of time, by itself.
 _OF: Mapping[Of, Callable[[Sequence[int]], int | Fraction]] = {
     "sum": sum,
     "avg": lambda amounts: Fraction(sum(amounts), len(amounts)),
@@ -21,7 +23,6 @@ _OF: Mapping[Of, Callable[[Sequence[int]], int | Fraction]] = {
     "max": max,
     "first": lambda amounts: amounts[0],
     "latest": lambda amounts: amounts[-1],
-    "count": len,
 }
 
 
@@ -55,17 +56,33 @@ class Counter(Timeline):
             if index is not None and group is not None:
                 made[index, group].append(increment)
         events = tally_events(state, spans, group_of)
-        return {place: _figure(mine, terms, events[place]) for place, mine in made.items()}
+        figures = {place: _figure(mine, terms, events[place]) for place, mine in made.items()}
+        return {place: figure for place, figure in figures.items() if figure is not None}
 
 
-def _figure(made: list[Increment], terms: Terms, events: int) -> Figure:
+def _figure(made: list[Increment], terms: Terms, events: int) -> Figure | None:
     made.sort(key=_order)
-    value: Decimal = (terms.number_of if terms.of == "count" else terms.quantity)(
-        _OF[terms.of]([increment.amount for increment in made])
-    )
+    value = _value([increment.amount for increment in made], terms)
+    if value is None:
+        return None
     proofs = [increment.proof for increment in made if increment.proof is not _NOTHING]
     proof = Proof(*(sum(getattr(each, name) for each in proofs) for name in ("resets", "holes", "decreases")))
     return Figure(value, events, proof)
+
+
+def _value(amounts: Sequence[int], terms: Terms) -> Decimal | None:
+    """Return what is made of increments in order of time; of a single one there is no deviation."""
+    if terms.of == "count":
+        return terms.number_of(len(amounts))
+    if terms.of == "stddev":
+        return deviation(_numbers(amounts), terms)
+    if terms.of == "percentile":
+        return terms.quantity(at_share(_numbers(amounts), terms.percentile))
+    return terms.quantity(_OF[terms.of](amounts))
+
+
+def _numbers(amounts: Sequence[int]) -> Numbers:
+    return sorted(Tally(amounts).items())
 
 
 def _order(increment: Increment) -> tuple[int, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from tallyman.aggregations.exact import root
 from tallyman.meter import Aggregation
 
 Counted: TypeAlias = Mapping[str, int]  # how often each value was there
+Numbers: TypeAlias = Sequence[tuple[int, int]]  # the numbers that were there, in order, and how often each was
 
 
 class ByValue(Aggregate[Counted]):
@@ -66,12 +68,7 @@ class Percentile(OfNumbers):
         counted = _counted(state)
         if not counted:
             return None
-        upto = list(accumulate(count for _, count in counted))
-        rank = (upto[-1] - 1) * terms.percentile / 100
-        below = rank.numerator // rank.denominator
-        low = counted[bisect_right(upto, below)][0]
-        high = counted[min(bisect_right(upto, below + 1), len(counted) - 1)][0]
-        return Figure(terms.quantity(low + (high - low) * (rank - below)), upto[-1])
+        return Figure(terms.quantity(at_share(counted, terms.percentile)), _how_many(counted))
 
 
 class Stddev(OfNumbers):
@@ -81,15 +78,34 @@ class Stddev(OfNumbers):
 
     def derive(self, state: Counted, span: Span, terms: Terms) -> Figure | None:
         counted = _counted(state)
-        events = sum(count for _, count in counted)
-        if events < 2:
-            return None
-        total = sum(value * count for value, count in counted)
-        squares = sum(value * value * count for value, count in counted)
-        variance = Fraction(events * squares - total * total, events * (events - 1))
-        return Figure(terms.shown(Fraction(root(variance * (terms.factor / 10**terms.scale) ** 2))), events)
+        scatter = deviation(counted, terms)
+        return None if scatter is None else Figure(scatter, _how_many(counted))
 
 
-def _counted(state: Counted) -> Sequence[tuple[int, int]]:
-    """Return the numbers that are there, in order, and how often each is."""
+def at_share(counted: Numbers, percentile: Fraction) -> int | Fraction:
+    """Return what lies at a share of the ranks of some numbers, of which there is at least one."""
+    upto = list(accumulate(count for _, count in counted))
+    rank = (upto[-1] - 1) * percentile / 100
+    below = rank.numerator // rank.denominator
+    low = counted[bisect_right(upto, below)][0]
+    high = counted[min(bisect_right(upto, below + 1), len(counted) - 1)][0]
+    return low + (high - low) * (rank - below)
+
+
+def deviation(counted: Numbers, terms: Terms) -> Decimal | None:
+    """Return how far some scaled numbers scatter, as it is shown; None of fewer than two."""
+    size = _how_many(counted)
+    if size < 2:
+        return None
+    total = sum(value * count for value, count in counted)
+    squares = sum(value * value * count for value, count in counted)
+    variance = Fraction(size * squares - total * total, size * (size - 1))
+    return terms.shown(Fraction(root(variance * (terms.factor / 10**terms.scale) ** 2)))
+
+
+def _how_many(counted: Numbers) -> int:
+    return sum(count for _, count in counted)
+
+
+def _counted(state: Counted) -> Numbers:
     return sorted((int(item), count) for item, count in state.items() if count > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -103,10 +104,37 @@ HOLED = readings((0, 50), (4, 55), (62, 65), (74, 66), (84, 70), (182, 105), (20
         ("min", [5, 1, 3, 2]),
         ("count", [1, 3, 3, 1]),
         ("avg", [5, 5, "43.33333333333333333333333333", 2]),
+        ("percentile", [5, 4, 35, 2]),
     ],
 )
 def test_a_minute_without_a_reading_has_no_row_and_what_was_counted_comes_later(of: Of, expected: list[Any]) -> None:
     assert by_minute(HOLED, of=of) == dict(zip((0, 1, 3, 4), map(Decimal, expected), strict=True))
+
+
+# What Gnocchi publishes of a counter that is read every ten seconds, by the minute.
+GROWING = readings(
+    (0, 10), (70, 13), (80, 13), (90, 15), (100, 18), (110, 20), (120, 22), (130, 26), (140, 30), (150, 31), (160, 37),
+    (170, 55), (180, 62), (190, 100), (200, 102), (210, 103), (220, 104), (230, 110),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({"of": "percentile", "percentile": Fraction(95)}, [3, 15, "30.25"]),
+        ({"of": "percentile", "percentile": Fraction(50)}, [2, 4, 4]),
+        ({"of": "percentile", "percentile": Fraction(95), "factor": Fraction(1, 5)}, ["0.6", 3, "6.05"]),
+        ({"of": "stddev"}, ["1.224744871391589049098642037", "6.210206652492867460413115117",
+                            "14.35850502895989749030247244"]),
+    ],
+)  # fmt: skip
+def test_a_counter_tells_at_which_speed_it_ran_most_of_the_time(terms: Any, expected: list[Any]) -> None:
+    assert by_minute(GROWING, **terms) == dict(zip((1, 2, 3), map(Decimal, expected), strict=True))
+
+
+def test_one_increment_has_no_deviation() -> None:
+    assert total(readings((0, 1), (60, 5)), of="stddev") is None
+    assert total(readings((0, 1), (60, 5), (120, 9)), of="stddev") == Figure(Decimal(0), 3, Proof())
 
 
 def test_a_hole_is_told_but_nothing_is_lost_in_it() -> None:

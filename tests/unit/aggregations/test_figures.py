@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -229,3 +230,6 @@ def test_what_a_meter_says_of_itself_is_what_its_reader_knows() -> None:
     assert terms_of('{"bucket":"day"}', 0).bucket == "day"
     priced = Meter(meter="m", event_type="t", aggregation="sum", add="-1/2", rounding="up", digits=-1)
     assert terms_of(parameters_of(priced), 0) == Terms(offset=Fraction(-1, 2), rounding="up", digits=-1)
+    speed = Meter(meter="m", event_type="t", aggregation="counter", of="percentile", percentile="95")
+    assert terms_of(parameters_of(speed), 0) == Terms(of="percentile", percentile=Fraction(95))
+    assert parameters_of(replace(speed, of="max", percentile="")) == '{"of":"max"}'

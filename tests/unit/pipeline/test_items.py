@@ -113,7 +113,15 @@ def test_a_unit_is_converted_by_an_exact_fraction_only() -> None:
     [
         ({"aggregation": "percentile"}, 'percentile: expected a number from 0 to 100, got ""'),
         ({"aggregation": "percentile", "percentile": "101"}, "percentile: expected a number"),
-        ({"aggregation": "sum", "percentile": "95"}, "percentile: expected only with percentile, got it with sum"),
+        (
+            {"aggregation": "sum", "percentile": "95"},
+            "percentile: expected only with percentile or counter, got it with sum",
+        ),
+        ({"aggregation": "counter", "of": "percentile"}, 'percentile: expected a number from 0 to 100, got ""'),
+        (
+            {"aggregation": "counter", "percentile": "95"},
+            "percentile: expected only with of: percentile, got it with of: sum",
+        ),
         ({"aggregation": "lifecycle", "state": "state"}, "state, states: expected the path"),
         ({"aggregation": "time_weighted", "believed_for": timedelta(0)}, "believed_for: expected more than 0 s"),
         (

@@ -45,7 +45,7 @@ def plan(vector: Vector) -> Plan:
     if rate:
         if settings["aggregation"] not in get_args(Of):
             raise NotOffered(f"the {method} of a counter's increments: they are made into {', '.join(get_args(Of))}")
-        settings = {"aggregation": "counter", "of": settings["aggregation"]}
+        settings |= {"aggregation": "counter", "of": settings["aggregation"]}
     definition = meter(vector, value="value", scale=scale_of(sent, "value"), dimensions=dimensions, **settings)
     moments = tuple(moments_of(sent))
     question = Question(meter=definition.meter, start=start, end=end, size=size, moments=moments,
