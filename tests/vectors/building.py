@@ -13,7 +13,6 @@ from tallyman.errors import EventError
 from tallyman.event import parse_time
 from tallyman.meter import MAX_SCALE, Aggregation, Bucket, Meter, find
 from tallyman.money import plain
-from tallyman.usage import Window
 from tests.vectors.books import SECOND, second_text
 from tests.vectors.compare import instant, number
 from tests.vectors.model import NotOffered, Outgoing, Unknown, Vector, Wire
@@ -29,6 +28,7 @@ _NAMES: dict[str, Aggregation] = {
     "MEDIAN": "percentile", "PERCENTILE": "percentile", "QUANTILE": "percentile", "SUM_OF_MAXIMA": "sum_of_maxima",
     "COUNTER": "counter",
 }  # fmt: skip
+_BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 _PERCENTILE = re.compile(r"P([0-9]+(?:\.[0-9]+)?)|([0-9]+(?:\.[0-9]+)?)PCT")
 
 
@@ -52,7 +52,7 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
         settings["percentile"] = str(query.get("percentile", "50"))
     elif text == "QUANTILE":
         settings["percentile"] = plain(number(query.get("quantile", "0.5")) * 100)
-    bucket = query.get("bucketSize", query.get("bucket_size", query.get("bucket")))
+    bucket = bucket_named(query)
     if bucket is not None and settings["aggregation"] in ("max", "sum_of_maxima"):
         settings |= {"aggregation": "sum_of_maxima", "bucket": bucket_of(bucket)}
     if "multiplier" in query:
@@ -60,7 +60,13 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def bucket_of(name: Any) -> Window:
+def bucket_named(query: Mapping[str, Any]) -> Any:
+    """Return the length of the buckets that a query names, None if it names none."""
+    names = ("bucketSize", "bucket_size", "bucketWindow", "bucket_window", "bucket")
+    return next((query[name] for name in names if query.get(name)), None)
+
+
+def bucket_of(name: Any) -> Bucket:
     """Return our bucket by the name that a peer gives it.
 
     Raises:
@@ -68,9 +74,10 @@ def bucket_of(name: Any) -> Window:
         NotOffered: It is one of another length.
     """
     ours = named_size(str(name)).ours
-    if ours is None or ours not in get_args(Bucket):
-        raise NotOffered(f'maxima of buckets of a "{name}": a bucket is a {", ".join(get_args(Bucket))}')
-    return ours
+    found = next((bucket for bucket in _BUCKETS if bucket == ours), None)
+    if found is None:
+        raise NotOffered(f'maxima of buckets of a "{name}": a bucket is a {", ".join(_BUCKETS)}')
+    return found
 
 
 def dotted(path: Any) -> str:

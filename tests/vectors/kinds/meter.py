@@ -28,7 +28,7 @@ from tests.vectors.building import (
 )
 from tests.vectors.compare import RowOptions, check_number, check_rows
 from tests.vectors.kinds.outcomes import check_outcomes, is_refusal
-from tests.vectors.model import Form, Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.model import FORMS, Form, Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize, named_size
 
 _REPORTS = re.compile(r"\b(one|two|three|[0-9]+) duplicate-with-different-content")
@@ -67,12 +67,16 @@ def plan(vector: Vector) -> Plan:
     goes += totals.values()
     made.meters = [each.meter for each in goes]
     made.events = [event for each in goes for event in each.events]
-    made.remarks = _remarks(vector, whole)
-    if any(event.wire is None and not event.corrects for event in made.events):
-        made.forms = ("single",)  # bytes that are no event would spoil a whole batch
-    elif any(event.corrects for event in made.events):
-        made.forms = CORRECTABLE_FORMS
+    made.remarks = remarks_of(vector, whole)
+    made.forms = forms_of(made.events)
     return made
+
+
+def forms_of(events: Sequence[Outgoing]) -> Sequence[Form]:
+    """Return the forms in which events may travel."""
+    if any(event.wire is None and not event.corrects for event in events):
+        return ("single",)  # bytes that are no event would spoil a whole batch
+    return CORRECTABLE_FORMS if any(event.corrects for event in events) else FORMS
 
 
 def go(vector: Vector, events: Sequence[Any], name: Any, tag: str = "") -> Going:
@@ -275,7 +279,8 @@ def blank_groups(names: Sequence[str], going: Going) -> frozenset[str]:
     return frozenset(name for name in names if not any(data.get(going.meter.dimensions[name]) == "" for data in datas))
 
 
-def _remarks(vector: Vector, whole: Going) -> list[str]:
+def remarks_of(vector: Vector, whole: Going) -> list[str]:
+    """Return which rules of ours bend a case."""
     remarks = [NOBODY_REMARK] if whole.question.subjects == () else []
     if any(event.corrects for event in whole.events):
         remarks.append("the first copy wins here: a copy that replaces another one is sent as its amendment")
