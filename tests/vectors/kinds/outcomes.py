@@ -17,16 +17,21 @@ _MEANINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"negative", ("negative",)),
     (r"precis|digits|scale", ("too_precise",)),
     (r"too large|too many bytes", ("too_large", "out_of_range")),
-    (r"range|overflow|too big", ("out_of_range", "year_out_of_range")),
+    (r"range|overflow|too big|too long", ("out_of_range", "year_out_of_range")),
+    (r"unmarshal|must be an? (object|string)", ("malformed", "wrong_type")),
+    (r"\bnest|\bdeep", ("too_deep",)),
     (r"too old|late", ("too_old",)),
     (r"future|ahead", ("too_far_ahead",)),
     (r"time|date|month|year", ("bad_time", "year_out_of_range", "too_old", "too_far_ahead")),
+    (r"^invalid.?format", ("bad_time", "not_a_number", "malformed", "wrong_type", "unknown_format")),
     (r"content.?type|media type|format", ("unknown_format",)),
     (r"utf", ("not_utf8",)),
     (r"json|malformed|body|syntax", ("malformed", "wrong_type")),
     (r"meter|code|unknown event", ("unknown_meter",)),
     (r"pars|numeric|number|convert|invalid|not a", ("not_a_number", "wrong_type", "malformed")),
+    (r"boolean|unsupported value", ("not_a_number", "wrong_type")),
     (r"type", ("wrong_type",)),
+    (r"exceed", ("out_of_range", "too_large", "too_precise")),
 )
 _COUNTED = ("accepted", "counted", "aggregated")
 _DEAD = (
