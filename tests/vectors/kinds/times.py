@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 from tallyman.period import find_zone, month_period, previous_month, start_of_day
 from tests.vectors.books import Books
 from tests.vectors.building import meter, wire
-from tests.vectors.compare import instant, number
+from tests.vectors.compare import check_number, instant, number
 from tests.vectors.kinds.http import time_text
 from tests.vectors.kinds.meter import size_of
 from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
@@ -21,6 +22,7 @@ _ADDED_REMARK = "seconds are added here before an event is sent: what is compare
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STARTS = ("start", "from", "windowStart", "utc", "date")
 _ENDS = ("end", "to", "windowEnd")
+_LENGTHS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 def plan_timestamp(vector: Vector) -> Plan:
@@ -57,6 +59,10 @@ def _booked_at(vector: Vector, text: str, remarks: Sequence[str] = ()) -> Plan:
 def plan_window(vector: Vector) -> Plan:
     """Plan a `window` case: an instant goes through the books, a question about the calendar to `tallyman.period`."""
     query, expected = vector.query, vector.expected
+    if isinstance(expected, Mapping) and set(_LENGTHS) & set(expected) and {"from", "to"} <= set(query):
+        zone = str(query.get("zone") or query.get("windowTimeZone") or "UTC")
+        span = _moment(str(query["from"]), zone), _moment(str(query["to"]), zone)
+        return Plan(check=lambda books: _check_length(vector, *span))
     if not isinstance(expected, Mapping) or "time" not in query:
         raise Unknown("expected a time in the query, and an answer")
     text, zone = str(query["time"]), str(query.get("zone") or query.get("windowTimeZone") or "UTC")
@@ -77,6 +83,15 @@ def plan_window(vector: Vector) -> Plan:
         raise Unknown(f"a question about a time that nobody here answers: {', '.join(query)}")
     whole = _has_zone(text) or text.replace(".", "", 1).isdigit()
     return _booked_at(vector, text if whole else _moment(text, zone).isoformat())
+
+
+def _check_length(vector: Vector, start: datetime, end: datetime) -> str:
+    """Compare how much time passes between two instants; a zone's clock may have been changed meanwhile."""
+    seconds = Decimal((end - start) // timedelta(microseconds=1)) / 1_000_000
+    asked = [name for name in _LENGTHS if name in vector.expected]
+    for name in asked:
+        check_number(name, seconds / _LENGTHS[name], vector.expected[name], vector.tolerance)
+    return f"{seconds} s"
 
 
 def _check_months(vector: Vector, text: str, months: int, zone: str) -> str:
