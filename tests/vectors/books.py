@@ -96,8 +96,9 @@ class Books:
         for start, end in sorted({size.span(moment, question.zone) for moment in question.moments}):
             first, last = max(start, question.start), min(end, question.end)
             if first < last:
-                rows += self._read(question, first, last, "total")
-        return rows
+                rows += [row for row in self._read(question, first, last, "total") if row.events]
+        # A window of which a condition leaves nothing is none; that nothing is in the whole range may be an answer.
+        return rows or [row for row in self._read(question, question.start, question.end, "total") if not row.events]
 
     def _read(self, question: Question, start: datetime, end: datetime, window: Window) -> list[Row]:
         first, last, outside = (start, end, ()) if question.as_told else whole_minutes(start, end)
@@ -113,7 +114,7 @@ class Books:
             zone=question.zone,
         )
         answer = read_usage(self.client, query, meters=tuple(self.meters.values()))
-        return [Row(row.groups, row.value, max(row.start, start), min(row.end, end)) for row in answer.rows]
+        return [Row(row.groups, row.value, max(row.start, start), min(row.end, end), row.events) for row in answer.rows]
 
     def letter(self, event: Outgoing) -> Letter | None:
         """Return why an event is dead, None if it is not; one that the log refuses for its size never came so far."""

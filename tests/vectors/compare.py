@@ -19,12 +19,13 @@ _FRACTION = re.compile(r"(-?[0-9]+)/0*([1-9][0-9]*)")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of ours: its groups and value, and its window as we give it."""
+    """One figure of ours: its groups and value, its window as we give it, and how many events came in it."""
 
     groups: Mapping[str, str | None]
     value: Decimal
     start: datetime
     end: datetime
+    events: int
 
     def __str__(self) -> str:
         named = ", ".join(f"{name}={value!r}" for name, value in self.groups.items())
