@@ -62,11 +62,17 @@ class OfLevels(Timeline):
         }
         events = tally_events(state, spans, group_of)
         figures = {}
-        for place in events.keys() | {place for place, area in areas.items() if area.alive}:
+        for place in self.spoken_of(state, spans, group_of) | {place for place, area in areas.items() if area.alive}:
             figure = self.figure(areas.get(place, _Area(0, False)).size, spans[place[0]], terms, events[place])
             if figure is not None:
                 figures[place] = figure
         return figures
+
+    def spoken_of(
+        self, state: Moments, spans: Sequence[Span], group_of: Callable[[Moment], Group | None]
+    ) -> set[tuple[int, Group]]:
+        """Return the windows and groups that have an answer because of what was read in them, whatever it was."""
+        return set(tally_events(state, spans, group_of))
 
     @abstractmethod
     def stretches(self, state: Moments, terms: Terms) -> Iterator[Stretch]:
@@ -99,10 +105,18 @@ class TimeWeighted(OfLevels):
 class Lifecycle(OfLevels):
     """Seconds that resources spent in the states that count.
 
-    A track is a resource of a subject: when its dimensions change, it leaves the old ones for the new ones.
+    A track is a resource of a subject: when its dimensions change, it leaves the old ones for the new ones. What
+    ends it tells nothing of where it is told: a deletion that has no flavor makes no row for servers without one.
     """
 
     name: Aggregation = "lifecycle"
+
+    def spoken_of(
+        self, state: Moments, spans: Sequence[Span], group_of: Callable[[Moment], Group | None]
+    ) -> set[tuple[int, Group]]:
+        # Of events at one instant the last one decides, but any of them may say that the resource was there.
+        counted = {moment: totals for moment, totals in state.items() if (totals.max or 0) > 0}
+        return super().spoken_of(counted, spans, group_of)
 
     def stretches(self, state: Moments, terms: Terms) -> Iterator[Stretch]:
         return _holding(state, terms, lambda moment: (moment.subject, moment.resource), _is_counted)

@@ -71,8 +71,10 @@ def slowly(name: str, made: list[Event], terms: Terms, spans: Sequence[Span]) ->
                 area, _ = found.get((index, dimensions), (0, 0))
                 if any(heights) or (index, dimensions) in found:
                     found[index, dimensions] = area + sum(heights), 0
-        for event in made:
-            if span.start_us <= event.time_us < span.end_us:
+        read = [event for event in made if span.start_us <= event.time_us < span.end_us]
+        telling = {event.dimensions for event in read if name == "time_weighted" or event.value > 0}
+        for event in read:
+            if event.dimensions in telling or (index, event.dimensions) in found:
                 area, count = found.get((index, event.dimensions), (0, 0))
                 found[index, event.dimensions] = area, count + 1
     return found
@@ -218,6 +220,27 @@ def test_a_resized_server_leaves_its_old_flavor() -> None:
     assert {name: each.value for (_, name), each in found.items()} == {
         '{"flavor":"small"}': 6 * 3600, '{"flavor":"large"}': 3 * 3600,
     }  # fmt: skip
+
+
+def test_a_deletion_that_does_not_say_of_what_makes_no_row_of_its_own() -> None:
+    made = [
+        Event(1, 1, 0, resource="vm-1", dimensions='{"flavor":"small"}'),
+        Event(2, 0, 6 * HOUR_US, resource="vm-1", dimensions='{"flavor":null}'),
+    ]
+    days = [Span(n * DAY_US, (n + 1) * DAY_US) for n in range(2)]
+    found = answers("lifecycle", made, Terms(), *days)
+    assert found == {(0, '{"flavor":"small"}'): Figure(Decimal(6 * 3600), 1)}
+
+
+def test_a_server_that_is_deleted_at_midnight_has_no_row_for_the_new_day() -> None:
+    made = [Event(1, 1, 18 * HOUR_US, resource="vm-1"), Event(2, 0, DAY_US, resource="vm-1")]
+    days = [Span(n * DAY_US, (n + 1) * DAY_US) for n in range(2)]
+    assert [place[0] for place in answers("lifecycle", made, Terms(), *days)] == [0]
+
+
+def test_a_server_that_was_deleted_as_it_was_made_is_told_with_nothing() -> None:
+    made = [Event(1, 1, HOUR_US, resource="vm-1"), Event(2, 0, HOUR_US, resource="vm-1")]
+    assert figure("lifecycle", made, Span(0, DAY_US)) == Figure(Decimal(0), 2)
 
 
 def test_what_a_filter_leaves_out_still_ends_what_it_lets_in() -> None:
