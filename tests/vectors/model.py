@@ -55,6 +55,12 @@ class Query(dict[str, Any]):
         self._read.add(name)
         return super().get(name, default)
 
+    def having(self, fields: Mapping[str, Any]) -> Query:
+        """Return the same with other fields; what is looked at there was looked at here."""
+        other = Query(self | fields)
+        other._read = self._read
+        return other
+
     @property
     def unread(self) -> list[str]:
         return [name for name in self if name not in self._read]
