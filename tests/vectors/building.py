@@ -87,7 +87,7 @@ def dotted(path: Any) -> str:
         Unknown: It does more than name keys.
     """
     text = str(path).removeprefix("$").removeprefix(".")
-    text = re.sub(r"\[(['\"])([^.'\"\]]+)\1\]", r".\2", text).removeprefix(".")
+    text = re.sub(r"\[(['\"])([^'\"\]]+)\1\]", r".\2", text).removeprefix(".")
     if not text or any(letter in text for letter in "[]*?@()"):
         raise Unknown(f'a path that names no single value: "{path}"')
     return text

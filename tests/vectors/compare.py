@@ -10,6 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
+from tallyman.meter import dimension_text
 from tallyman.money import EXACT, plain
 from tests.vectors.model import Mismatch, Unknown
 
@@ -128,7 +129,7 @@ def groups_of(wanted: Mapping[str, Any], blank: frozenset[str]) -> dict[str, str
     named = dict(wanted.get("groupBy") or {})
     if "subject" in wanted:
         named["subject"] = wanted["subject"]
-    texts = {name: None if value is None else str(value) for name, value in named.items()}
+    texts = {name: dimension_text(name, value) for name, value in named.items()}
     return {name: None if text == "" and name in blank else text for name, text in texts.items()}
 
 

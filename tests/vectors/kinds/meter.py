@@ -223,12 +223,18 @@ def conditions_of(query: Mapping[str, Any]) -> dict[str, Any]:
     subjects: Any = [told] if isinstance(told, str) else told
     if subjects is None and by_condition is not None:
         subjects = [value for value in by_condition if value is not None]
-    excluded = query.get("exclude") or ()
     return {
         "subjects": None if subjects is None else tuple(map(str, subjects)),
         "where": where,
-        "exclude": tuple(_conditions(each) for each in ([excluded] if isinstance(excluded, Mapping) else excluded)),
+        # One that names no value leaves out nothing; `read_usage` takes none that fits everything.
+        "exclude": tuple(_conditions(each) for each in excluded_by(query) if any(told != [] for told in each.values())),
     }
+
+
+def excluded_by(query: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the conditions of which an event that fits one is left out."""
+    told = query.get("exclude") or ()
+    return [told] if isinstance(told, Mapping) else list(told)
 
 
 def _question(
@@ -262,8 +268,7 @@ def dimensions_of(query: Mapping[str, Any]) -> dict[str, str]:
     """Return what is grouped by or filtered on, as dimensions: name -> path."""
     grouped = query.get("groupBy") or ()
     paths = dict(grouped) if isinstance(grouped, Mapping) else {name: name for name in grouped_by(query)}
-    excluded = query.get("exclude") or ()
-    for condition in (query.get("include") or {}, *([excluded] if isinstance(excluded, Mapping) else excluded)):
+    for condition in (query.get("include") or {}, *excluded_by(query)):
         paths |= {name: name for name in condition if name not in paths}
     return {name: dotted(path) for name, path in paths.items() if name != "subject"}
 
