@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.vectors.compare import instant
+from tests.vectors.kinds.outcomes import BY_PLACE, NAMED
 from tests.vectors.model import Limit, Query, Unknown, Vector
 
 _ABOUT: tuple[tuple[Limit, re.Pattern[str]], ...] = (
     ("furthest_ahead", re.compile(r"future|ahead", re.IGNORECASE)),
     ("oldest_accepted", re.compile(r"too.?(old|late)|stale|expired", re.IGNORECASE)),
 )
+_FIGURES = frozenset(
+    ("rows", "values", "points", "value", "groupBy", "seconds", "minutes", "hours", "days", "before", "after_each")
+)  # fmt: skip
 _TIMES = frozenset(
     ("time", "timestamp", "from", "to", "start", "stop", "windowStart", "windowEnd", "now", "arrival", "arrives",
      "arrived", "received", "received_at", "sent_at")
@@ -23,8 +27,21 @@ _TIMES = frozenset(
 
 def limits_of(vector: Vector) -> frozenset[Limit]:
     """Return which of our limits a case wants to be kept: those that are the reason of a refusal that it expects."""
-    told = str(vector.expected)
-    return frozenset(limit for limit, pattern in _ABOUT if pattern.search(told))
+    sentences = list(_sentences(vector.expected)) if isinstance(vector.expected, Mapping) else []
+    return frozenset(limit for limit, pattern in _ABOUT if any(map(pattern.search, sentences)))
+
+
+def _sentences(expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield all that an answer says in words, besides names of groups and of events."""
+    for name, told in expected.items():
+        if name in _FIGURES or name in NAMED:
+            continue
+        yield name
+        for each in told if isinstance(told, list) else [told]:
+            if isinstance(each, Mapping):
+                yield from _sentences(each)
+            elif isinstance(each, str) and (each is told or name not in BY_PLACE):
+                yield each
 
 
 def at_our_time(vector: Vector) -> Vector:

@@ -13,7 +13,7 @@ from tests.vectors.books import Books, Question
 from tests.vectors.building import aggregation, dotted, meter, moments_of, range_of, scale_of, wires
 from tests.vectors.compare import check_number
 from tests.vectors.kinds.meter import CORRECTABLE_FORMS, check_corrected, correction
-from tests.vectors.model import Incomparable, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
 
 
 @dataclass(slots=True)
@@ -81,7 +81,10 @@ def _check(books: Books, vector: Vector, steps: list[_Step], fixes: list[Mapping
     else:
         raise Incomparable(f"expected holds {', '.join(expected)} for {len(fixes)} corrections")
     for name in expected:
-        check_number(name, told[name], vector.expected[name], vector.tolerance)
+        if vector.expected[name] is not None:
+            check_number(name, told[name], vector.expected[name], vector.tolerance)
+        elif told[name] is not None:
+            raise Mismatch(f"{name}: expected nothing, got {told[name]}")
     check_corrected(books, [event for step in steps for event in step.events])
     kept = sum(_versions(books, each) for each in steps[-1].plain)
     if "audit_rows" in vector.expected:

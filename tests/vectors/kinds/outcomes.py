@@ -37,9 +37,10 @@ _COUNTED = ("accepted", "counted", "aggregated")
 _DEAD = (
     "rejected", "dead", "dead_letters", "quarantined", "errors", "with_errors", "invalid", "failed", "failures",
 )  # fmt: skip
-_NAMED = ("index", "id", "event_id", "transaction_id")
+NAMED = ("index", "id", "event_id", "transaction_id")
 _WHY = ("error", "reason", "message")
 _COPIES = ("duplicates", "duplicate_indexes")
+BY_PLACE = ("stored", *_DEAD, *_COUNTED, *_COPIES)  # what names events by their places or ids
 INGESTED = ("stored", "rejected", *_COUNTED, *_COPIES)  # what is said of events, not of a question
 
 
@@ -131,7 +132,7 @@ def _check_places(name: str, ours: Sequence[int], wanted: Any, events: Sequence[
 
 def _place_of(told: Any, events: Sequence[Outgoing]) -> int:
     """Return the place of an event that is told by its place, by its id, or by an object that has one of both."""
-    given = next((told[name] for name in _NAMED if name in told), None) if isinstance(told, Mapping) else told
+    given = next((told[name] for name in NAMED if name in told), None) if isinstance(told, Mapping) else told
     if isinstance(given, int) and not isinstance(given, bool):
         return given
     found = [n for n, event in enumerate(events) if event.wire and event.wire.get("id") == given]

@@ -27,7 +27,7 @@ def _items(vector: Vector) -> tuple[list[Wire], Meter]:
     sent, names = events_of(vector), dimensions_of(vector.query)
     for each in sent:
         groups = [named_in(each, name, names) for name in names if name != "item"]
-        each["data"] = each["data"] | {_ITEM: str([*groups, each["data"].get("item")])}
+        each["data"] = {"op": "add"} | each["data"] | {_ITEM: str([*groups, each["data"].get("item")])}
     return sent, life_of(vector, sent, "op", ("add",), resource=_ITEM, dimensions={"item": "item"})
 
 
