@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from tallyman.aggregates import read_usage
+from tallyman.aggregations import AGGREGATES
 from tallyman.clickhouse import connect
 from tallyman.meter import Meter
 from tallyman.usage import UsageQuery, Window
@@ -48,7 +49,7 @@ class Question:
         subjects: None for all; of none there is no usage.
         size: Of its windows; None for one total.
         as_told: Whether the range is asked for as it stands, also where it is none that can be answered.
-        moments: Event times; windows that are not ours are asked for one by one, where there are events.
+        moments: In which windows something may be; those that are not ours are asked for one by one.
     """
 
     meter: str
@@ -96,9 +97,12 @@ class Books:
         for start, end in sorted({size.span(moment, question.zone) for moment in question.moments}):
             first, last = max(start, question.start), min(end, question.end)
             if first < last:
-                rows += [row for row in self._read(question, first, last, "total") if row.events]
-        # A window of which a condition leaves nothing is none; that nothing is in the whole range may be an answer.
-        return rows or [row for row in self._read(question, question.start, question.end, "total") if not row.events]
+                rows += self._read(question, first, last, "total")
+        if not AGGREGATES[self.meters[question.meter].aggregation].zero_if_empty:
+            return rows
+        # A window of which a condition leaves nothing is none; that nothing is in the whole range is an answer.
+        found = [row for row in rows if row.events]
+        return found or [row for row in self._read(question, question.start, question.end, "total") if not row.events]
 
     def _read(self, question: Question, start: datetime, end: datetime, window: Window) -> list[Row]:
         first, last, outside = (start, end, ()) if question.as_told else whole_minutes(start, end)

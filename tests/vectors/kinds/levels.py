@@ -16,11 +16,13 @@ from tests.vectors.building import meter, moments_of, needs_seconds, range_of, s
 from tests.vectors.compare import check_number, check_rounded, groups_of, instant, number
 from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by, size_of
 from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.windows import WindowSize
 
 _ANSWERS: tuple[Literal["average", "integral"], ...] = ("average", "integral")
 _RESOURCES = ("resource", "resource_id", "item", "instance", "instance_id", "server", "server_id")
 MINUTE = timedelta(minutes=1)
 UNITS = {"seconds": "1", "minutes": "1/60", "hours": "1/3600", "days": "1/86400"}
+_MOST_WINDOWS = 1000
 _ATTRIBUTES = ("time", "data", "subject")
 _NO_RESOURCES = frozenset(("type", "source", "specversion", "datacontenttype", "unit", "note"))
 Group = tuple[tuple[str, str | None], ...]
@@ -64,11 +66,24 @@ def question_of(
     vector: Vector, slug: str, start: datetime, end: datetime, group_by: Sequence[str] | None = None
 ) -> Question:
     query = vector.query
-    size = size_of(query)
-    if size is not None and size.ours is None:
-        raise Unknown(f"windows of a \"{query['windowSize']}\" of what lasts")
-    return Question(meter=slug, start=start, end=end, size=size, zone=str(query.get("windowTimeZone") or "UTC"),
+    size, zone = size_of(query), str(query.get("windowTimeZone") or "UTC")
+    moments = [] if size is None or size.ours else _window_starts(size, start, end, zone)
+    return Question(meter=slug, start=start, end=end, size=size, zone=zone, moments=moments,
                     group_by=grouped_by(query) if group_by is None else group_by, **conditions_of(query))  # fmt: skip
+
+
+def _window_starts(size: WindowSize, start: datetime, end: datetime, zone: str) -> list[datetime]:
+    """Return a moment of each window of a range: what lasts may be in any of them.
+
+    Raises:
+        Unknown: They are too many to be asked for one by one.
+    """
+    starts = [start]
+    while (after := size.span(starts[-1], zone)[1]) < end:
+        starts.append(after)
+        if len(starts) > _MOST_WINDOWS:
+            raise Unknown(f"more than {_MOST_WINDOWS} windows that have to be asked for one by one")
+    return starts
 
 
 def _answer(vector: Vector) -> dict[str, str]:
@@ -174,7 +189,9 @@ def _check_level(books: Books, vector: Vector, question: Question, sent: Sequenc
     for each in wanted:
         groups, start = groups_of(each, frozenset()), instant(each["windowStart"]) if is_windowed else None
         what = " ".join(map(str, ("level", *(each for each in (groups, start) if each))))
-        check_rounded(what, rows.pop(_place_of(groups, start), None), each.get("value"))
+        # Long after a level ended there are no rows of nothing any more.
+        nothing = Decimal(0) if start is not None and not groups and question.subjects != () else None
+        check_rounded(what, rows.pop(_place_of(groups, start), nothing), each.get("value"))
     if rows:
         raise Mismatch(f"expected {len(wanted)} values, got also {rows}")
     slug = question.meter
