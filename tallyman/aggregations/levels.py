@@ -114,8 +114,7 @@ class Lifecycle(OfLevels):
     def spoken_of(
         self, state: Moments, spans: Sequence[Span], group_of: Callable[[Moment], Group | None]
     ) -> set[tuple[int, Group]]:
-        # Of events at one instant the last one decides, but any of them may say that the resource was there.
-        counted = {moment: totals for moment, totals in state.items() if (totals.max or 0) > 0}
+        counted = {moment: totals for moment, totals in state.items() if _is_counted(totals)}
         return super().spoken_of(counted, spans, group_of)
 
     def stretches(self, state: Moments, terms: Terms) -> Iterator[Stretch]:

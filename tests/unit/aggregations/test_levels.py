@@ -72,7 +72,11 @@ def slowly(name: str, made: list[Event], terms: Terms, spans: Sequence[Span]) ->
                 if any(heights) or (index, dimensions) in found:
                     found[index, dimensions] = area + sum(heights), 0
         read = [event for event in made if span.start_us <= event.time_us < span.end_us]
-        telling = {event.dimensions for event in read if name == "time_weighted" or event.value > 0}
+        last = {
+            (event.time_us, event.resource, event.dimensions): event
+            for event in sorted(read, key=lambda event: event.identity)
+        }
+        telling = {event.dimensions for event in last.values() if name == "time_weighted" or event.value > 0}
         for event in read:
             if event.dimensions in telling or (index, event.dimensions) in found:
                 area, count = found.get((index, event.dimensions), (0, 0))
@@ -239,8 +243,17 @@ def test_a_server_that_is_deleted_at_midnight_has_no_row_for_the_new_day() -> No
 
 
 def test_a_server_that_was_deleted_as_it_was_made_is_told_with_nothing() -> None:
+    made = [
+        Event(1, 1, HOUR_US, resource="vm-1", dimensions='{"flavor":"small"}'),
+        Event(2, 0, HOUR_US, resource="vm-1", dimensions='{"flavor":null}'),
+    ]
+    assert answers("lifecycle", made, Terms(), Span(0, DAY_US)) == {(0, '{"flavor":"small"}'): Figure(Decimal(0), 1)}
+
+
+def test_of_a_creation_and_a_deletion_at_one_instant_the_last_one_is_told() -> None:
     made = [Event(1, 1, HOUR_US, resource="vm-1"), Event(2, 0, HOUR_US, resource="vm-1")]
-    assert figure("lifecycle", made, Span(0, DAY_US)) == Figure(Decimal(0), 2)
+    assert figure("lifecycle", made, Span(0, DAY_US)) is None
+    assert figure("lifecycle", made[::-1], Span(0, DAY_US)) is None
 
 
 def test_what_a_filter_leaves_out_still_ends_what_it_lets_in() -> None:
