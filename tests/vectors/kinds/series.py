@@ -101,7 +101,7 @@ def _check(books: Books, vector: Vector, question: Question, seconds: Decimal | 
     for (time, value), (wanted_time, wanted_value) in zip(ours, wanted, strict=True):
         if time != wanted_time or not close(value, wanted_value, vector.tolerance):
             raise Mismatch(f"expected {wanted_value} at {wanted_time.isoformat()}, got {value} at {time.isoformat()}")
-    return _shown(ours)
+    return _shown(ours) or "no points"
 
 
 def _shown(points: Sequence[tuple[datetime, Decimal]]) -> str:
