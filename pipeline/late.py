@@ -18,13 +18,12 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from pipeline.members import SESSION_MS
 from tallyman.books import Topic
 from tallyman.headers import kind_of
-from tallyman.kafka import make_consumer, make_producer, read_topic
+from tallyman.kafka import ANY_SIZE, make_consumer, make_producer, read_topic
 
 log = logging.getLogger(__name__)
 
 _POLL_MS, _REST_S, _ACK_TIMEOUT_S = 500, 2.0, 60
 _AT_ONCE = 2_000  # records under way
-_ANY_SIZE = 1 << 30  # before it is compressed; the broker knows what is too large
 
 
 class LateRecords:
@@ -58,7 +57,7 @@ class LateRecords:
                 if self._is_gone():
                     return
                 self._consumer = self._subscribe()
-                producer = make_producer(self._brokers, max_request_size=_ANY_SIZE)
+                producer = make_producer(self._brokers, max_request_size=ANY_SIZE)
                 while not self._stop.is_set():
                     self._send_on(producer)
             except Exception as error:  # noqa: BLE001 - a thread that dies silently would be missed for days

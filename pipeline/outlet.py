@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from pipeline.book import Forward
 from pipeline.write import Progress
 from tallyman.errors import BrokerError
 from tallyman.event import CLOSE, DEFINITIONS, END, TICK
 from tallyman.headers import Headers
-from tallyman.kafka import MAX_MESSAGE_BYTES, make_producer
+from tallyman.kafka import ANY_SIZE, MAX_MESSAGE_BYTES, make_producer
 
 _ACK_TIMEOUT_S = 30
 _MOST_PUSHED = MAX_MESSAGE_BYTES // 2
@@ -139,7 +139,9 @@ def _acknowledged(futures: Sequence[Any], doing: str) -> list[Any]:
 
 
 def _unacknowledged(doing: str, error: Exception) -> BrokerError:
-    return BrokerError(f"{doing}: Kafka did not acknowledge: {type(error).__name__}: {error}")
+    too_large = isinstance(error, MessageSizeTooLargeError)
+    step = "; raise max.message.bytes of the topic, then do it again" if too_large else ""
+    return BrokerError(f"{doing}: Kafka did not acknowledge: {type(error).__name__}: {error}{step}")
 
 
 def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) -> None:
@@ -167,7 +169,7 @@ def append(
     Raises:
         BrokerError: Not all were acknowledged; appending them again is safe, their ids count once.
     """
-    producer = make_producer(tuple(brokers))
+    producer = make_producer(tuple(brokers), max_request_size=ANY_SIZE)
     try:
         futures = [
             producer.send(topic, key=key, value=value, headers=list(headers), partition=partition)

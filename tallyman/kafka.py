@@ -27,6 +27,7 @@ from tallyman.errors import BrokerError, LogError
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+ANY_SIZE = 1 << 30  # of what is sent on as it came, before it is compressed; the broker knows what is too large
 _DAY_MS = 86_400_000
 _RETENTION_MS = 30 * _DAY_MS  # of a new topic; an operator may change it
 _LEAST_RETENTION_MS = 2 * _DAY_MS  # twice the day of log that a quiet partition's restart may need

@@ -67,14 +67,14 @@ class Damaged(OwnProject):
         finally:
             admin.close()
 
-    def send_ahead(self, *names: str) -> None:
+    def send_ahead(self, *names: str, padding: int = 0) -> None:
         """Append records, and a tick behind them, as a broker does whose clock is forty minutes ahead."""
         ahead_ms = time.time_ns() // 1_000_000 + 2_400_000
         self.stamp("CreateTime")
-        producer = make_producer((self.kafka,))
+        producer = make_producer((self.kafka,), max_request_size=2 * padding + 1_000_000)
         try:
             for name in names:
-                record = {"value": event(0, name), "partition": 0, "timestamp_ms": ahead_ms}
+                record = {"value": event(0, name) + b" " * padding, "partition": 0, "timestamp_ms": ahead_ms}
                 producer.send(str(self.settings["topic"]), **record).get(timeout=30)
             tick = {"value": b"", "headers": [(TICK, b"1")], "partition": 0, "timestamp_ms": ahead_ms}
             producer.send(str(self.settings["topic"]), **tick).get(timeout=30)
@@ -338,6 +338,16 @@ def test_a_repair_while_the_brokers_clock_is_still_ahead_decides_nothing(own: Da
     with own.running():
         own.wait_for_end(0)
     assert own.usage() == {"host.cpu": 11}
+
+
+def test_a_record_that_only_compression_brought_below_kafkas_limit_is_sent_again(own: Damaged) -> None:
+    own.send_ahead("large-0", padding=9 << 20)
+    with own.running():
+        own.wait_until_aside()
+        repair(own.project, own.client, own.plan(), who="zoë", note="")
+        own.wait_for_end(0)
+    assert own.ask("SELECT reason FROM dead_letters FINAL") == [("too_large",)]
+    assert own.usage() == {"host.cpu": 10}
 
 
 def test_the_command_shows_first_and_does_it_when_told_to(own: Damaged, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,23 +9,38 @@ import pytest
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from pipeline.book import Forward, Place
-from pipeline.outlet import KafkaOutlet
+from pipeline.outlet import KafkaOutlet, append
 from pipeline.write import Progress
 from tallyman.errors import BrokerError
 from tallyman.event import MAX_NAME_BYTES
 from tallyman.kafka import MAX_MESSAGE_BYTES
 
 
+class Answer:
+    """What Kafka says of a record."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def get(self, timeout: float) -> None:
+        if self.error is not None:
+            raise self.error
+
+
 class Producer:
     """Takes what it is given, or says no before it has sent anything."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.sent = error, list[Any]()
+    def __init__(self, error: Exception | None = None, answer: Exception | None = None) -> None:
+        self.error, self.answer, self.sent = error, answer, list[Any]()
 
-    def send(self, topic: str, **record: Any) -> None:
+    def send(self, topic: str, **record: Any) -> Answer:
         if self.error is not None:
             raise self.error
         self.sent.append(record)
+        return Answer(self.answer)
+
+    def close(self, timeout: float) -> None:
+        return
 
 
 def outlet(producer: Producer) -> KafkaOutlet:
@@ -58,6 +73,21 @@ def test_a_push_that_kafka_does_not_take_is_lost_and_booking_goes_on(
 ) -> None:
     outlet(Producer(error)).push(progress(1))
     assert [record.message for record in caplog.records] == ["push_lost"]
+
+
+def test_a_record_that_its_sender_compressed_better_than_we_do_says_what_lets_it_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = dict[str, Any]()
+
+    def make(brokers: tuple[str, ...], **given: Any) -> Producer:
+        options.update(given)
+        return Producer(answer=MessageSizeTooLargeError("larger than max.message.bytes"))
+
+    monkeypatch.setattr("pipeline.outlet.make_producer", make)
+    with pytest.raises(BrokerError, match=r"what partition 3 held: .*; raise max\.message\.bytes of"):
+        append(("nowhere:9092",), "usage.events.v1", 3, [(None, bytes(2 * MAX_MESSAGE_BYTES), ())])
+    assert options["max_request_size"] > 100 * MAX_MESSAGE_BYTES, "only the broker knows what is too large"
 
 
 def test_a_forward_that_kafka_does_not_take_is_not_acknowledged() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import time
 from collections.abc import Callable
 
 import lz4.frame
@@ -33,6 +34,19 @@ def test_what_was_compressed_comes_out_again(number: int, encode: Encode, data: 
 
 def test_several_gzip_members_are_one_batch() -> None:
     assert decompress(1, gzip.compress(LARGE) + gzip.compress(b"behind")) == LARGE + b"behind"
+
+
+def test_zeros_between_gzip_members_are_padding() -> None:
+    assert decompress(1, gzip.compress(LARGE) + bytes(5000) + gzip.compress(b"behind") + b"\0") == LARGE + b"behind"
+
+
+def test_hundreds_of_thousands_of_gzip_members_take_seconds_not_a_minute() -> None:
+    """Twice as many take twice as long, not four times."""
+    member = gzip.compress(b"x", 1)
+    count = (4 << 20) // len(member)
+    began = time.process_time()
+    assert decompress(1, member * count) == b"x" * count
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("number, encode", [CODECS[name] for name in ("gzip", "lz4", "zstd")])
