@@ -1,4 +1,5 @@
-"""Partitions that are set aside because their log is not what was booked; the others are booked on.
+"""Partitions that are set aside because their log is not what was booked, or because a repair of them was begun and not
+decided; the others are booked on.
 
 What one process sets aside is its own observation: nothing is decided by it. It tries such a partition again when an
 operator has decided a repair, or when it is started again; one whose clock was ahead, also after some minutes.
@@ -9,13 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from clickhouse_driver import Client
 
 from pipeline import metrics as counted
-from pipeline.frontier import read_frontier
+from pipeline.frontier import Frontier, read_frontier
 from pipeline.runtime import JobConfig
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import DamageError, StoreError, StoreRefusedError
+from tallyman.errors import DamageError, FencedError, StoreError, StoreRefusedError
 from tallyman.repairs import note_quarantine, read_repairs
 
 log = logging.getLogger(__name__)
@@ -28,7 +32,8 @@ class SetAside:
     """The partitions of this worker, or of the job of a cluster, that are set aside.
 
     A partition is set aside when it fails a second time at the same offset: between the two, its frontier was read
-    once more, and somebody else may have booked it on.
+    once more, and somebody else may have booked it on. One that is fenced off by a repair that nobody has decided yet
+    is set aside at once: ClickHouse refuses a block of rows whole, those of all other partitions with it.
     """
 
     def __init__(self, config: JobConfig) -> None:
@@ -49,10 +54,13 @@ class SetAside:
         Returns:
             Why its reader starts again, or must end: retriable if it is worth another try.
         """
-        if not isinstance(cause, DamageError):
+        if not isinstance(cause, DamageError | FencedError):
             return cause
         try:
-            self.note(cause)
+            if isinstance(cause, FencedError):
+                self.note_fence(cause)
+            else:
+                self.note(cause)
         except (StoreError, StoreRefusedError) as error:
             return error
         return StoreError(f"partition {cause.partition} is read from its frontier again, or set aside: {cause}")
@@ -63,26 +71,55 @@ class SetAside:
         Raises:
             StoreError, StoreRefusedError: ClickHouse did not take it; the partition is not set aside.
         """
-        config, partition = self._config, error.partition
-        client = connect(config.database)
-        try:
-            frontier = read_frontier(client, config.topic_id, partition, config.chunk_size)
+        with self._frontier(error.partition) as (client, frontier):
             place = frontier.reached.offset
-            if self._suspects.get(partition) != place:
-                self._suspects[partition] = place
+            if self._suspects.get(error.partition) != place:
+                self._suspects[error.partition] = place
                 return False
-            with store_errors(client, "quarantines"):
-                note_quarantine(client, config.topic_id, partition, place, error.reason, str(error))
+            next_step = f"tallyman repair {error.partition}"
+            self._set_aside(client, frontier, error.reason, str(error), next_step)
+        if error.reason == "clock":
+            with self._lock:
+                self._again[error.partition] = time.monotonic() + CLOCK_AGAIN_S
+        return True
+
+    def note_fence(self, error: FencedError) -> bool:
+        """Note that ClickHouse took no rows of a partition; return whether it is set aside now.
+
+        It is not if the repair is decided: then it is read from there.
+
+        Raises:
+            StoreError, StoreRefusedError: ClickHouse did not take it; the partition is not set aside.
+        """
+        with self._frontier(error.partition) as (client, frontier):
+            if frontier.repairs >= error.number:
+                return False
+            next_step = f"run tallyman repair {error.partition} again"
+            sentence = (
+                f"repair {error.number} of partition {error.partition} was begun and is not decided; until it is, the "
+                f"database takes no rows of the partition: {next_step}"
+            )
+            self._set_aside(client, frontier, "fenced", sentence, next_step)
+        return True
+
+    @contextmanager
+    def _frontier(self, partition: int) -> Iterator[tuple[Client, Frontier]]:
+        client = connect(self._config.database)
+        try:
+            yield client, read_frontier(client, self._config.topic_id, partition, self._config.chunk_size)
         finally:
             client.disconnect()
+
+    def _set_aside(self, client: Client, frontier: Frontier, reason: str, sentence: str, next_step: str) -> None:
+        partition, place = frontier.partition, frontier.reached.offset
+        with store_errors(client, "quarantines"):
+            note_quarantine(client, frontier.topic_id, partition, place, reason, sentence)
         with self._lock:
             self._aside[partition] = frontier.repairs
-            if error.reason == "clock":
-                self._again[partition] = time.monotonic() + CLOCK_AGAIN_S
-        counted.note_quarantine(partition, str(error))
-        log.error("partition_quarantined", extra={"partition": partition, "offset": place, "error": str(error),
-                                                  "next_step": f"tallyman repair {partition}"})  # fmt: skip
-        return True
+            self._again.pop(partition, None)
+        counted.note_quarantine(partition, sentence)
+        log.error("partition_quarantined", extra={"partition": partition, "offset": place, "error": sentence,
+                                                  "next_step": next_step})  # fmt: skip
 
     def look(self) -> None:
         """Take back what was repaired, and what may have passed by itself. Called now and then."""

@@ -7,6 +7,7 @@ killed anywhere and run again.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,8 @@ from pipeline.read import read_range
 from tallyman import books
 from tallyman.clickhouse import store_errors
 from tallyman.control import migrate, write
-from tallyman.errors import BrokerError, ConfigError, LogError, StoreError
+from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreError
+from tallyman.event import TICK
 from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
@@ -51,7 +53,8 @@ class RepairPlan:
     """What a repair would do.
 
     Attributes:
-        problem: What is wrong: retention, cut, digest, bytes or clock.
+        problem: What is wrong: retention, cut, digest, bytes or clock; fenced where nothing is but that a repair was
+            begun and not decided.
         goes_on_at: The next offset that is booked; `ticks`: how many empty records are written first, so that there is
             one.
         log_start, log_end: What Kafka has.
@@ -104,8 +107,13 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
     if problem is None:
         return None
     first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
-    if problem == "clock" and at is None:
-        at = _behind_the_future(project, topic, partition, first, end)
+    if problem in ("clock", "fenced") and at is None:
+        try:
+            at = _behind_the_future(project, topic, partition, first, end)
+        except DamageError as error:
+            problem = error.reason
+        else:
+            problem = "clock" if at > first else problem
     goes_on_at = _goes_on_at(problem, first, start, at)
     if goes_on_at - end > MOST_TICKS:
         raise ConfigError(
@@ -139,6 +147,9 @@ def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note
 def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Iterator[str]:
     """Repair step by step, yielding what is done; whoever is killed in between runs it again."""
     topic = plan.topic
+    if plan.problem == "clock":
+        _ask_leader(project, plan)
+        yield "asked"
     with store_errors(client, "fencing usage_hot, progress and ids"):
         _fence(client, plan)
         yield "fenced"
@@ -185,7 +196,8 @@ def _problem(client: Client, frontier: Frontier, start: int, end: int) -> str | 
         return "cut"
     repairs = read_repairs(client)
     aside = read_quarantines(client, {key: frontier.reached.offset}, repairs)
-    return next((each.reason for each in aside if (each.topic_id, each.partition) == key), None)
+    noticed = next((each.reason for each in aside if (each.topic_id, each.partition) == key), None)
+    return noticed or ("fenced" if _is_fenced(client, frontier) else None)
 
 
 def _goes_on_at(problem: str, first: int, start: int, at: int | None) -> int:
@@ -229,6 +241,24 @@ def _behind_the_future(project: Project, topic: books.Topic, partition: int, fir
     return behind
 
 
+def _ask_leader(project: Project, plan: RepairPlan) -> None:
+    """Ask the partition's leader for its time, by a tick, before anything is changed: behind the fence nobody books.
+
+    Raises:
+        BrokerError: It does not answer, or its clock is still ahead.
+    """
+    tick = (None, b"", ((TICK, b"1"),))
+    _check_clock(project, plan, append(project.kafka_brokers, plan.topic.name, plan.partition, [tick]))
+
+
+def _check_clock(project: Project, plan: RepairPlan, appended_ms: int) -> None:
+    if appended_ms > store_clock_ms(project.clickhouse) + AHEAD_MS:
+        raise BrokerError(
+            f'topic "{plan.topic.name}": the clock of the leader of partition {plan.partition} is still ahead; set it, '
+            "then run this again"
+        )
+
+
 def _send_again(project: Project, plan: RepairPlan) -> None:
     """Append the skipped records once more, in order, so that they have a right time; what was counted counts once.
 
@@ -242,12 +272,7 @@ def _send_again(project: Project, plan: RepairPlan) -> None:
             for row in range(len(fetch))
             if not kind_of(fetch.headers_of(row)).control
         ]
-        latest_ms = append(project.kafka_brokers, topic.name, plan.partition, records)
-        if latest_ms > store_clock_ms(project.clickhouse) + AHEAD_MS:
-            raise BrokerError(
-                f'topic "{topic.name}": the clock of the leader of partition {plan.partition} is still ahead; set it, '
-                "then run this again"
-            )
+        _check_clock(project, plan, append(project.kafka_brokers, topic.name, plan.partition, records))
 
 
 def _rows_hold(client: Client, frontier: Frontier, size: int) -> int:
@@ -272,12 +297,26 @@ def _newest_booking(client: Client, frontier: Frontier) -> int:
 def _fence(client: Client, plan: RepairPlan) -> None:
     """Let the database refuse rows of the partition, from the open chunk on, by whoever knows of fewer repairs."""
     topic_id, partition, number = plan.topic.topic_id, plan.partition, plan.number
-    name = f"repaired_{topic_id.encode().hex()}_{partition}_{number}"
+    name = _fence_name(topic_id, partition, number)
     mine = f"topic_id != '{topic_id}' OR partition != {partition} OR repairs >= {number}"
     from_chunk = f"{mine} OR generation != 0 OR chunk < {plan.booked.chunk}"
     checks = {"usage_hot": from_chunk, "progress": from_chunk, "ids": f"{mine} OR offset < {plan.booked.turned.offset}"}
     for table in _FENCED:
         client.execute(f"ALTER TABLE {table} ADD CONSTRAINT IF NOT EXISTS {name} CHECK {checks[table]}")
+
+
+def _fence_name(topic_id: str, partition: int, number: int) -> str:
+    return f"repaired_{topic_id.encode().hex()}_{partition}_{number}"
+
+
+def _is_fenced(client: Client, frontier: Frontier) -> bool:
+    """Whether a fence is up, on any of the tables, for a repair of the partition that is not decided."""
+    name = _fence_name(frontier.topic_id, frontier.partition, frontier.repairs + 1)
+    tables = client.execute(
+        "SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name IN %(tables)s",
+        {"tables": _FENCED},
+    )
+    return any(re.search(rf"\b{name}\b", query) for (query,) in tables)
 
 
 def _wait_for_inserts(client: Client, patience_s: float = 120) -> None:

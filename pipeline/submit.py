@@ -31,7 +31,15 @@ from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.runtime import JobConfig
 from pipeline.upkeep import Over, Upkeep
 from pipeline.worker import prepare, prepare_again
-from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreRefusedError
+from tallyman.errors import (
+    BrokerError,
+    ConfigError,
+    DamageError,
+    FencedError,
+    LogError,
+    StoreError,
+    StoreRefusedError,
+)
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -42,9 +50,10 @@ _ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
 _WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
 _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
 _AWAY = "AWAY"  # the job server, not the job
-_OURS: dict[str, Callable[[str], LogError | StoreRefusedError]] = {
+_OURS: dict[str, Callable[[str], LogError | StoreError | StoreRefusedError]] = {
     "LogError": LogError,
     "DamageError": lambda text: DamageError.from_text(text) or LogError(text),
+    "FencedError": lambda text: FencedError.from_text(text) or StoreError(text),
     "StoreRefusedError": StoreRefusedError,
 }
 _SENTENCE = re.compile(rf"tallyman\.errors\.({'|'.join(_OURS)}): (.+?)(?: \[while running |\\n|\n|$)")
@@ -140,6 +149,7 @@ def run_job(
 
     Raises:
         LogError: It failed because the log is not what was booked; DamageError if that is so of one partition.
+        FencedError: A repair has fenced a partition that it read.
         StoreRefusedError: It failed because ClickHouse refuses, and will until somebody mends it.
         ConfigError: The job server does not know an option.
         BrokerError, grpc.RpcError: It failed otherwise, or the job server is away.
@@ -174,7 +184,7 @@ def job_server(endpoint: str) -> Iterator[Any]:
         yield job_grpc.JobServiceStub(channel)
 
 
-def failure(state: str, messages: list[str]) -> BrokerError | LogError | StoreRefusedError:
+def failure(state: str, messages: list[str]) -> BrokerError | LogError | StoreError | StoreRefusedError:
     """Return why a job has ended, in our own words where they are among the job server's messages."""
     for message in messages:
         if found := _SENTENCE.search(message):

@@ -48,6 +48,7 @@ _LOGIN = "check clickhouse.user and clickhouse.password, then start again"
 _RIGHTS = "give clickhouse.user the right to read, write and alter this database, then start again"
 _VERSION = "this server is too old, or forbids a setting on which correctness depends: change that, then start again"
 VIOLATED_CONSTRAINT = 469
+_FENCE = re.compile(r"`repaired_[0-9a-f]+_(\d+)_(\d+)`")  # as `pipeline.repair` names it
 # By ClickHouse's code (`Common/ErrorCodes.cpp`): what stays as it is until somebody mends it, and how. Every other
 # code, also one that nobody has met yet, passes: rows replace themselves by key, so writing them again is always safe,
 # and to stop for what passes would be an outage.
@@ -120,8 +121,9 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
     """
     said = _said(error)
     code = int(getattr(error, "code", None) or 0)
-    if code == VIOLATED_CONSTRAINT and "`repaired_" in str(error):
-        return FencedError(f"{doing}: a partition was repaired since it was read ({said}); it is read anew")
+    if code == VIOLATED_CONSTRAINT and (fence := _FENCE.search(str(error))):
+        partition, number = map(int, fence.groups())
+        return FencedError(partition, number, f"{doing}: a repair fenced the partition since it was read ({said})")
     if code in REFUSALS:
         return refusal(code, doing, said)
     hint = f" (code {code}, {HINTS[code][0]}); {HINTS[code][1]}" if code in HINTS else ""

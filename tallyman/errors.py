@@ -16,7 +16,7 @@ the next step.
     ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
-    │   └── FencedError    a partition was repaired meanwhile: read again where it stands
+    │   └── FencedError    a repair has fenced a partition: read again where it stands, or wait until it is decided
     ├── BrokerError        Kafka did not acknowledge                                     (retriable)
     └── DeliveryError      the other side did not take it; sending the same bytes again is safe  (retriable)
 """
@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 
 _DAMAGE = re.compile(r"(?P<message>.*) \(partition (?P<partition>\d+): (?P<reason>[a-z]+)\)", re.DOTALL)
+_FENCED = re.compile(r"(?P<message>.*) \(partition (?P<partition>\d+): repair (?P<number>\d+)\)", re.DOTALL)
 
 
 class TallymanError(Exception):
@@ -127,7 +128,35 @@ class StoreError(TallymanError):
 
 
 class FencedError(StoreError):
-    """A partition was repaired by an operator, and this process books it as it was before: it must read it anew."""
+    """A repair has fenced a partition, and this process books it as it was before.
+
+    If the repair is decided, the partition must be read anew; else nobody can book it until it is. Its text ends with
+    the partition and the repair, as that of a `DamageError` does.
+
+    Attributes:
+        partition: Which one.
+        number: Of how many repairs a writer must know.
+
+    >>> told = str(FencedError(3, 1, "INSERT INTO progress: a repair has fenced the partition"))
+    >>> FencedError.from_text(told)
+    FencedError(3, 1, 'INSERT INTO progress: a repair has fenced the partition')
+    """
+
+    def __init__(self, partition: int, number: int, message: str) -> None:
+        super().__init__(f"{message} (partition {partition}: repair {number})")
+        self.partition, self.number, self.message = partition, number, message
+
+    @classmethod
+    def from_text(cls, text: str) -> FencedError | None:
+        """Return the error of which this is the text; None if it is none."""
+        found = _FENCED.fullmatch(text)
+        return cls(int(found["partition"]), int(found["number"]), found["message"]) if found else None
+
+    def __repr__(self) -> str:
+        return f"FencedError({self.partition}, {self.number}, {self.message!r})"
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return type(self), (self.partition, self.number, self.message)
 
 
 class StoreRefusedError(TallymanError):

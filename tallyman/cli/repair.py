@@ -21,6 +21,7 @@ _PROBLEMS = {
     "digest": "other records stand in the log where booked ones stood",
     "bytes": "records are damaged on the broker's disk",
     "clock": "records were appended in the future: the clock of the partition's leader was ahead",
+    "fenced": "a repair was begun and not decided, and until it is the database takes no rows of it",
 }
 
 
@@ -85,7 +86,7 @@ def preview(plan: Any) -> list[str]:
         f"{plan.booked.reached.booking} ({plan.open_events} events of the open chunk); it stays",
         f"in Kafka: offsets {plan.log_start} to {plan.log_end}",
     ]
-    if plan.problem == "clock":
+    if plan.problem == "clock" and plan.skipped:
         lines.append(
             f"sent again: what stands at offsets {plan.first} to {plan.goes_on_at - 1}, at most {plan.skipped} "
             "records, behind all others, so that it has a right time; it counts once. Set the clock of the "
@@ -98,7 +99,8 @@ def preview(plan: Any) -> list[str]:
             "mostly shortly before that"
         )
     else:
-        lines.append("skipped: nothing; what was removed is booked already")
+        why = "; what was removed is booked already" if plan.problem == "retention" else ""
+        lines.append(f"skipped: nothing{why}")
     if plan.ticks:
         lines.append(
             f"written first: {plan.ticks} empty records, so that the log reaches offset {plan.goes_on_at} again; what "
@@ -147,8 +149,9 @@ def gap_line(each: Repair) -> str:
 def aside_lines(found: Completeness) -> list[str]:
     """Say which partitions are set aside."""
     return [
-        f"partition {each.partition} is set aside at offset {each.offset} ({each.reason}): see tallyman repair "
-        f"{each.partition}"
+        f"partition {each.partition} is set aside at offset {each.offset} ({each.reason}): "
+        + (f"run tallyman repair {each.partition} again" if each.reason == "fenced" else
+           f"see tallyman repair {each.partition}")
         for each in found.quarantines
     ]
 

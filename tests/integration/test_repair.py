@@ -19,6 +19,7 @@ from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import RepairPlan, plan_repair, repair, steps
 from tallyman.aggregates import Completeness, read_completeness, read_usage
 from tallyman.cli import run
+from tallyman.cli.repair import aside_lines
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import BrokerError, ConfigError, FencedError
 from tallyman.event import TICK, home_key
@@ -89,6 +90,14 @@ class Damaged(OwnProject):
             " WHERE partition = %(partition)s ORDER BY chunk DESC LIMIT 1",
             {"partition": partition},
         )
+
+    def fences(self) -> int:
+        """Return how many tables refuse rows of who does not know of a repair."""
+        sql = "SELECT countIf(create_table_query LIKE '%%repaired_%%') FROM system.tables WHERE database = %(own)s"
+        return int(self.client.execute(sql, {"own": self.endpoint.database})[0][0])
+
+    def plan_or_none(self) -> RepairPlan | None:
+        return plan_repair(self.project, self.client, 0)
 
     def plan(self, partition: int = 0, at: int | None = None) -> RepairPlan:
         found = plan_repair(self.project, self.client, partition, at)
@@ -187,6 +196,56 @@ def test_a_repair_that_was_killed_is_run_again(own: Damaged, killed_after: str) 
     assert own.usage() == {"host.cpu": 11}
 
 
+def test_a_repair_that_stopped_behind_its_fence_holds_up_one_partition(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log can be read again by then, and ClickHouse takes no block that holds a row of it."""
+    stood = own.end(0)
+    own.send_ahead("ahead-0", "ahead-1")
+    with own.running():
+        own.wait_until_aside()
+    for step in steps(own.project, own.client, own.plan(), who="zoë", note="first"):
+        if step == "fenced":
+            break  # killed
+    for module in ("clock", "repair"):  # as if an hour had passed
+        monkeypatch.setattr(f"pipeline.{module}.AHEAD_MS", 3_600_000)
+    own.send_to(1, *[f"late-{n}" for n in range(9)])
+    with own.running():
+        own.wait_for_end(1)
+        wait_for(lambda: [each.reason for each in own.completeness().quarantines] == ["fenced"], "it to be set aside")
+        assert own.booked_of(0) == stood and own.usage() == {"host.cpu": 10 + 9}
+        assert aside_lines(own.completeness()) == [
+            f"partition 0 is set aside at offset {stood} (fenced): run tallyman repair 0 again"
+        ]
+        assert not counted.ready()[0] and "run tallyman repair 0 again" in counted.ready()[1]
+        own.send_to(1, "later-0")
+        own.wait_for_end(1)
+
+        plan = own.plan()
+        assert (plan.problem, plan.number, plan.goes_on_at, plan.skipped) == ("fenced", 1, stood, 0)
+        repair(own.project, own.client, plan, who="zoë", note="second")
+        own.wait_for_end(0)
+        wait_for(lambda: counted.ready()[0], "the pipeline to be ready again")
+    assert own.usage() == {"host.cpu": 10 + 9 + 1 + 2}
+    assert own.completeness().quarantines == () and own.plan_or_none() is None
+
+
+def test_a_fence_is_found_before_a_pipeline_meets_it(own: Damaged) -> None:
+    """The repair of a log that was too short has filled it up: but for the fence nothing is wrong any more."""
+    stood = own.booked_of(0)
+    own.spoil_progress(0, "covered + 1 AS covered, reached_offset + 1 AS reached_offset")
+    for step in steps(own.project, own.client, own.plan(), who="zoë", note="first"):
+        if step == "filled":
+            break  # killed
+    assert own.plan().problem == "fenced" and own.completeness().quarantines == ()
+    repair(own.project, own.client, own.plan(), who="zoë", note="second")
+    with own.running():
+        own.send_to(0, "new-0")
+        own.wait_for_end(0)
+    (decided,) = own.completeness().repairs
+    assert (decided.to_offset, decided.skipped) == (stood + 1, 0) and own.usage() == {"host.cpu": 11}
+
+
 def test_retention_ate_the_end_of_a_topic_that_grows(own: Damaged) -> None:
     """The growth waits for the partition that is set aside; after the repair the old topic ends."""
     stood = own.end(0)
@@ -241,7 +300,7 @@ def test_who_does_not_know_of_the_repair_can_write_nothing_any_more(own: Damaged
     own.send_to(0, "lost-0")
     own.eat(0, stood + 1)
     repair(own.project, own.client, own.plan(), who="zoë", note="")
-    with pytest.raises(FencedError, match="partition was repaired"), store_errors(own.client, "progress"):
+    with pytest.raises(FencedError, match=r"\(partition 0: repair 1\)"), store_errors(own.client, "progress"):
         own.spoil_progress(0, "covered + 1 AS covered")
     own.spoil_progress(1, "covered AS covered")
     assert own.usage() == {"host.cpu": 10}
@@ -310,7 +369,7 @@ def test_a_broker_whose_clock_was_ahead_loses_and_doubles_nothing(
         for step in steps(own.project, own.client, plan, who="zoë", note=""):
             if step == "sent again":
                 break  # killed, and run again
-        assert own.end(0) == end + 3, "the tick has done its work"
+        assert own.end(0) == end + 4, "three, and one that asks for the time; the tick among them has done its work"
         repair(own.project, own.client, plan, who="zoë", note="")
         own.wait_for_end(0)
         own.send_to(0, "new-0")
@@ -333,7 +392,7 @@ def test_a_repair_while_the_brokers_clock_is_still_ahead_decides_nothing(own: Da
         patch.setattr("pipeline.repair.store_clock_ms", lambda database: time.time_ns() // 1_000_000 - 3_600_000)
         with pytest.raises(BrokerError, match="the clock of the leader of partition 0 is still ahead; set it"):
             repair(own.project, own.client, plan, who="zoë", note="")
-    assert own.completeness().repairs == ()
+    assert own.completeness().repairs == () and own.fences() == 0
     repair(own.project, own.client, plan, who="zoë", note="")
     with own.running():
         own.wait_for_end(0)

@@ -268,7 +268,8 @@ def repair(world: RepairedWorld) -> Iterator[None]:
         yield
         partition = rng.randrange(len(world.logs))
         log, known = world.logs[partition], len(world.repairs[partition])
-        if world.replaying or world.frontier(partition)[2].offset >= log.start:
+        fenced = store.fences.get(partition, 0) > known  # by a repair that was killed, perhaps
+        if world.replaying or (world.frontier(partition)[2].offset >= log.start and not fenced):
             continue  # nothing is wrong there
         goes_on_at = log.start + rng.choice((0, 0, 1, 3))  # the operator may pass more
         if rules.fence_first:

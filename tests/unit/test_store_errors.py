@@ -11,7 +11,7 @@ from clickhouse_driver import errors as driver_errors
 from clickhouse_driver.errors import ErrorCodes, ServerException, SocketTimeoutError
 
 from tallyman.clickhouse import HINTS, REFUSALS, STORE_ERRORS, next_step, store_error, store_errors
-from tallyman.errors import StoreError, StoreRefusedError
+from tallyman.errors import FencedError, StoreError, StoreRefusedError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 HEADING = "When ClickHouse refuses"
@@ -79,6 +79,13 @@ def test_each_code_has_the_name_that_clickhouse_gives_it(code: int) -> None:
     later = {452: "SETTING_CONSTRAINT_VIOLATION", 469: "VIOLATED_CONSTRAINT", 497: "ACCESS_DENIED"}
     later[516] = "AUTHENTICATION_FAILED"  # newer than the driver's list
     assert {**REFUSALS, **HINTS}[code][0] == {**later, **known}[code]
+
+
+@pytest.mark.parametrize("table", ["usage_hot", "progress", "ids"])
+def test_the_fence_of_a_repair_names_the_partition(table: str) -> None:
+    text = f"Constraint `repaired_7a6f_12_3` for table books.{table} (UUID) is violated at row 7. Expression: (a)"
+    found = store_error(said(469, text), f"INSERT INTO {table}")
+    assert isinstance(found, FencedError) and found.retriable and (found.partition, found.number) == (12, 3)
 
 
 def test_an_error_leaves_no_connection_behind_that_holds_half_an_answer() -> None:

@@ -11,7 +11,15 @@ from clickhouse_driver.errors import ServerException
 from pipeline import submit
 from pipeline.submit import failure, keep_submitting
 from tallyman.clickhouse import store_error
-from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreError, StoreRefusedError
+from tallyman.errors import (
+    BrokerError,
+    ConfigError,
+    DamageError,
+    FencedError,
+    LogError,
+    StoreError,
+    StoreRefusedError,
+)
 
 # As Flink hands on what Python raised in a worker: once with real line breaks, once inside a repr.
 TRACEBACK = """org.apache.flink.runtime.JobException: Recovery is suppressed by FixedDelayRestartBackoffTimeStrategy(...)
@@ -41,6 +49,16 @@ def test_a_damaged_partition_is_known_by_its_text() -> None:
     assert isinstance(found, DamageError) and repr(found) == repr(damage)
     cut_off = failure("FAILED", [message])
     assert type(cut_off) is LogError and str(cut_off) == SENTENCE
+
+
+def test_a_fenced_partition_is_known_by_its_text() -> None:
+    said = "DB::Exception: Constraint `repaired_7a6f_12_3` for table books.ids is violated. Stack trace:\n0."
+    fenced = store_error(ServerException(said, 469), "INSERT INTO ids")
+    message = TRACEBACK.replace("tallyman.errors.LogError", "RuntimeError: tallyman.errors.FencedError")
+    found = failure("FAILED", [message.replace(SENTENCE, str(fenced))])
+    assert isinstance(found, FencedError) and repr(found) == repr(fenced)
+    cut_off = failure("FAILED", [message])
+    assert type(cut_off) is StoreError and str(cut_off) == SENTENCE
 
 
 def test_any_other_end_may_pass() -> None:
