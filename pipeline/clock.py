@@ -35,7 +35,7 @@ class FutureGuard:
         """Return what of a fetch lies before the first record that was appended in the future.
 
         Raises:
-            DamageError: That is the first one.
+            DamageError: That is the first one. It passes when nobody would call the record's time the future any more.
             StoreError: ClickHouse does not say what time it is.
         """
         if not len(fetch):
@@ -47,11 +47,13 @@ class FutureGuard:
         offset = int(fetch.offsets[row])
         if row:
             return fetch.below(offset)
+        appended_ms = int(fetch.appended_ms[row])
         raise DamageError(
             fetch.partition,
             "clock",
-            f"the record at offset {offset} was appended at {_said(int(fetch.appended_ms[row]))}, and it is "
-            f"{_said(limit - AHEAD_MS)}: the clock of the partition's leader is, or was, ahead",
+            f"the record at offset {offset} was appended at {_said(appended_ms)}, and it is {_said(limit - AHEAD_MS)}: "
+            "the clock of the partition's leader is, or was, ahead",
+            passes_in_s=-((limit - appended_ms) // 1000),
         )
 
     def _now_ms(self) -> int:

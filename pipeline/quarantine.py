@@ -2,7 +2,7 @@
 decided; the others are booked on.
 
 What one process sets aside is its own observation: nothing is decided by it. It tries such a partition again when an
-operator has decided a repair, or when it is started again; one whose clock was ahead, also after some minutes.
+operator has decided a repair, or when it is started again; one whose clock was ahead, also when that time has come.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from clickhouse_driver import Client
@@ -25,7 +25,9 @@ from tallyman.repairs import note_quarantine, read_repairs
 log = logging.getLogger(__name__)
 
 LOOK_FOR_REPAIRS_S = 1.0
-CLOCK_AGAIN_S = 300.0  # a clock that was a little ahead is not any more after a while
+# What passes by itself is tried again when it has: not at once, since what stands behind it has its time soon after it,
+# and not in a year, since the clocks that say so may be set right.
+SOONEST_AGAIN_S, LATEST_AGAIN_S = 300.0, 3600.0
 
 
 class SetAside:
@@ -36,8 +38,8 @@ class SetAside:
     is set aside at once: ClickHouse refuses a block of rows whole, those of all other partitions with it.
     """
 
-    def __init__(self, config: JobConfig) -> None:
-        self._config = config
+    def __init__(self, config: JobConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
         self._suspects: dict[int, int] = {}  # partition -> the offset at which it failed once
         self._aside: dict[int, int] = {}  # partition -> how many repairs it had then
         self._again: dict[int, float] = {}  # partition -> when it is tried again without one
@@ -78,9 +80,10 @@ class SetAside:
                 return False
             next_step = f"tallyman repair {error.partition}"
             self._set_aside(client, frontier, error.reason, str(error), next_step)
-        if error.reason == "clock":
+        if error.passes_in_s is not None:
             with self._lock:
-                self._again[error.partition] = time.monotonic() + CLOCK_AGAIN_S
+                wait_s = min(max(error.passes_in_s, SOONEST_AGAIN_S), LATEST_AGAIN_S)
+                self._again[error.partition] = self._clock() + wait_s
         return True
 
     def note_fence(self, error: FencedError) -> bool:
@@ -124,7 +127,7 @@ class SetAside:
     def look(self) -> None:
         """Take back what was repaired, and what may have passed by itself. Called now and then."""
         with self._lock:
-            aside, now = dict(self._aside), time.monotonic()
+            aside, now = dict(self._aside), self._clock()
             passed = [partition for partition, again in self._again.items() if now >= again]
         for partition in passed:
             self._take_back(partition)
@@ -140,11 +143,12 @@ class SetAside:
         for partition, repairs in known.items():
             if repairs > aside[partition]:
                 self._take_back(partition)
+                self._suspects.pop(partition, None)
                 log.info("partition_repaired", extra={"partition": partition, "repairs": repairs})
 
     def _take_back(self, partition: int) -> None:
+        """Read a partition again. If only time has passed, it stays suspect: it need not fail twice once more."""
         with self._lock:
             self._aside.pop(partition, None)
             self._again.pop(partition, None)
-            self._suspects.pop(partition, None)
         counted.note_repaired(partition)

@@ -2,7 +2,7 @@
 say how it is.
 
 Beam's local runner keeps some kilobytes for every bundle, so a pipeline lives for minutes and is built anew; the open
-chunks outlive it. After a failure everything is forgotten and read again from the frontier.
+chunks outlive it. After a failure what may be half done is forgotten and read again from the frontier.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import apache_beam as beam
@@ -31,7 +31,7 @@ from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate
-from tallyman.errors import LogError, StoreRefusedError, TallymanError
+from tallyman.errors import DamageError, LogError, StoreRefusedError, TallymanError
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -117,14 +117,14 @@ def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fa
                 run_once(config, over, settings.rebuild_after.total_seconds(), settings.rebuild_bundles, share)
                 wait_s = 0.2
             except Exception as error:  # noqa: BLE001 - Beam wraps what a DoFn raised; sorted out below
-                cause = aside.meet(cause_of(error))
+                found = cause_of(error)
+                cause = aside.meet(found)
                 if isinstance(cause, LogError | StoreRefusedError):
                     name = "log_differs" if isinstance(cause, LogError) else "store_refused"
                     return Fault(name, str(cause))
                 log.warning("pipeline_restarts", extra={"error": f"{type(cause).__name__}: {cause}"[:500]})
                 counted.note_failure(cause)
-                close_readers()
-                forget()
+                _forget_after(found, config, share.reads())
                 if time.monotonic() - began > 60:
                     wait_s = 0.2
                 over.wait(wait_s)
@@ -141,6 +141,19 @@ def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fa
     if upkeep.fault is not None:
         return Fault("topic_refused" if isinstance(upkeep.fault, LogError) else "store_refused", str(upkeep.fault))
     return None
+
+
+def _forget_after(error: BaseException, config: JobConfig, reads: Collection[int]) -> None:
+    """Forget what may be half done: all, after most failures.
+
+    What was appended in the future is noticed before anything of its fetch is folded, and what passes by itself may
+    come back often; so only this partition is read from its frontier again then.
+    """
+    if isinstance(error, DamageError) and error.passes_in_s is not None:
+        release(config, frozenset(reads) - {error.partition})
+    else:
+        close_readers()
+        forget()
 
 
 def prepare(project: Project) -> JobConfig:

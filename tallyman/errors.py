@@ -25,7 +25,10 @@ from __future__ import annotations
 
 import re
 
-_DAMAGE = re.compile(r"(?P<message>.*) \(partition (?P<partition>\d+): (?P<reason>[a-z]+)\)", re.DOTALL)
+_DAMAGE = re.compile(
+    r"(?P<message>.*) \(partition (?P<partition>\d+): (?P<reason>[a-z]+)(?:, passes in (?P<passes_in_s>\d+) s)?\)",
+    re.DOTALL,
+)
 _FENCED = re.compile(r"(?P<message>.*) \(partition (?P<partition>\d+): repair (?P<number>\d+)\)", re.DOTALL)
 
 
@@ -88,29 +91,38 @@ class DamageError(LogError):
     Attributes:
         partition: Which one.
         reason: What happened to it, as `quarantines` has it: retention, cut, digest, bytes or clock.
+        passes_in_s: After how many seconds it may have passed by itself; None where it never does.
 
     >>> told = str(DamageError(3, "cut", "the log ends at 7"))
     >>> told
     'the log ends at 7 (partition 3: cut)'
     >>> DamageError.from_text(told)
     DamageError(3, 'cut', 'the log ends at 7')
+    >>> DamageError.from_text(str(DamageError(3, "clock", "it is too early", 1500)))
+    DamageError(3, 'clock', 'it is too early', 1500)
     """
 
-    def __init__(self, partition: int, reason: str, message: str) -> None:
-        super().__init__(f"{message} (partition {partition}: {reason})")
-        self.partition, self.reason, self.message = partition, reason, message
+    def __init__(self, partition: int, reason: str, message: str, passes_in_s: int | None = None) -> None:
+        passes = "" if passes_in_s is None else f", passes in {passes_in_s} s"
+        super().__init__(f"{message} (partition {partition}: {reason}{passes})")
+        self.partition, self.reason, self.message, self.passes_in_s = partition, reason, message, passes_in_s
 
     @classmethod
     def from_text(cls, text: str) -> DamageError | None:
         """Return the error of which this is the text; None if it is none."""
         found = _DAMAGE.fullmatch(text)
-        return cls(int(found["partition"]), found["reason"], found["message"]) if found else None
+        if found is None:
+            return None
+        passes_in_s = found["passes_in_s"]
+        passes = None if passes_in_s is None else int(passes_in_s)
+        return cls(int(found["partition"]), found["reason"], found["message"], passes)
 
     def __repr__(self) -> str:
-        return f"DamageError({self.partition}, {self.reason!r}, {self.message!r})"
+        passes = "" if self.passes_in_s is None else f", {self.passes_in_s}"
+        return f"DamageError({self.partition}, {self.reason!r}, {self.message!r}{passes})"
 
-    def __reduce__(self) -> tuple[type, tuple[int, str, str]]:
-        return type(self), (self.partition, self.reason, self.message)
+    def __reduce__(self) -> tuple[type, tuple[int, str, str, int | None]]:
+        return type(self), (self.partition, self.reason, self.message, self.passes_in_s)
 
 
 class RebuildError(TallymanError):

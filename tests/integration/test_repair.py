@@ -14,6 +14,7 @@ from clickhouse_driver import Client
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
 from pipeline import metrics as counted
+from pipeline.book import OPEN
 from pipeline.close import found_books
 from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import RepairPlan, plan_repair, repair, steps
@@ -397,6 +398,34 @@ def test_a_repair_while_the_brokers_clock_is_still_ahead_decides_nothing(own: Da
     with own.running():
         own.wait_for_end(0)
     assert own.usage() == {"host.cpu": 11}
+
+
+def test_a_clock_that_is_ahead_passes_and_the_other_partitions_are_not_read_again(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("SOONEST_AGAIN_S", "LATEST_AGAIN_S"):
+        monkeypatch.setattr(f"pipeline.quarantine.{name}", 0.5)
+    own.send_ahead("ahead-0", "ahead-1")
+    caplog.set_level("INFO", "pipeline")
+
+    def lines(name: str) -> int:
+        return sum(record.message == name for record in caplog.records)
+
+    with own.running():
+        own.wait_until_aside()
+        other = (own.plan().topic.topic_id, 1)
+        chunk = OPEN[other]
+        own.send_to(1, "late-0")
+        own.wait_for_end(1)
+        wait_for(lambda: lines("partition_tried_again") >= 4, "it to be tried again")
+        assert OPEN[other] is chunk, "it is booked on from where it stands"
+        assert own.usage() == {"host.cpu": 11} and own.completeness().quarantines
+        assert lines("pipeline_restarts") <= 2 + lines("partition_tried_again"), "one failure is enough from then on"
+        monkeypatch.setattr("pipeline.clock.AHEAD_MS", 3_600_000)  # as if an hour had passed
+        own.wait_for_end(0)
+        wait_for(lambda: counted.ready()[0], "the pipeline to be ready again")
+        assert OPEN[other] is chunk
+    assert own.usage() == {"host.cpu": 13} and own.completeness().repairs == ()
 
 
 def test_a_record_that_only_compression_brought_below_kafkas_limit_is_sent_again(own: Damaged) -> None:

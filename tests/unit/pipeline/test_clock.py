@@ -48,6 +48,10 @@ def test_a_record_of_tomorrow_is_damage_and_what_stands_before_it_is_read(monkey
     with pytest.raises(DamageError, match="the record at offset 0 was appended at 2026-09-22") as found:
         guard.past(fetch(NOW_MS + 24 * HOUR_MS, NOW_MS))
     assert (found.value.partition, found.value.reason) == (mixed.partition, "clock")
+    assert found.value.passes_in_s == (24 * HOUR_MS - AHEAD_MS) // 1000
+    with pytest.raises(DamageError) as found:
+        guard.past(fetch(NOW_MS + AHEAD_MS + 1, NOW_MS + 24 * HOUR_MS))
+    assert found.value.passes_in_s == 1, "the first record's time is what is waited for"
 
 
 def test_a_worker_whose_own_clock_is_behind_goes_by_clickhouse_and_asks_once_a_minute(
