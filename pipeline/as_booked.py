@@ -24,6 +24,7 @@ from tallyman.books import load_definitions
 from tallyman.errors import EventError, RebuildError
 from tallyman.event import CORRECTION, decode_event
 from tallyman.meter import Definitions
+from tallyman.repairs import NOT_UNDONE
 
 Keys = npt.NDArray[np.int64]  # offset behind the block's first << 32 | index in the record
 _NUMBER_REUSED = "number_reused"  # a record that became one dead letter, whatever it held
@@ -67,7 +68,8 @@ def note_accepted(client: Client, name: str, chunks: Iterable[BookedChunk]) -> N
     for (topic_id, partition), offset in first.items():
         client.execute(
             f"INSERT INTO {name}_accepted SELECT topic_id, partition, offset, event_index FROM ids"  # noqa: S608
-            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s",
+            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s"
+            f"{NOT_UNDONE}",
             {"topic": topic_id, "partition": partition, "first": offset, "behind": behind[topic_id, partition]},
         )
 

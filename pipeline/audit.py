@@ -34,7 +34,7 @@ from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
 from tallyman.project import Project
 from tallyman.rebuilds import read_switches
-from tallyman.repairs import newest_repairs, read_repairs, unfence
+from tallyman.repairs import NOT_UNDONE, newest_repairs, read_repairs, unfence
 from tallyman.usage import Repair
 
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
@@ -355,11 +355,11 @@ class _Audit:
                 first[chunk.partition] = min(first[chunk.partition], chunk.start.offset)
                 behind[chunk.partition] = max(behind[chunk.partition], chunk.reached.offset)
             rows = self._client.execute(
-                "SELECT partition, intDiv(offset, %(size)s) AS chunk, count(), groupBitXor(identity_high"
+                "SELECT partition, intDiv(offset, %(size)s) AS chunk, count(), groupBitXor(identity_high"  # noqa: S608
                 " + identity_low * 3 + digest + toUInt64(remembered_us)"
                 " + offset * %(offset_factor)s + event_index * %(index_factor)s)"
                 " FROM ids FINAL WHERE topic_id = %(topic)s AND offset >= %(first)s[partition + 1]"
-                " AND offset < %(behind)s[partition + 1] GROUP BY partition, chunk",
+                f" AND offset < %(behind)s[partition + 1]{NOT_UNDONE} GROUP BY partition, chunk",
                 {"size": size, "topic": topic_id, "first": first, "behind": behind,
                  "offset_factor": OFFSET_FACTOR, "index_factor": INDEX_FACTOR},
             )  # fmt: skip

@@ -15,7 +15,7 @@ from pipeline.book import Counts, OpenChunk, Place
 from pipeline.identities import HASHES, Accepted, AcceptedIds, Portion
 from tallyman.clickhouse import store_errors
 from tallyman.errors import StoreError
-from tallyman.repairs import NOT_SKIPPED, read_repairs
+from tallyman.repairs import NOT_UNDONE, read_repairs
 from tallyman.topics import ends_of, topic_before
 from tallyman.usage import Repair
 
@@ -160,7 +160,7 @@ class StoredIds:
                 # By itself ClickHouse would begin with the smaller columns, which rule out nothing.
                 f" definitions, topic_id != %(topic)s FROM ids PREWHERE identity_high IN ({numbers})"
                 " WHERE (topic_id = %(topic)s AND partition = %(partition)s AND offset < %(below)s"
-                f" OR topic_id IN %(before)s){NOT_SKIPPED}"
+                f" OR topic_id IN %(before)s){NOT_UNDONE}"
                 " ORDER BY indexOf(%(line)s, topic_id), offset, event_index",
                 {"topic": topic_id, "partition": partition, "below": below, "before": self._before or ("",),
                  "line": [*self._before, topic_id]},

@@ -31,6 +31,7 @@ from tallyman.headers import Headers, kind_of
 from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
 from tallyman.line import TopicNow, read_topic_now
 from tallyman.mend import mend
+from tallyman.repairs import NOT_UNDONE
 from tallyman.send import SendReport, runs_of
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     high, low = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
     now = read_topic_now(project)
     rows = client.execute(
-        "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"
-        " AND identity_low = %(low)s ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
+        "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"  # noqa: S608
+        f" AND identity_low = %(low)s{NOT_UNDONE} ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
         {"high": high, "low": low, "line": [*now.before_ids, now.info.topic_id]},
     )
     if not rows:

@@ -17,10 +17,12 @@ _REPAIRS = (
     "SELECT topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, from_booking,"
     " booking, definitions, counts, reason, note, who, decided_at FROM repairs FINAL"
 )
-# A condition on rows by their place: ids of records that a repair skipped never counted.
-NOT_SKIPPED = (
-    " AND NOT arrayExists(gap -> topic_id = gap.1 AND partition = gap.2 AND offset >= gap.3 AND offset < gap.4,"
-    " (SELECT groupArray((toString(topic_id), partition, from_offset, to_offset)) FROM repairs FINAL))"
+# A condition on rows of `ids`: what who did not know of a repair wrote of its place or behind never counted. These
+# records were skipped, or were judged anew since, perhaps by other definitions.
+NOT_UNDONE = (
+    " AND NOT arrayExists("
+    "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND ids.repairs < each.4,"
+    " (SELECT groupArray((toString(topic_id), partition, from_offset, number)) FROM repairs FINAL))"
 )
 _CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
 

@@ -78,6 +78,23 @@ def test_the_ids_of_several_partitions_are_told_in_one_reading_each_below_its_ow
     assert len(found) == 30_010 and sorted(found.tolist()) == sorted(np.concatenate(alone).tolist())
 
 
+def test_ids_behind_a_repair_count_only_if_whoever_wrote_them_knew_of_it(database: Client, ids: StoredIds) -> None:
+    """The records that an earlier worker accepted there may be judged otherwise since, by other definitions."""
+    database.execute(
+        "INSERT INTO repairs (topic_id, partition, number, chunk_size, from_offset, to_offset) VALUES",
+        [(TOPIC_ID, 0, 1, 65_536, 20_000, 20_003), (TOPIC_ID, 0, 2, 65_536, 30_000, 30_000)],
+    )
+    database.execute(
+        "INSERT INTO ids (identity_high, identity_low, topic_id, partition, offset, repairs) VALUES",
+        [(5, number, TOPIC_ID, 0, offset, number) for number, offset in ((1, 20_005), (1, 30_005), (2, 30_006))],
+    )
+    known = database.execute("SELECT identity_high, identity_low, partition FROM ids WHERE identity_high != 5")
+    found = [ids.find(TOPIC_ID, number, STORED, [(high, low) for high, low, at in known if at == number])
+             for number in (0, 1)]  # fmt: skip
+    assert {each.offset for each in found[0].values()} == set(range(20_000)) and len(found[1]) == STORED
+    assert {each.offset for each in ids.find(TOPIC_ID, 0, STORED, [(5, 1), (5, 2)]).values()} == {20_005, 30_006}
+
+
 def test_a_store_without_ids_is_told_in_few_questions(ids: StoredIds) -> None:
     assert len(list(ids.stream(TOPIC_ID, {2: STORED}))) == 5
 

@@ -54,7 +54,7 @@ class RepairRules(Rules):
     wait_for_inserts: bool = True  # what was under way when the fence went up is there before it is decided
     first_is_what_rows_hold: bool = True  # rows may be ahead of progress; what they hold is booked
     ids_before_rows: bool = True  # and its ids are there: a flush that wrote both side by side would not know
-    skipped_ids_forgotten: bool = True  # ids of records that were skipped never counted: a copy of them may
+    undone_ids_forgotten: bool = True  # ids from there on by who did not know of the repair never counted
     booking_of_its_own: bool = True  # what comes behind is booked under a number that no record of the log opens
     decided_once: bool = True  # the first decision stays, whoever else decides
 
@@ -101,6 +101,8 @@ class View:
         return self
 
     def insert(self, table: str, rows: Rows, failing: float) -> None:
+        if table == "ids":
+            rows = [(key, version, (*value, self.known[key[0]])) for key, version, value in rows]
         if table == "ids" and not self.world.rules.ids_before_rows:
             self._late = rows  # they come behind the rows, and before progress all the same
             return
@@ -115,6 +117,7 @@ class RepairedWorld(CheckedWorld):
 
     rules: RepairRules
     store: FencedStore
+    patience = 60_000  # each restart sends strays home again
 
     def __init__(self, seed: int, rules: RepairRules) -> None:
         super().__init__(seed, rules)
@@ -150,6 +153,10 @@ class RepairedWorld(CheckedWorld):
             chunk, start = chunk + 1, fresh[chunk][1]
         _, here, turned = fresh.get(chunk, (0, start, start))
         return chunk, start, turned, here
+
+    def undone(self, partition: int, offset: int, known: int) -> bool:
+        """Whether what somebody wrote who knew of so many repairs was undone by a later one."""
+        return any(each.first <= offset for each in self.repairs[partition][known:])
 
     def skipped(self, partition: int, offset: int) -> bool:
         return any(each.first <= offset < each.place.offset for each in self.repairs[partition])
@@ -249,13 +256,13 @@ def work(world: RepairedWorld) -> Iterator[None]:
 def open_chunk(view: View, partition: int) -> Any:
     """Return the open chunk of a partition: repairs first, then the frontier, then the ids below it."""
     world = view.world
-    view.known[partition] = 0 if world.replaying else len(world.repairs[partition])
+    view.known[partition] = len(world.repairs[partition])
     number, _, turned, _ = world.frontier(partition)
     yield
     seen: dict[str, Known] = {}
-    for (owner, offset), (identity, known) in sorted(world.store.final("ids").items()):
-        skipped = world.skipped(partition, offset) and world.rules.skipped_ids_forgotten
-        if owner == partition and offset < turned.offset and not skipped:
+    for (owner, offset), (identity, known, repairs) in sorted(world.store.final("ids").items()):
+        undone = world.undone(partition, offset, repairs) and world.rules.undone_ids_forgotten
+        if owner == partition and offset < turned.offset and not undone:
             seen[identity] = known
     yield
     return RepairedChunk(view, partition, number, turned, turned, seen)  # type: ignore[arg-type]
