@@ -44,6 +44,7 @@ class Fetch:
             records. The first may begin below `first`. Empty although `next > first`: they could not be had
             (`pipeline.poll` without the walk).
         at_end: Of an idle poll: the broker has said that the log ends here, and not only sent nothing yet.
+        size: Of what came from the log, its bytes when decompressed; of a part, still those of the whole.
     """
 
     topic_id: str
@@ -57,6 +58,7 @@ class Fetch:
     headers: list[Headers] | None
     digests: tuple[Digest, ...]
     at_end: bool = False
+    size: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -104,6 +106,7 @@ def join(fetches: Sequence[Fetch]) -> Fetch:
         keys=[key for fetch in fetches for key in fetch.keys],
         headers=headers,
         digests=tuple(digest for fetch in fetches for digest in fetch.digests),
+        size=sum(fetch.size for fetch in fetches),
     )
 
 
@@ -146,12 +149,14 @@ class BatchWalk:
         digests: list[Digest] = []
         portion = _Portion(self._buffer)
         while size < about_bytes:
-            end = self._end_of_batch()
-            if end is None:
-                break
             try:
+                end = self._end_of_batch()
+                if end is None:
+                    break
                 size += self._take_batch(end, digests, portion)
             except (CorruptError, IndexError, ValueError, struct.error) as error:
+                if digests:  # what came whole before it counts; the next call comes to this place again
+                    break
                 raise self._refusal(error) from error
         if not digests:
             return None
@@ -162,7 +167,7 @@ class BatchWalk:
         return Fetch(
             self._topic_id, self._partition, first, self.position,
             columns.offsets, columns.appended_ms, columns.values, columns.keys, columns.headers,
-            tuple(digests),
+            tuple(digests), size=size,
         )  # fmt: skip
 
     def _end_of_batch(self) -> int | None:
@@ -172,7 +177,7 @@ class BatchWalk:
         length: int = _LENGTH.unpack_from(self._buffer, self._at)[1]
         end = self._at + _LENGTH.size + length
         if length < _BATCH.size - _LENGTH.size:
-            raise self._refusal(CorruptError(f"a batch of {length} bytes"))
+            raise CorruptError(f"a batch of {length} bytes")
         return end if end <= len(self._buffer) else None
 
     def _take_batch(self, end: int, digests: list[Digest], portion: _Portion) -> int:

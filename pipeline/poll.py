@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 # A fetch is folded in one go, so its size bounds how long the other partitions wait: about 15 ms of single events.
 PORTION_BYTES = 2 * 1024 * 1024
+# What one poll decompresses; the rest of the answers stays as small as it came. It is half a second of single events,
+# so that the next answer is there before they are folded.
+POLL_BYTES = 32 * PORTION_BYTES
+_UNIT_BYTES = 64 * 1024  # for each of them a fetch counts as a record where kafka-python limits a poll
 _EXPECTED = {"fetch_offset", "tp", "records", "aborted_transactions", "on_drain"}
 
 
@@ -63,8 +68,12 @@ class Poller:
         if now - wanted:
             self.consumer.resume(*(now - wanted))
 
-    def poll(self, timeout_ms: int) -> list[Fetch]:
+    def poll(self, timeout_ms: int, about_bytes: int = POLL_BYTES) -> list[Fetch]:
         """Return what has arrived, waiting for it up to `timeout_ms`; fetches of one partition are in order.
+
+        Args:
+            about_bytes: How much may be decompressed: one fetch at least, and the last one may be larger than what is
+                left. What is not taken waits, compressed, for the next poll.
 
         Raises:
             LogError: The log does not have what was asked for, is another topic's, or its bytes are wrong twice.
@@ -72,7 +81,7 @@ class Poller:
         """
         self._check_topic_id()
         try:
-            fetches = self._poll_walked(timeout_ms) if self.walks else self._poll_plain(timeout_ms)
+            fetches = self._poll_walked(timeout_ms, about_bytes) if self.walks else self._poll_plain(timeout_ms)
         except OffsetOutOfRangeError as error:
             self._explain(error.args[0])
             return []
@@ -92,9 +101,10 @@ class Poller:
     def close(self) -> None:
         self.consumer.close()
 
-    def _poll_walked(self, timeout_ms: int) -> list[Fetch]:
-        found: list[Fetch | _Unreadable] = []
-        for portions in self.consumer.poll(timeout_ms=timeout_ms).values():
+    def _poll_walked(self, timeout_ms: int, about_bytes: int) -> list[Fetch]:
+        found: list[Fetch | _Unreadable | None] = []
+        units = max(1, about_bytes // _UNIT_BYTES)
+        for portions in self.consumer.poll(timeout_ms=timeout_ms, max_records=units).values():
             found += portions
         for item in found:
             if isinstance(item, _Unreadable):
@@ -112,6 +122,7 @@ class Poller:
         places = [place for place in self.consumer.assignment() if place not in self.consumer.paused()]
         before = {place: self.consumer.position(place) for place in places}
         found = self.consumer.poll(timeout_ms=timeout_ms)
+        before = {place: records[0].offset for place, records in found.items()} | before  # a group gives in a poll, too
         fetches = []
         for place, first in before.items():
             behind = self.consumer.position(place)
@@ -181,7 +192,10 @@ def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
             aborted = [(entry.producer_id, entry.first_offset) for entry in options.get("aborted_transactions") or ()]
             self._walk = BatchWalk(bytes(records._buffer), topic_id, tp.partition, fetch_offset, aborted)
 
-        def take(self, n: int | None = None) -> list[Fetch | _Unreadable]:
+        def take(self, n: int | None = None) -> list[Fetch | _Unreadable | None]:
+            """Return the next portion, and None for each further unit of its size: the fetcher goes on to the next
+            portion as long as it has not got so many records as it was asked for.
+            """
             first = self._walk.position
             try:
                 fetch = self._walk.next_fetch(portion_bytes)
@@ -194,7 +208,14 @@ def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
             self.next_fetch_offset = self._walk.position
             self.leader_epoch = self._walk.leader_epoch
             self.bytes_read = 1  # nonzero: the fetcher moves this partition to the end of its round
-            return [fetch]
+            return [fetch, *repeat(None, min(fetch.size // _UNIT_BYTES, (n or 1) - 1))]
+
+        def drain(self) -> None:
+            super().drain()
+            # kafka-python 3.0.12 takes up what it has put aside for a partition that was paused only where this is
+            # None, and leaves there what is drained: the partition would stand still for ever.
+            if getattr(fetcher, "_next_partition_records", None) is self:
+                fetcher._next_partition_records = None
 
     fetcher.PartitionRecords = WalkedRecords
     return True
@@ -214,4 +235,5 @@ def _columns(topic_id: str, partition: int, first: int, behind: int, records: Se
         [record.key for record in records],
         headers if any(headers) else None,
         (),
+        size=sum(len(record.value or b"") for record in records),
     )

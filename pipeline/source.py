@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from pipeline.batches import Fetch, empty_fetch, join
 from pipeline.lanes import this_lane
-from pipeline.poll import PORTION_BYTES, Poller
+from pipeline.poll import POLL_BYTES, PORTION_BYTES, Poller
 from tallyman.errors import BrokerError
 from tallyman.kafka import make_consumer
 
@@ -22,23 +22,22 @@ log = logging.getLogger(__name__)
 IDLE_MS = 200  # how long an idle process sleeps; also how soon it notices a stop
 POLL_EVERY_S = 0.02  # so that a fetch for a quiet partition is always under way while busy ones are folded
 FULL_BYTES = 6 * PORTION_BYTES  # that wait in a queue before nothing more is fetched for its partition
-ALL_FULL_BYTES = 128 * PORTION_BYTES  # that wait in all of them before only what waits for nothing is fetched
+ALL_FULL_BYTES = 128 * PORTION_BYTES  # that wait in all of them before only who has nothing gets something, a fetch
 
 
 class _Queue:
     """What was fetched of a partition and waits for its turn, with its size in bytes."""
 
     def __init__(self) -> None:
-        self.fetches: deque[tuple[Fetch, int]] = deque()
+        self.fetches: deque[Fetch] = deque()
         self.size = 0
 
     def __bool__(self) -> bool:
         return bool(self.fetches)
 
     def put(self, fetch: Fetch) -> None:
-        size = sum(map(len, filter(None, fetch.values)))
-        self.fetches.append((fetch, size))
-        self.size += size
+        self.fetches.append(fetch)
+        self.size += fetch.size
 
     def take(self, about_bytes: int) -> Fetch:
         """Return the fetches at the front as one, of about so many bytes together.
@@ -46,13 +45,13 @@ class _Queue:
         One at a time would be too few: between two turns come several small ones, and those would wait for as many
         turns of all the other partitions and their flushes.
         """
-        taken, size = [self.fetches[0][0]], 0
-        while True:
-            size += self.fetches.popleft()[1]
-            if not self.fetches or size + self.fetches[0][1] > about_bytes:
-                self.size -= size
-                return join(taken)
-            taken.append(self.fetches[0][0])
+        taken = [self.fetches.popleft()]
+        size = taken[0].size
+        while self.fetches and size + self.fetches[0].size <= about_bytes:
+            taken.append(self.fetches.popleft())
+            size += taken[-1].size
+        self.size -= size
+        return join(taken)
 
     def clear(self) -> None:
         self.fetches.clear()
@@ -86,8 +85,9 @@ class UsageReader:
             poller = self._open(partition, position)
             queue = self._queues[partition]
             if not queue or time.monotonic() - self._polled > POLL_EVERY_S:
-                poller.pause(self._full())
-                self._take_in(poller, poller.poll(0 if any(self._queues.values()) else idle_ms))
+                poller.pause(self._full(partition))
+                about_bytes = min(POLL_BYTES, max(1, ALL_FULL_BYTES - self._size()))
+                self._take_in(poller, poller.poll(0 if any(self._queues.values()) else idle_ms, about_bytes))
                 self._polled = time.monotonic()
             self._failures = 0
             if queue:
@@ -110,10 +110,14 @@ class UsageReader:
         """Return how many partitions have something waiting."""
         return sum(1 for queue in self._queues.values() if queue)
 
-    def _full(self) -> list[int]:
-        """Return the partitions for which nothing more is to be fetched just now."""
-        most = FULL_BYTES if sum(queue.size for queue in self._queues.values()) < ALL_FULL_BYTES else 1
-        return [partition for partition, queue in self._queues.items() if queue.size >= most]
+    def _full(self, asked: int) -> list[int]:
+        """Return the partitions for which nothing more is to be fetched just now, when one is asked for what it has."""
+        if self._size() < ALL_FULL_BYTES:
+            return [partition for partition, queue in self._queues.items() if queue.size >= FULL_BYTES]
+        return [partition for partition, queue in self._queues.items() if queue or partition != asked]
+
+    def _size(self) -> int:
+        return sum(queue.size for queue in self._queues.values())
 
     def rest(self, error: BrokerError) -> None:
         """Wait a little after a failure, longer after each, but never so long that a stop or a flush would suffer."""
@@ -139,7 +143,7 @@ class UsageReader:
             self._queues[partition] = _Queue()
             self._poller.assign(sorted(self._queues))
         queue = self._queues[partition]
-        if (queue.fetches[0][0].first if queue else self._behind.get(partition)) != position:
+        if (queue.fetches[0].first if queue else self._behind.get(partition)) != position:
             queue.clear()
             self._poller.seek(partition, position)
             self._behind[partition] = position

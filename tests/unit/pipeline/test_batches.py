@@ -202,6 +202,20 @@ def test_damaged_bytes_are_refused_with_the_place() -> None:
         walk(bytes(batch), position=40)
 
 
+@pytest.mark.parametrize("damage", [-3, 11])
+def test_what_came_whole_before_damaged_bytes_is_read(damage: int) -> None:
+    """The next call comes to the place itself, again and again."""
+    batch = bytearray(batch_of(events(5), base=43))
+    batch[damage] = 7
+    walk = BatchWalk(batch_of(events(3), base=40) + bytes(batch), TOPIC_ID, 3, 40)
+    fetch = walk.next_fetch(1 << 20)
+    assert fetch is not None
+    assert (fetch.first, fetch.next, len(fetch)) == (40, 43, 3)
+    for _ in range(2):
+        with pytest.raises(LogError, match="near offset 43: expected whole record batches"):
+            walk.next_fetch(1 << 20)
+
+
 def test_an_old_message_format_is_refused() -> None:
     batch = bytearray(batch_of(events(1)))
     batch[16] = 1

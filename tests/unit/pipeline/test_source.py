@@ -2,25 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
+from pipeline.poll import POLL_BYTES
 from pipeline.source import ALL_FULL_BYTES, FULL_BYTES, UsageReader, _Queue
+from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
+
+
+class Poller:
+    """Stands for a consumer: says what it was told."""
+
+    def __init__(self) -> None:
+        self.paused: list[int] = []
+        self.about_bytes: list[int] = []
+
+    def pause(self, partitions: list[int]) -> None:
+        self.paused = partitions
+
+    def poll(self, timeout_ms: int, about_bytes: int) -> list[Any]:
+        self.about_bytes.append(about_bytes)
+        return []
+
+    def ends_at(self, partition: int, position: int) -> bool:
+        return True
 
 
 def reader(*sizes: int) -> UsageReader:
-    made = UsageReader("topic", lambda: cast("Any", None))
+    made = UsageReader(TOPIC_ID, lambda: cast("Any", None))
     for partition, size in enumerate(sizes):
         queue = made._queues[partition] = _Queue()
-        queue.size = size
+        made._behind[partition] = 0
+        if size:
+            queue.put(replace(fetch_of([(b"{}", (), NOON_MS)], partition=partition), size=size))
     return made
 
 
 def test_nothing_more_is_fetched_for_a_partition_of_which_enough_waits() -> None:
-    assert reader(0, FULL_BYTES - 1, FULL_BYTES)._full() == [2]
+    assert reader(0, FULL_BYTES - 1, FULL_BYTES)._full(0) == [2]
 
 
 def test_of_a_hundred_partitions_that_are_behind_no_more_waits_than_fits() -> None:
-    """Only what waits for nothing is fetched then, so that no partition starves."""
+    """Only who is asked for something and has nothing gets it then, so that no partition starves."""
     each = ALL_FULL_BYTES // 100 + 1
     assert each < FULL_BYTES
-    assert reader(0, *[each] * 100, 0)._full() == list(range(1, 101))
+    crowded = reader(0, *[each] * 100, 0)
+    assert crowded._full(0) == list(range(1, 102))
+    assert crowded._full(101) == list(range(101))
+    assert crowded._full(7) == list(range(102))
+
+
+def test_a_poll_takes_no_more_than_there_is_room_for() -> None:
+    for waiting, expected in ((0, POLL_BYTES), (ALL_FULL_BYTES - 5, 5), (2 * ALL_FULL_BYTES, 1)):
+        made, poller = reader(0, waiting), Poller()
+        made._poller = cast("Any", poller)
+        made.next_fetch(0, 0)
+        assert poller.about_bytes == [expected]
+
+
+def test_keys_and_headers_take_room_like_values() -> None:
+    queue = _Queue()
+    queue.put(replace(fetch_of([(None, (), NOON_MS)]), size=FULL_BYTES))
+    assert queue.size == FULL_BYTES
+    assert queue.take(1).size == FULL_BYTES
+    assert (queue.size, bool(queue)) == (0, False)
