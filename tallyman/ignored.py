@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Runs = Sequence[tuple[int, int]]
 Record = tuple[Headers, bytes]
 _POLL_MS = 10_000
+_MOST_AT_ONCE = 10_000  # records
 
 
 class Judge:
@@ -91,7 +92,9 @@ def read_records(brokers: Sequence[str], topic: str, offsets: Mapping[int, Runs]
             for first, last in runs:
                 consumer.seek(where, first)
                 while (place := consumer.position(where)) <= last:
-                    found = consumer.poll(timeout_ms=_POLL_MS).get(where, ())
+                    # No more than what was sent: behind it lies what others sent, and may be large when decompressed.
+                    most = min(last - place + 1, _MOST_AT_ONCE)
+                    found = consumer.poll(timeout_ms=_POLL_MS, max_records=most).get(where, ())
                     if not found and consumer.position(where) == place:  # else it went past a transaction's marker
                         raise BrokerError(f'"{topic}", partition {partition}: nothing came at offset {place}')
                     yield from ((tuple(each.headers), each.value or b"") for each in found if each.offset <= last)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from kafka import TopicPartition
+
+from tallyman import ignored
 from tallyman.event import CONTENT_TYPE, LINES
-from tallyman.ignored import Judge
+from tallyman.ignored import Judge, read_records
 from tallyman.meter import Definitions, Meter
 
 HAMBURG = Meter(meter="hamburg.hours", event_type="server", aggregation="sum", value="hours",
@@ -40,3 +45,35 @@ def test_what_all_filters_leave_out_is_ignored() -> None:
 
 def test_what_is_a_dead_letter_is_not_ignored() -> None:
     assert left_out(line({"no": "text"}), line("hamburg", "nonsense"), b"{ no", b"") == 0
+
+
+class Log:
+    """Stands for a consumer of a log whose records are their own offsets."""
+
+    def __init__(self) -> None:
+        self.at, self.read = 0, list[int]()
+
+    def assign(self, places: list[TopicPartition]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        self.at = offset
+
+    def position(self, place: TopicPartition) -> int:
+        return self.at
+
+    def poll(self, timeout_ms: int, max_records: int = 500) -> dict[TopicPartition, list[Any]]:
+        offsets = list(range(self.at, min(self.at + max_records, self.at + 3)))
+        self.at, self.read = offsets[-1] + 1, self.read + offsets
+        found = [SimpleNamespace(offset=offset, headers=(), value=b"%d" % offset) for offset in offsets]
+        return {TopicPartition("usage.events.v1", 0): found}
+
+
+def test_nothing_is_read_but_what_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others sent lies behind it, and may be gigabytes when decompressed."""
+    log = Log()
+    monkeypatch.setattr(ignored, "make_consumer", lambda brokers: log)
+    found = [value for _, value in read_records(["kafka:9092"], "usage.events.v1", {0: ((4, 8), (20, 20))})]
+    assert found == [b"4", b"5", b"6", b"7", b"8", b"20"]
+    assert log.read == [4, 5, 6, 7, 8, 20]
