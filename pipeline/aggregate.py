@@ -302,10 +302,20 @@ class Table:
         """Mark rows as written. Nothing may have been folded in between."""
         self._dirty[slots] = False
 
+    def codes(self) -> IntArray:
+        """Return the series code of each slot, in order."""
+        self.fold()
+        return self._keys >> 32
+
     def series(self) -> set[int]:
         """Return the codes of all series that have a slot."""
+        return set(self.codes().tolist())
+
+    def renumber(self, kept: IntArray) -> None:
+        """Replace the code of each series by its place in `kept`, which grows and has all that have a slot."""
         self.fold()
-        return set((self._columns.keys[: self._size] >> 32).tolist())
+        for keys in (self._keys, self._columns.keys[: self._size]):
+            keys[:] = (np.searchsorted(kept, keys >> 32) << 32) | (keys & 0xFFFFFFFF)  # their order stays
 
     def __len__(self) -> int:
         return self._size

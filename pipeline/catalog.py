@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping
 from sys import intern
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.aggregate import Needs
-from pipeline.series import SeriesKey, SeriesTable
+from pipeline.series import LastMet, SeriesKey, SeriesTable
 from tallyman.meter import (
     BY_ITEM,
     Definitions,
@@ -25,6 +28,8 @@ from tallyman.meter import (
 LATEST_COUNTS = frozenset(("latest", "first", "time_weighted", "lifecycle"))
 EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
 ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
+SERIES_KEPT = 200_000  # that were not met lately
+LATELY = 2  # tables of each partition: a chunk's, or a booking's part of it
 
 
 class Catalog:
@@ -38,6 +43,7 @@ class Catalog:
             self.by_type[meter.event_type] = (*self.by_type.get(meter.event_type, ()), number)
         self.ignored = frozenset(definitions.ignore)
         self.series = SeriesTable()
+        self.met = LastMet()
         # Items come without end: the young are those met since the last clearing, the old those before.
         self._young: dict[SeriesKey, int] = {}
         self._old: dict[SeriesKey, int] = {}
@@ -73,6 +79,7 @@ class Catalog:
         key = self.series[series]
         if key.meter not in self.by_item:
             return series
+        self.met.touch(series)
         item = item_of(self.meters[key.meter], data, time_us, value, by)
         return self.number(SeriesKey(key.meter, key.subject, key.dimensions, item))
 
@@ -109,6 +116,28 @@ class Catalog:
             self._free.append(number)
         self._old |= self._young
         self._young = {}
+
+    def note_met(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Note that a table holds values of series; of those with an item it is noted as they come."""
+        if len(numbers) and self.by_item:
+            meters = np.frombuffer(self.series.meters, np.uint32)[numbers]
+            numbers = numbers[~np.isin(meters, list(self.by_item))]
+        self.met.touch_all(numbers)
+
+    def has_many_idle(self, partitions: int) -> bool:
+        """Tell whether most series have not been met lately, and so many that it is worth learning the others anew.
+
+        Series that come to no table, such as those of events that are forwarded, are learned again and again; that is
+        why some time passes before it is true for the first time.
+
+        Args:
+            partitions: How many have a chunk open under these definitions.
+        """
+        tables = LATELY * partitions
+        if self.met.cleared < tables:
+            return False
+        busy = self.met.lately(tables)
+        return self.series.lasting - busy > max(SERIES_KEPT, busy)
 
 
 def _microseconds(seconds: float) -> int:

@@ -26,6 +26,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
         if block.turn:
             if chunk.table.changed or chunk.voices.changed:
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
+            _note_met(chunk, decoders.catalog(chunk.here.definitions))
             chunk.turn(block.begins)
         catalog = decoders.catalog(block.after.definitions)
         if not len(chunk.table) and not chunk.table.pending:
@@ -36,6 +37,7 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
         chunk.here = replace(block.after, counts=block.before.counts.plus(block.counts))
     if block.closes:
         yield Flush(chunk, decoders.catalog(chunk.here.definitions))
+        _note_met(chunk, decoders.catalog(chunk.here.definitions))
         chunk.go_on()
         _forget_items(decoders.catalog(chunk.here.definitions))
         return
@@ -77,6 +79,12 @@ def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChun
             if keys > MAX_CHANGED_KEYS:
                 return
             yield other, decoders.catalog(other.here.definitions)
+
+
+def _note_met(chunk: OpenChunk, catalog: Catalog) -> None:
+    """Note which series a table held that is about to be cleared."""
+    catalog.note_met(chunk.table.codes())
+    catalog.met.cleared += 1
 
 
 def _forget_items(catalog: Catalog) -> None:

@@ -36,6 +36,7 @@ from tallyman.meter import value_in
 from tallyman.nesting import is_too_deep
 
 _SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
+_LEFT_OUT_KEPT = 100_000  # keys that a meter's filter leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +257,8 @@ class JsonDecoder:
         work: Work,
     ) -> None:
         """Give numbers to series that are met for the first time."""
+        if len(plan.cache) > 2 * self.catalog.series.lasting + _LEFT_OUT_KEPT:
+            plan.cache.clear()
         for i, number in enumerate(series):
             if number is None:
                 try:

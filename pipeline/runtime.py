@@ -133,6 +133,16 @@ class Runtime:
         yield from due_elsewhere(block, self.decoders, self.config.flush_s)
         if block.closes:
             self.decoders.let_go(min(each.here.definitions for each in OPEN.values()))
+        if block.closes or block.turn:
+            self._forget_series(chunk.here.definitions)
+
+    def _forget_series(self, definitions: int) -> None:
+        """Forget series that are gone: a worker lives longer than a container. All blocks are folded, and all flushes
+        of them acknowledged.
+        """
+        tables = [each.table for key, each in OPEN.items()
+                  if key[0] == self.config.topic_id and each.here.definitions == definitions]  # fmt: skip
+        self.decoders.forget_series(definitions, tables)
 
     def write(self, flush: Flush) -> None:
         began = time.perf_counter()

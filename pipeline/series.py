@@ -1,4 +1,6 @@
-"""The series that a process has met, each with its number, in columns: a million of them live in a worker."""
+"""The series that a process has met, each with its number, in columns: a million of them live in a worker. And when
+each was met last, so that those that are gone can be forgotten.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from array import array
 from collections.abc import Iterator
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 _NONE = -1
 _FIRST_ROOM = 1024  # slots, a power of two
@@ -42,6 +46,11 @@ class SeriesTable:
 
     def __len__(self) -> int:
         return len(self.subjects)
+
+    @property
+    def lasting(self) -> int:
+        """How many series without an item there are."""
+        return self._taken
 
     def __getitem__(self, number: int) -> SeriesKey:
         return SeriesKey(self.meters[number], self.subjects[number], self.dimensions[number], self.items[number])
@@ -89,3 +98,36 @@ class SeriesTable:
                     at = (at + 1) & last
                 slots[at] = number
         self._slots = slots
+
+
+class LastMet:
+    """When each series without an item was last met, counted in tables that were cleared, as one is when a chunk or a
+    booking ends.
+
+    Attributes:
+        cleared: How many were.
+    """
+
+    def __init__(self) -> None:
+        self.cleared = 0
+        self._at = np.zeros(_FIRST_ROOM, np.int32)
+
+    def touch(self, number: int) -> None:
+        """Note that a series was met now."""
+        if number >= len(self._at):
+            self._reserve(number)
+        self._at[number] = self.cleared + 1
+
+    def touch_all(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Note that series were met now."""
+        if len(numbers):
+            self._reserve(int(numbers.max()))
+            self._at[numbers] = self.cleared + 1
+
+    def lately(self, tables: int) -> int:
+        """Return how many series were met in the last so many tables that were cleared, or since then."""
+        return int(np.count_nonzero(self._at > max(self.cleared - tables, 0)))
+
+    def _reserve(self, number: int) -> None:
+        if number >= len(self._at):
+            self._at = np.append(self._at, np.zeros(max(number + 1 - len(self._at), len(self._at)), np.int32))

@@ -45,7 +45,7 @@ class Walk:
         *,
         chunk_size: int,
     ) -> None:
-        self.partition, self._rng = partition, rng
+        self.partition, self._rng, self._forgets = partition, rng, random.Random(partition)
         self.reference = Reference(partition, partitions, chunk_size, load)
         self.decoders = Decoders(load, partitions)
         self.chunk: OpenChunk = new_chunk(Place(), size=chunk_size, partition=partition)
@@ -92,6 +92,8 @@ class Walk:
         count_once(block, self.chunk, self.decoders.catalog(block.after.definitions), self.judge)
         for flush in fold(block, self.chunk, self.decoders, flush_s=1e9):
             self._write(flush)
+        if self._forgets.random() < 0.05:  # a worker forgets series when a table was cleared; here at any time
+            self.decoders.renumber(self.chunk.here.definitions, [self.chunk.table])
 
     def _write(self, flush: Flush) -> None:
         """Take a flush as ClickHouse would, and compare its totals."""
