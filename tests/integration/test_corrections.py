@@ -48,6 +48,7 @@ def desk(
     monkeypatch.chdir(own.folder)
     with own.running():
         found_books(own.project)
+        own.wait_until_booked()  # the tables are there
         yield Desk(own, capsys)
 
 
