@@ -13,7 +13,7 @@ import msgspec
 from tallyman.heard import HEARD_SQL, Clocks, read_lagging
 from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
 from tallyman.sealed import MONTHS_SQL, Months, months_of
-from tallyman.topics import ABANDONED_SQL, ENDED
+from tallyman.topics import ABANDONED_SQL, ENDED, LINE_SQL
 from tallyman.usage import CollectorSeen, Repair
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _SEAL = (
 # How many partitions the topic of the line has that no other one follows; 0 while nothing was booked.
 _PARTITIONS_NOW = (
     "SELECT sum(partitions) FROM topics FINAL WHERE topic_id NOT IN (SELECT follows FROM topics)"  # noqa: S608
-    f" AND topic_id NOT IN ({ABANDONED_SQL})"
+    f" AND line = ({LINE_SQL})"
 )
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 ENDED = (1 << 32) - 1  # the booking behind a topic's end marker: nothing is booked into it
 # Topics that no longer belong to what is booked: nothing waits for them, and what is booked of them counts.
-ABANDONED_SQL = "SELECT topic_id FROM topics_abandoned"
+# (The view `topics_abandoned` says the same, and takes 3 ms longer each time.)
+LINE_SQL = "SELECT argMax(line, noted_at) FROM topics"
+ABANDONED_SQL = f"SELECT topic_id FROM topics FINAL WHERE line != ({LINE_SQL})"  # noqa: S608 - our own words
 # With it a time behind all that was noted, whatever the server's clock did since.
 _NEWEST_LINE = (
     "SELECT argMax(line, noted_at), greatest(now64(3, 'UTC'), addMilliseconds(max(noted_at), 1)) FROM topics"
