@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from operator import itemgetter
 from typing import NamedTuple
 
 from tallyman.aggregations.base import Figure, Span, Terms
@@ -114,7 +115,12 @@ class Lifecycle(OfLevels):
     def spoken_of(
         self, state: Moments, spans: Sequence[Span], group_of: Callable[[Moment], Group | None]
     ) -> set[tuple[int, Group]]:
-        counted = {moment: totals for moment, totals in state.items() if _is_counted(totals)}
+        last: dict[Hashable, tuple[bytes, Moment]] = {}  # of each series, resource and instant
+        for moment, totals in state.items():
+            if totals.count > 0:
+                place = moment.subject, moment.dimensions, moment.resource, moment.time_us
+                last[place] = max(last.get(place, (b"", moment)), (totals.latest_at[1], moment), key=itemgetter(0))
+        counted = {moment: state[moment] for _, moment in last.values() if _is_counted(state[moment])}
         return super().spoken_of(counted, spans, group_of)
 
     def stretches(self, state: Moments, terms: Terms) -> Iterator[Stretch]:

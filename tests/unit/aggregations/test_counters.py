@@ -188,3 +188,9 @@ def test_a_voided_reading_is_as_if_it_had_not_been() -> None:
     void = cells[1]._replace(totals=replace(cells[1].totals, count=-1, sum=-(10**9)))
     found = COUNTER.derive(COUNTER.gather([*cells, void]), Span(0, 60 * SECOND_US), Terms())
     assert found == Figure(Decimal(2), 2, Proof())
+
+
+def test_of_two_readings_at_one_instant_the_higher_one_counts_and_nothing_is_a_reset() -> None:
+    """Each has an item of its own, so that either can be voided."""
+    for made in (readings((0, 10), (60, 4), (60, 20)), readings((0, 10), (60, 20), (60, 4), first=1)):
+        assert total(made) == Figure(Decimal(10), 3, Proof())
