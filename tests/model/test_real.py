@@ -8,7 +8,7 @@ from tests.model import chunk_check, real
 from tests.model.chunk_model import Rules
 from tests.model.store import Store
 
-SCHEDULES = 30
+SCHEDULES, STEPS = 30, 300  # by command there are more of both
 
 
 def test_the_model_itself_holds_through_300_schedules() -> None:
@@ -19,4 +19,4 @@ def test_the_model_itself_holds_through_300_schedules() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("seed", range(SCHEDULES))
 def test_kills_zombies_failed_inserts_and_clock_steps_change_no_figure(seed: int, store: Store) -> None:
-    real.run_schedule(seed, store)
+    real.run_schedule(seed, store, STEPS)
