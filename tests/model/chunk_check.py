@@ -152,6 +152,10 @@ class CheckedWorld(World):
             right = {key: value for key, value in by_booking.items() if key[0] == number}
             if self.rules.book_by_log_day and rows != right:
                 raise Broken(f"I4 sealed booking {number} is wrong")
+        self.check_replay(usage)
+
+    def check_replay(self, usage: dict[tuple, tuple]) -> None:
+        """I5."""
         again = self.anew()
         again.logs, again.meters = self.logs, self.meters
         again.now, again.replaying = self.now, True

@@ -112,47 +112,14 @@ class View:
         self.world.store.insert_as(self.known, table, rows, failing)
 
 
-class RepairedWorld(CheckedWorld):
-    """A world in which retention reaches what is not booked."""
+class DecidedWorld(CheckedWorld):
+    """A world that knows what should be visible in it when booking went on behind damaged places.
 
-    rules: RepairRules
-    store: FencedStore
-    patience = 60_000  # each restart sends strays home again
+    Attributes:
+        repairs: The decisions for each partition, in order.
+    """
 
-    def __init__(self, seed: int, rules: RepairRules) -> None:
-        super().__init__(seed, rules)
-        self.store = FencedStore(random.Random(seed))
-        self.repairs: list[list[Repair]] = [[] for _ in self.logs]  # of each partition, in order
-
-    def makers(self) -> Sequence[Callable[[], Iterator[None]]]:
-        return [
-            *[lambda: work(self)] * 3,
-            *[lambda: seal(self)] * 2,
-            *[lambda: repair(self)] * 2,
-            lambda: wear(self),
-            lambda: close(self),
-            lambda: read(self),
-        ]
-
-    def anew(self) -> RepairedWorld:
-        again = RepairedWorld(0, self.rules)
-        again.repairs = self.repairs
-        return again
-
-    def frontier(self, partition: int) -> tuple[int, Place, Place, Place]:
-        repairs = self.repairs[partition]
-        if not repairs or self.replaying:
-            return super().frontier(partition)
-        place = repairs[-1].place
-        mine = {key[1]: value for key, value in self.store.final("progress").items() if key[0] == partition}
-        chunk, start = place.offset // CHUNK, place
-        fresh = {number: value for number, value in mine.items() if value[1].booking >= place.booking}
-        if not self.rules.booking_of_its_own:
-            fresh = {number: value for number, value in mine.items() if value[1].offset > place.offset}
-        while fresh.get(chunk, (0,))[0] >= CHUNK:
-            chunk, start = chunk + 1, fresh[chunk][1]
-        _, here, turned = fresh.get(chunk, (0, start, start))
-        return chunk, start, turned, here
+    repairs: Sequence[Sequence[Repair]]
 
     def undone(self, partition: int, offset: int, known: int) -> bool:
         """Whether what somebody wrote who knew of so many repairs was undone by a later one."""
@@ -196,6 +163,50 @@ class RepairedWorld(CheckedWorld):
             if each.place.offset <= offset and place.booking < each.place.booking:
                 place = each.place
         return place
+
+
+class RepairedWorld(DecidedWorld):
+    """A world in which retention reaches what is not booked."""
+
+    rules: RepairRules
+    store: FencedStore
+    repairs: list[list[Repair]]
+    patience = 60_000  # each restart sends strays home again
+
+    def __init__(self, seed: int, rules: RepairRules) -> None:
+        super().__init__(seed, rules)
+        self.store = FencedStore(random.Random(seed))
+        self.repairs = [[] for _ in self.logs]
+
+    def makers(self) -> Sequence[Callable[[], Iterator[None]]]:
+        return [
+            *[lambda: work(self)] * 3,
+            *[lambda: seal(self)] * 2,
+            *[lambda: repair(self)] * 2,
+            lambda: wear(self),
+            lambda: close(self),
+            lambda: read(self),
+        ]
+
+    def anew(self) -> RepairedWorld:
+        again = RepairedWorld(0, self.rules)
+        again.repairs = self.repairs
+        return again
+
+    def frontier(self, partition: int) -> tuple[int, Place, Place, Place]:
+        repairs = self.repairs[partition]
+        if not repairs or self.replaying:
+            return super().frontier(partition)
+        place = repairs[-1].place
+        mine = {key[1]: value for key, value in self.store.final("progress").items() if key[0] == partition}
+        chunk, start = place.offset // CHUNK, place
+        fresh = {number: value for number, value in mine.items() if value[1].booking >= place.booking}
+        if not self.rules.booking_of_its_own:
+            fresh = {number: value for number, value in mine.items() if value[1].offset > place.offset}
+        while fresh.get(chunk, (0,))[0] >= CHUNK:
+            chunk, start = chunk + 1, fresh[chunk][1]
+        _, here, turned = fresh.get(chunk, (0, start, start))
+        return chunk, start, turned, here
 
     def booked(self) -> bool:
         """All is booked or skipped, and nothing is under way."""

@@ -12,20 +12,22 @@ from typing import Any
 from clickhouse_driver import errors as driver_errors
 
 from tallyman.clickhouse import connect, migrate
+from tallyman.repairs import unfence
 from tests.model.process import Process
 from tests.model.server import Endpoint
 
 # What our statements read or write; each view stands for the tables that it shows.
 _TABLES = (
     "usage_hot", "usage_rolled_up", "usage", "progress", "ids", "seals", "rolling_up", "rolled_up",
-    "dead_letters", "conflicts", "corrections", "events", "repairs", "heard", "heard_newest", "collectors_retired",
-    "heard_joined", "heard_joined_to",
+    "dead_letters", "conflicts", "corrections", "events", "repairs", "quarantines", "heard", "heard_newest",
+    "collectors_retired", "heard_joined", "heard_joined_to",
     "usage_rebuilt", "rebuilds", "switches",
 )  # fmt: skip
 _SHOWN = ("usage", "usage_hot", "usage_rebuilt", "rebuilds", "switches", "seals")
 _RUNS = ("heard", "heard_joined", "heard_joined_to")
 _VIEWS = {"usage_booked": _SHOWN, "usage_minute": _SHOWN, "collector_gaps": _RUNS, "heard_runs": _RUNS}
 _NAMES = re.compile(rf"\b({'|'.join((*_TABLES, *_VIEWS))})\b")
+_FENCED = ("usage_hot", "progress", "ids")
 _WRITES = re.compile(r"\s*(?:INSERT INTO|ALTER TABLE|TRUNCATE TABLE|(?:CREATE|DROP) TABLE(?: IF EXISTS)?)\s+(\w+)")
 
 
@@ -47,11 +49,14 @@ class Store:
             client.disconnect()
 
     def empty(self) -> None:
-        """Take all rows out, and what killed sealers left."""
+        """Take all rows out, what killed sealers left, and the fences of repairs."""
         client = self._clients[False]
         for table in _TABLES:
             if self.versions[table]:
                 client.execute(f"TRUNCATE TABLE {table}")
+        for table in _FENCED:
+            if self.versions[table]:
+                unfence(client, table)
         for (name,) in client.execute("SHOW TABLES LIKE 'usage\\_staging\\_%'"):
             client.execute(f"DROP TABLE {name}")
         self.versions.clear()

@@ -34,7 +34,7 @@ from tests.model.world import RealWorld
 Switch = Callable[[RealWorld], AbstractContextManager[Any]]
 
 
-def _instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], Switch]:
+def instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], Switch]:
     """Replace a function by one that is given the original first."""
 
     def switch(other: Callable[..., Any]) -> Switch:
@@ -44,12 +44,12 @@ def _instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], Switch]:
     return switch
 
 
-@_instead(StoredIds, "find")
+@instead(StoredIds, "find")
 def _knows_ids_above_its_start(find: Any, self: Any, topic_id: str, partition: int, below: int, wanted: Any) -> Any:
     return find(self, topic_id, partition, 1 << 62, wanted)
 
 
-@_instead(Frontier, "open")
+@instead(Frontier, "open")
 def _restarts_at_the_chunks_start(opened: Any, self: Frontier, *args: Any, **named: Any) -> Any:
     return opened(replace(self, turned=self.start), *args, **named)
 
@@ -67,7 +67,7 @@ class _Later:
 
 
 def _writes_last(name: str) -> Switch:
-    @_instead(Flush, "steps")
+    @instead(Flush, "steps")
     def steps(written: Any, self: Flush, tables: Any, outlet: Any) -> Iterator[str]:
         later = _Later(tables, name)
         yield from written(self, later, outlet)
@@ -77,40 +77,40 @@ def _writes_last(name: str) -> Switch:
     return steps
 
 
-@_instead(Flush, "steps")
+@instead(Flush, "steps")
 def _tells_first(written: Any, self: Flush, tables: Any, outlet: Any) -> Iterator[str]:
     chunk = self.chunk
     outlet.push(Progress(chunk.topic_id, chunk.partition, chunk.number, chunk.covered, chunk.here, []))
     yield from written(self, tables, outlet)
 
 
-@_instead(Catalog, "__init__")
+@instead(Catalog, "__init__")
 def _forgets_ids_early(made: Any, self: Catalog, *args: Any) -> None:
     made(self, *args)
     self.remember_us = self.oldest_us // 3
 
 
-@_instead(dedupe, "_accept")
+@instead(dedupe, "_accept")
 def _remembers_from_the_log_clock(
     accept: Any, part: Any, accepted: Any, chunk: Any, known: Any, _: Any, *rest: Any
 ) -> Any:
     return accept(part, accepted, chunk, known, part.clocks_ms * 1000, *rest)
 
 
-@_instead(dedupe, "_count_foreign")
+@instead(dedupe, "_count_foreign")
 def _counts_where_it_is(count: Any, part: Any, block: Any, *rest: Any) -> Any:
     return count(replace(part, homes=np.full_like(part.homes, block.partition)), block, *rest)
 
 
 def _judges_by_its_own_clock(world: RealWorld) -> AbstractContextManager[Any]:
-    @_instead(dedupe, "_late")
+    @instead(dedupe, "_late")
     def late(judge: Any, part: Any, *rest: Any) -> Any:
         return judge(replace(part, clocks_ms=np.full_like(part.clocks_ms, world.now_ms())), *rest)
 
     return late(world)
 
 
-@_instead(decode, "read_log")
+@instead(decode, "read_log")
 def _lets_the_clock_go_back(read: Any, *args: Any) -> Any:
     log = read(*args)
     return log._replace(clocks=log.appended)
@@ -121,7 +121,7 @@ def _usage_column(name: str, value: Callable[[RealWorld, list[Any]], list[Any]])
     names = write._USAGE.split("(")[1].split(")")[0].split(", ")
 
     def switch(world: RealWorld) -> AbstractContextManager[Any]:
-        @_instead(write, "_usage_columns")
+        @instead(write, "_usage_columns")
         def columns(made: Any, *args: Any) -> list[list[Any]]:
             columns: list[list[Any]] = made(*args)
             columns[names.index(name)] = value(world, columns)
@@ -141,24 +141,24 @@ def _last_insert_wins(world: RealWorld, columns: list[Any]) -> list[int]:
 
 
 def _counts_by_the_newest_definitions(world: RealWorld) -> AbstractContextManager[Any]:
-    @_instead(Decoders, "get")
+    @instead(Decoders, "get")
     def get(known: Any, self: Decoders, number: int) -> Any:
         return known(self, world.meters + 1)
 
     return get(world)
 
 
-@_instead(books, "register_topic")
+@instead(books, "register_topic")
 def _takes_any_chunk_size(_: Any, __: Any, topic: books.Topic) -> books.Topic:
     return topic
 
 
-@_instead(runtime, "blocks")
+@instead(runtime, "blocks")
 def _reads_on_behind_a_lost_head(cut: Any, fetch: Any, chunk: Any, *rest: Any, **named: Any) -> Any:
     return cut(replace(fetch, first=chunk.here.offset), chunk, *rest, **named)
 
 
-@_instead(Table, "take_changes")
+@instead(Table, "take_changes")
 def _clean_when_sent(take: Any, self: Table) -> Any:
     changes = take(self)
     self.acknowledge(changes[1])
@@ -176,7 +176,7 @@ def _goes_on_without_an_answer(world: RealWorld) -> AbstractContextManager[Any]:
     return patch.object(runtime, "write", write_once)
 
 
-@_instead(reading, "read_usage")
+@instead(reading, "read_usage")
 def _reads_progress_last(_: Any, client: Any, query: Any, *, expected_delay: Any, partitions: int, **named: Any) -> Any:
     answer = read_usage(client, query, expected_delay=expected_delay, partitions=partitions, **named)
     after = read_completeness(client, expected_delay=expected_delay, partitions=partitions)
@@ -187,41 +187,41 @@ def _shares_its_staging_table(world: RealWorld) -> AbstractContextManager[Any]:
     return patch.object(seal, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex="shared")))
 
 
-@_instead(seal, "read_sealed_to")
+@instead(seal, "read_sealed_to")
 def _does_not_look_again(read: Any, client: Any) -> int:
     totalled = running().at.startswith("INSERT INTO usage_staging")  # the statement before this one
     return 0 if totalled else int(read(client))
 
 
-@_instead(corrections, "_check")
+@instead(corrections, "_check")
 def _believes_who_corrects(check: Any, correction: Any, first: Any) -> None:
     if first is None:
         check(correction, first)
 
 
-@_instead(decode, "_meet_again")
+@instead(decode, "_meet_again")
 def _trusts_another_log(*args: Any) -> None:
     """Digests are not compared."""
 
 
-@_instead(fold, "_companions")
+@instead(fold, "_companions")
 def _writes_all_under_one_version(companions: Any, chunk: Any, decoders: Decoders) -> Iterator[Any]:
     for other, _ in companions(chunk, decoders):
         yield other, decoders.catalog(chunk.here.definitions)
 
 
-@_instead(IdFilter, "perhaps")
+@instead(IdFilter, "perhaps")
 def _calls_new_what_it_never_loaded(perhaps: Any, self: IdFilter, topic_id: str, partition: int, *ids: Any) -> Any:
     self._loaded[topic_id, partition] = HASHES
     return perhaps(self, topic_id, partition, *ids)
 
 
-@_instead(AcceptedIds, "forget_below")
+@instead(AcceptedIds, "forget_below")
 def _forgets_what_waits_to_be_folded(_: Any, self: AcceptedIds, offset: int) -> None:
     self.clear()
 
 
-@_instead(IdFilter, "expect")
+@instead(IdFilter, "expect")
 def _empties_the_filter_while_a_load_is_to_come(_: Any, self: IdFilter, *key: Any) -> None:
     self.unload(*key)
 
