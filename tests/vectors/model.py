@@ -57,7 +57,7 @@ class Query(dict[str, Any]):
 
     def having(self, fields: Mapping[str, Any]) -> Query:
         """Return the same with other fields; what is looked at there was looked at here."""
-        other = Query(self | fields)
+        other = Query({**self, **fields})
         other._read = self._read
         return other
 

@@ -12,14 +12,22 @@ from tests.vectors.model import Unknown
 
 _OURS: dict[str, Window] = {
     "MINUTE": "minute", "HOUR": "hour", "DAY": "day", "WEEK": "week", "MONTH": "month",
-    "PT1M": "minute", "PT1H": "hour", "P1D": "day", "P1W": "week", "P1M": "month",
+    "HOURLY": "hour", "DAILY": "day", "WEEKLY": "week", "MONTHLY": "month",
 }  # fmt: skip
-_MONTHS = {"QUARTER": 3, "HALF": 6, "HALF_YEAR": 6, "YEAR": 12}
-_MINUTES = {"MIN": 1, "MINUTE": 1, "H": 60, "HOUR": 60, "D": 1440, "DAY": 1440}
+_MONTHS = {"QUARTER": 3, "QUARTERLY": 3, "HALF": 6, "HALF_YEAR": 6, "YEAR": 12, "YEARLY": 12}
 _HOUR, _DAY = 60, 1440
 _MINUTE = timedelta(minutes=1)
-_COUNTED = re.compile(r"([0-9]+)_?(MIN|MINUTE|H|HOUR|D|DAY)S?")
-_ISO = re.compile(r"P(?:T([0-9]+)(M|H)|([0-9]+)(D))")
+# A number and a unit: "15MIN", "5m" (a minute, while "M" is a month), "300s"; or an ISO 8601 duration.
+_COUNTED = re.compile(r"(?P<number>[0-9]+)_?(?P<unit>[A-Za-z]+)")
+_ISO = re.compile(r"P(?:(?P<number>[0-9]+)(?P<unit>[YMWD])|T(?P<of_day>[0-9]+)(?P<clock>[HMS]))")
+_CLOCK = {"H": "HOUR", "M": "MINUTE", "S": "SECOND"}
+_NAMED_UNITS = {"m": "MINUTE", "M": "MONTH"}
+_UNITS = {
+    "S": "SECOND", "SEC": "SECOND", "MIN": "MINUTE", "H": "HOUR", "HR": "HOUR", "D": "DAY", "W": "WEEK",
+    "MON": "MONTH", "Q": "QUARTER", "Y": "YEAR",
+}  # fmt: skip
+_SECONDS = {"SECOND": 1, "MINUTE": 60, "HOUR": 3600, "DAY": 86400}
+_YEAR = 12  # months
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +122,39 @@ def named_size(name: str, anchor: str | int | None = None) -> WindowSize:
     if anchor is not None:
         if _OURS.get(text) != "month":
             raise Unknown(f'windows of a "{name}" that are anchored on a day')
-        day = anchor if isinstance(anchor, int) else int(str(anchor)[8:10])
+        told = str(anchor)
+        day = int(told if told.isdigit() else told[8:10])
         return replace(WindowSize(months=1), anchor_day=day)
     if text in _OURS:
         return WindowSize(_OURS[text])
     if text in _MONTHS:
         return WindowSize(months=_MONTHS[text])
-    counted = _COUNTED.fullmatch(text)
-    if counted and int(counted[1]):
-        return sized(int(counted[1]) * _MINUTES[counted[2]] * 60)
     if iso := _ISO.fullmatch(text):
-        unit = {"M": "MIN", "H": "H", "D": "D"}[iso[2] or iso[4]]
-        return named_size(f"{iso[1] or iso[3]}{unit}")
-    raise Unknown(f'unknown window size "{name}"')
+        number, unit = int(iso["of_day"] or iso["number"]), _CLOCK.get(iso["clock"] or "", iso["unit"])
+    elif counted := _COUNTED.fullmatch(name):
+        number, unit = int(counted["number"]), counted["unit"]
+    else:
+        raise Unknown(f'unknown window size "{name}"')
+    return _counted(number, unit, name)
+
+
+def _counted(number: int, unit: str, name: str) -> WindowSize:
+    """Return the window size of a number of units.
+
+    Raises:
+        Unknown: There is no such unit, or the calendar has no windows of so many.
+    """
+    upper = unit.upper()
+    unit = _NAMED_UNITS.get(unit) or _UNITS.get(upper) or _UNITS.get(upper.removesuffix("S"), upper.removesuffix("S"))
+    months = number * {"MONTH": 1, "QUARTER": 3, "YEAR": _YEAR}.get(unit, 0)
+    if months and _YEAR % months == 0:
+        return WindowSize("month") if months == 1 else WindowSize(months=months)
+    if unit == "WEEK" and number == 1:
+        return WindowSize("week")
+    seconds = number * _SECONDS.get(unit, 0)
+    if not seconds or seconds % 60:
+        raise Unknown(f'unknown window size "{name}"')
+    return sized(seconds)
 
 
 def sized(seconds: int) -> WindowSize:
@@ -136,13 +164,11 @@ def sized(seconds: int) -> WindowSize:
 
 
 def calendar_size(letter: str) -> WindowSize:
-    """Return the calendar window of a letter: Y, H (half a year), Q, M, W, D.
+    """Return the calendar window of a letter, Y, H (half a year), Q, M, W, D, or of a name.
 
     Raises:
         Unknown: There is none.
     """
     sizes = {"Y": WindowSize(months=12), "H": WindowSize(months=6), "Q": WindowSize(months=3)}
     sizes |= {"M": WindowSize("month"), "W": WindowSize("week"), "D": WindowSize("day")}
-    if letter.upper() not in sizes:
-        raise Unknown(f'unknown calendar "{letter}"')
-    return sizes[letter.upper()]
+    return sizes.get(letter.upper()) or named_size(letter)
