@@ -23,13 +23,21 @@ _NAMES: dict[str, Aggregation] = {
     "SUM": "sum", "SUM_WITH_MULTIPLIER": "sum", "COUNT": "count", "AVG": "avg", "AVERAGE": "avg", "MEAN": "avg",
     "MIN": "min", "MAX": "max", "LATEST": "latest", "LAST": "latest", "FIRST": "first", "UNIQUE_COUNT": "unique_count",
     "COUNT_UNIQUE": "unique_count", "NUNIQUE": "unique_count", "STD": "stddev", "STDDEV": "stddev",
+    "STDDEV_SAMP": "stddev", "STANDARD_DEVIATION": "stddev",
     "COUNT_DISTINCT": "unique_count", "DISTINCT_COUNT": "unique_count", "DISTINCT": "unique_count",
     "UNIQUE": "unique_count", "CARDINALITY": "unique_count",
     "MEDIAN": "percentile", "PERCENTILE": "percentile", "QUANTILE": "percentile", "SUM_OF_MAXIMA": "sum_of_maxima",
-    "COUNTER": "counter",
+    "COUNTER": "counter", "INCREASE": "counter",
 }  # fmt: skip
+_NO_ZONE = re.compile(r"T[0-9:.]+$")
+_REPEATS = ("repeat", "id_template")
+_NAMES_OF_FIELDS = {"timestamp": "time"}
 _BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
-_PERCENTILE = re.compile(r"P([0-9]+(?:\.[0-9]+)?)|([0-9]+(?:\.[0-9]+)?)PCT")
+# One step of a JSONPath: a name after a point, or any text in quotes and brackets.
+_STEP = re.compile(r"""\.(?P<bare>[^.\[\]*?()]+)|\['(?P<single>[^']+)'\]|\["(?P<double>[^"]+)"\]""")
+_PERCENTILE = re.compile(
+    r"(?:P|PERCENTILE_?)([0-9]+(?:\.[0-9]+)?)|([0-9]+(?:\.[0-9]+)?)(?:PCT|(?:ST|ND|RD|TH)_PERCENTILE)"
+)
 
 
 def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +63,9 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
     bucket = bucket_named(query)
     if bucket is not None and settings["aggregation"] in ("max", "sum_of_maxima"):
         settings |= {"aggregation": "sum_of_maxima", "bucket": bucket_of(bucket)}
-    if "multiplier" in query:
+    if settings["aggregation"] == "counter":
+        settings |= {name: dotted(query[name]) for name in ("resource", "incarnation") if query.get(name)}
+    if query.get("multiplier") is not None:
         settings["multiply_by"] = str(query["multiplier"])
     return settings
 
@@ -86,11 +96,13 @@ def dotted(path: Any) -> str:
     Raises:
         Unknown: It does more than name keys.
     """
-    text = str(path).removeprefix("$").removeprefix(".")
-    text = re.sub(r"\[(['\"])([^'\"\]]+)\1\]", r".\2", text).removeprefix(".")
-    if not text or any(letter in text for letter in "[]*?@()"):
+    text = str(path).removeprefix("$")
+    if not text.startswith((".", "[")):
+        text = f".{text}"
+    steps = list(_STEP.finditer(text))
+    if not steps or "".join(step[0] for step in steps) != text:
         raise Unknown(f'a path that names no single value: "{path}"')
-    return text
+    return ".".join(step["bare"] or step["single"] or step["double"] for step in steps)
 
 
 def raw_of(event: Any) -> Outgoing | None:
@@ -101,6 +113,13 @@ def raw_of(event: Any) -> Outgoing | None:
     if isinstance(event.get("base64"), str):
         return Outgoing(body=b64decode(event["base64"]), content_type=str(event.get("content_type", "")))
     return None if body is None else Outgoing(body=body.encode(), content_type=str(event.get("content_type", "")))
+
+
+def time_text(told: Any) -> Any:
+    """Return a timestamp as our events have it: seconds since 1970 as text, a time without a zone as one of UTC."""
+    if isinstance(told, int | Decimal) and not isinstance(told, bool):
+        return plain(Decimal(told))
+    return f"{told}Z" if isinstance(told, str) and _NO_ZONE.search(told) else told
 
 
 def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
@@ -114,11 +133,13 @@ def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
     for event in events:
         if not isinstance(event, Mapping):
             raise Unknown(f"an event that is no object: {event!r}")
-        fields = {name: value for name, value in event.items() if name not in ("repeat", "id_template")}
+        fields = {_NAMES_OF_FIELDS.get(name, str(name)): value for name, value in event.items() if name not in _REPEATS}
         for n in range(int(event.get("repeat", 1))):
             template = event.get("id_template", event.get("id", f"e{len(made)}"))
             name = template.replace("{i}", str(n)) if isinstance(template, str) else template
             made.append(wire(vector, tag, **usual | fields | {"id": name}))
+            if not isinstance(made[-1]["time"], str):
+                made[-1]["time"] = time_text(made[-1]["time"])
     return made
 
 
@@ -202,7 +223,10 @@ def range_of(
     known = moments or [instant(DEFAULTS["time"])]
     first = min(known).replace(second=0, microsecond=0) - margin
     last = max(known).replace(second=0, microsecond=0) + timedelta(minutes=1) + margin
-    start, end = query.get("from", query.get("start")), query.get("to", query.get("stop"))
+    start, end = (
+        next((query[name] for name in names if query.get(name) is not None), None)
+        for names in (("from", "start"), ("to", "stop", "end"))
+    )
     start_at = instant(start) if start is not None else None
     end_at = instant(end) if end is not None else None
     if start_at is None:

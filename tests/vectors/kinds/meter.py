@@ -28,12 +28,27 @@ from tests.vectors.building import (
 )
 from tests.vectors.compare import RowOptions, check_number, check_rows
 from tests.vectors.kinds.outcomes import check_outcomes, is_refusal
-from tests.vectors.model import FORMS, Form, Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
+from tests.vectors.model import (
+    FORMS,
+    Form,
+    Incomparable,
+    Mismatch,
+    NotOffered,
+    Outgoing,
+    Plan,
+    Unknown,
+    Vector,
+    Wire,
+)
 from tests.vectors.windows import WindowSize, named_size
 
 _REPORTS = re.compile(r"\b(one|two|three|[0-9]+) duplicate-with-different-content")
 CORRECTABLE_FORMS: tuple[Form, ...] = ("single", "batch", "lines")  # in binary mode other bytes count than were sent
 _WORDS = {"one": 1, "two": 2, "three": 3}
+_CUSTOMERS = ("filterCustomerId", "customer", "customer_id", "external_customer_id")
+_INCLUDES = ("include", "filters", "filter", "filterGroupBy")
+_EQUAL, _UNEQUAL = ("eq", "in"), ("ne", "neq", "nin")
+_DEDUPES = {"keep_first": "first", "first_wins": "first", "keep_last": "last", "last_wins": "last"}
 _TOTALS = ("count", "sum", "avg", "min", "max", "latest", "unique_count")
 
 
@@ -111,6 +126,9 @@ def size_of(query: Mapping[str, Any], key: str = "windowSize") -> WindowSize | N
     """Return the size of the windows that a query asks for, None for one total."""
     if not query.get(key):
         return None
+    week = next((query[name] for name in ("week_start", "weekStart") if query.get(name)), "MONDAY")
+    if str(week).upper() not in ("MONDAY", "MON", "1"):
+        raise NotOffered(f"weeks that begin on {week}: they begin on Monday")
     anchors = ("anchor_day", "billing_anchor", "billingAnchor", "anchor")
     return named_size(str(query[key]), next((query[name] for name in anchors if query.get(name)), None))
 
@@ -122,7 +140,8 @@ def outgoing(sent: Sequence[Wire], how: Aggregation, kept: str) -> list[Outgoing
     means this sends an amendment instead of a second copy; of an aggregation that forgets its single values nothing
     can be amended, and the copy that the case keeps goes first.
     """
-    if kept == "first":
+    kept = _DEDUPES.get(kept, kept)
+    if kept in ("first", "none"):  # a peer that counts every copy sends nothing else; here the first one counts
         return [Outgoing.of(wire) for wire in sent]
     if kept != "last":
         raise Unknown(f'unknown dedupe "{kept}"')
@@ -217,8 +236,9 @@ def _one(books: Books, question: Question) -> Decimal | None:
 
 def conditions_of(query: Mapping[str, Any]) -> dict[str, Any]:
     """Return for whom and under which conditions a query asks, as a question has them."""
-    where = _conditions(query.get("include") or {})
-    told = query.get("subjects", query.get("subject"))
+    include, unwanted = _by_operator(included_by(query))
+    where = _conditions(include)
+    told = next((query[name] for name in ("subjects", "subject", *_CUSTOMERS) if query.get(name) is not None), None)
     by_condition = where.pop("subject", None)
     subjects: Any = [told] if isinstance(told, str) else told
     if subjects is None and by_condition is not None:
@@ -227,8 +247,47 @@ def conditions_of(query: Mapping[str, Any]) -> dict[str, Any]:
         "subjects": None if subjects is None else tuple(map(str, subjects)),
         "where": where,
         # One that names no value leaves out nothing; `read_usage` takes none that fits everything.
-        "exclude": tuple(_conditions(each) for each in excluded_by(query) if any(told != [] for told in each.values())),
+        "exclude": tuple(
+            _conditions(each)
+            for each in (*excluded_by(query), *unwanted)
+            if any(values != [] for values in each.values())
+        ),
     }
+
+
+def included_by(query: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the conditions that an event must meet: name -> value, values, or an operator and its operand.
+
+    Raises:
+        Unknown: They are told in another way.
+    """
+    told: Any = next((query[name] for name in _INCLUDES if query.get(name)), {})
+    if isinstance(told, list) and all(isinstance(each, Mapping) and {"key", "values"} <= set(each) for each in told):
+        return {each["key"]: each["values"] for each in told}
+    if not isinstance(told, Mapping):
+        raise Unknown(f"expected conditions by name, the case has {told!r}")
+    return told
+
+
+def _by_operator(told: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return conditions as values that are wanted, and as conditions that leave an event out.
+
+    Raises:
+        NotOffered: A condition compares otherwise than for equality.
+    """
+    wanted: dict[str, Any] = {}
+    unwanted: list[dict[str, Any]] = []
+    for name, value in told.items():
+        operators = value if isinstance(value, Mapping) else {"eq": value}
+        for sign, operand in operators.items():
+            operator = str(sign).lower().removeprefix("$")
+            if operator in _EQUAL and name not in wanted:
+                wanted[name] = operand
+            elif operator in _UNEQUAL:
+                unwanted.append({name: operand})
+            else:
+                raise NotOffered(f'{name}: a condition "{sign}": a dimension has one of some values, or none of them')
+    return wanted, unwanted
 
 
 def excluded_by(query: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -268,7 +327,7 @@ def dimensions_of(query: Mapping[str, Any]) -> dict[str, str]:
     """Return what is grouped by or filtered on, as dimensions: name -> path."""
     grouped = query.get("groupBy") or ()
     paths = dict(grouped) if isinstance(grouped, Mapping) else {name: name for name in grouped_by(query)}
-    for condition in (query.get("include") or {}, *excluded_by(query)):
+    for condition in (included_by(query), *excluded_by(query)):
         paths |= {name: name for name in condition if name not in paths}
     return {name: dotted(path) for name, path in paths.items() if name != "subject"}
 

@@ -18,22 +18,28 @@ from tests.vectors.building import (
     needs_seconds,
     range_of,
     scale_of,
+    time_text,
     wire,
 )
 from tests.vectors.compare import Row, close, instant, number
 from tests.vectors.model import FORMS, Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
-from tests.vectors.windows import WindowSize, calendar_size, sized
+from tests.vectors.windows import WindowSize, calendar_size, named_size, sized
 
 _WINDOW = "window"  # the dimension that names a window shorter than a minute
+_INCARNATION = "incarnation"  # what changes when a counter begins again
+_INCARNATIONS = (_INCARNATION, "start_time", "start", "boot_id", "container_id", "epoch")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def plan(vector: Vector) -> Plan:
     """Send each point as an event whose identity is its time, as it is in a series."""
     query, sent = vector.query, [_wire(vector, point) for point in vector.events]
+    zone = str(query.get("zone") or query.get("windowTimeZone") or "UTC")
     method, rate = str(query.get("method", query.get("aggregation", ""))), bool(query.get("rate"))
     if method.lower().startswith("rate:"):
         method, rate = method[5:], True
+    elif method.lower() == "increase":
+        method, rate = "sum", True
     seconds, size = _size(query)
     start, end = range_of(query, moments_of(sent), size or WindowSize("minute"))
     dimensions = mark_seconds(sent) if needs_seconds(start, end) else {}
@@ -45,10 +51,12 @@ def plan(vector: Vector) -> Plan:
     if rate:
         if settings["aggregation"] not in get_args(Of):
             raise NotOffered(f"the {method} of a counter's increments: they are made into {', '.join(get_args(Of))}")
+        lives = any(_INCARNATION in event["data"] for event in sent)
         settings |= {"aggregation": "counter", "of": settings["aggregation"]}
+        settings |= {"incarnation": _INCARNATION} if lives else {}
     definition = meter(vector, value="value", scale=scale_of(sent, "value"), dimensions=dimensions, **settings)
     moments = tuple(moments_of(sent))
-    question = Question(meter=definition.meter, start=start, end=end, size=size, moments=moments,
+    question = Question(meter=definition.meter, start=start, end=end, size=size, moments=moments, zone=zone,
                         group_by=(_WINDOW,) if _WINDOW in dimensions else ())  # fmt: skip
     return Plan(
         meters=[definition],
@@ -60,18 +68,37 @@ def plan(vector: Vector) -> Plan:
 
 
 def _wire(vector: Vector, point: Any) -> Wire:
+    data: dict[str, Any] = {}
     if isinstance(point, Mapping):
-        point = (point.get("time", point.get("timestamp")), point.get("value"))
+        lives = [str(point[name]) for name in _INCARNATIONS if point.get(name) is not None]
+        data = {_INCARNATION: lives[0]} if lives else {}
+        point = _as_point(point)
     if not isinstance(point, list | tuple) or len(point) != 2:
         raise Unknown(f"expected a point [time, value], the case has {point!r}")
-    return wire(vector, id=str(point[0]), time=point[0], data={"value": point[1]})
+    return wire(vector, id=_identity(point[0]), time=time_text(point[0]), data={"value": point[1]} | data)
+
+
+def _identity(told: Any) -> str:
+    """Return what tells a point from others of its series: its instant, however it is written."""
+    try:
+        return instant(told).isoformat()
+    except Unknown:
+        return str(told)
+
+
+def _as_point(told: Any) -> Any:
+    """Return a point as [time, value], however it is told."""
+    return [told.get("time", told.get("timestamp")), told.get("value")] if isinstance(told, Mapping) else told
 
 
 def _size(query: Mapping[str, Any]) -> tuple[Decimal | None, WindowSize | None]:
     """Return the length of windows in seconds, and the size to ask for; None where that is finer than a minute."""
     if "calendar" in query:
         return None, calendar_size(str(query["calendar"]))
-    seconds = number(query.get("granularity_s"))
+    told = query.get("granularity_s", query.get("granularity"))
+    if isinstance(told, str) and not told.replace(".", "", 1).isdigit():
+        return None, named_size(told)
+    seconds = number(told)
     if seconds <= 0:
         raise Unknown(f"windows of {seconds} s")
     return seconds, sized(int(seconds)) if seconds % 60 == 0 else None
@@ -93,8 +120,8 @@ def _check(books: Books, vector: Vector, question: Question, seconds: Decimal | 
     expected = vector.expected
     if not isinstance(expected, Mapping) or "points" not in expected:
         raise Incomparable(f"expected holds no points: {expected!r}")
-    ours = sorted((_start(row, seconds), row.value) for row in books.ask(question))
-    wanted = sorted((instant(time), number(value)) for time, value in expected["points"])
+    ours = sorted((_start(row, seconds, question.zone), row.value) for row in books.ask(question))
+    wanted = sorted((instant(time), number(value)) for time, value in map(_as_point, expected["points"]))
     _check_weeks(vector, [time for time, _ in ours], [time for time, _ in wanted])
     if len(ours) != len(wanted):
         raise Mismatch(f"expected {len(wanted)} points, got {_shown(ours) or 'none'}")
@@ -108,11 +135,11 @@ def _shown(points: Sequence[tuple[datetime, Decimal]]) -> str:
     return "; ".join(f"{value} at {time:%Y-%m-%dT%H:%M:%SZ}" for time, value in points)
 
 
-def _start(row: Row, seconds: Decimal | None) -> datetime:
+def _start(row: Row, seconds: Decimal | None, zone: str) -> datetime:
     """Return where a row's window begins, also where the range cuts it."""
     if row.groups.get(_WINDOW):
         return instant(row.groups[_WINDOW])
-    return row.start if seconds is None else _floor(row.start, seconds)
+    return row.start if seconds is None or zone != "UTC" else _floor(row.start, seconds)
 
 
 def _check_weeks(vector: Vector, ours: Sequence[datetime], wanted: Sequence[datetime]) -> None:

@@ -6,19 +6,24 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
+from tallyman.errors import UsageQueryError
+from tallyman.money import plain
 from tallyman.period import find_zone, month_period, previous_month, start_of_day
 from tests.vectors.books import Books
-from tests.vectors.building import meter, wire
+from tests.vectors.building import meter, time_text, wire
 from tests.vectors.compare import check_number, instant, number
-from tests.vectors.kinds.http import time_text
 from tests.vectors.kinds.meter import size_of
 from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize
 
 _MONTH_EDGES = ("month_start", "month_end", "next_month", "last_month")
-_ADDED_REMARK = "seconds are added here before an event is sent: what is compared is the instant in the books"
+_ADDED = {"seconds": 1, "minutes": 60, "hours": 3600}
+_ADDED_REMARK = "time is added here before an event is sent: what is compared is the instant in the books"
+_FINER = ((r"milli|\bms\b", 3), (r"micro|\bus\b", 6), (r"^unix.*nano|\bns\b", 9))
+_FINER_REMARK = "an event's time is no whole number of a second's parts: they are written as seconds before it is sent"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STARTS = ("start", "from", "windowStart", "utc", "date")
 _ENDS = ("end", "to", "windowEnd")
@@ -32,10 +37,16 @@ def plan_timestamp(vector: Vector) -> Plan:
     event, how = vector.events[0], str(vector.query.get("parse", "unix"))
     if not re.search("unix|epoch|rfc|iso", how, re.IGNORECASE):
         raise Unknown(f'unknown way to write a time: "{how}"')
-    return _booked_at(vector, str(time_text(event.get("timestamp", event.get("time")))))
+    told = event.get("timestamp", event.get("time"))
+    unit = next((unit for pattern, unit in _FINER if re.search(pattern, how, re.IGNORECASE)), None)
+    if unit and str(told).isdigit():
+        return _booked_at(vector, plain(Decimal(str(told)).scaleb(-unit)), [_FINER_REMARK])
+    # An interface that takes a time without a zone for one of UTC would not refuse it.
+    as_told = isinstance(told, str) and is_refusal(vector.expected)
+    return _booked_at(vector, told if as_told else time_text(told))
 
 
-def _booked_at(vector: Vector, text: str, remarks: Sequence[str] = ()) -> Plan:
+def _booked_at(vector: Vector, text: Any, remarks: Sequence[str] = ()) -> Plan:
     definition = meter(vector, aggregation="latest", scale=0)
     event = Outgoing.of(wire(vector, time=text, data={"value": 1}))
 
@@ -43,10 +54,13 @@ def _booked_at(vector: Vector, text: str, remarks: Sequence[str] = ()) -> Plan:
         if is_refusal(vector.expected):
             return check_dead(books, event, error_of(vector.expected))
         rows = books.rows("SELECT latest_us FROM usage_booked WHERE meter = %(meter)s", meter=definition.meter)
+        letter = books.letter(event)
+        if letter and letter.reason == "bad_time":
+            raise NotOffered(f"a time in this form: {letter.detail}")
         if not rows:
-            raise Mismatch(f"the event does not count: {books.letter(event)}")
+            raise Mismatch(f"the event does not count: {letter}")
         ours = _EPOCH + timedelta(microseconds=rows[0][0])
-        wanted = vector.expected.get("time", vector.expected.get("utc"))
+        wanted = next((vector.expected[name] for name in ("time", "utc", "unix") if name in vector.expected), None)
         if wanted is None:
             raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected)}")
         if ours != instant(wanted):
@@ -66,28 +80,66 @@ def plan_window(vector: Vector) -> Plan:
     if not isinstance(expected, Mapping) or "time" not in query:
         raise Unknown("expected a time in the query, and an answer")
     text, zone = str(query["time"]), str(query.get("zone") or query.get("windowTimeZone") or "UTC")
-    if "add_months" in query:
+    if is_refusal(expected):
+        return _plan_refusal(vector, text, zone)
+    months = _months_added(query)
+    if months is not None:
         if query.get("clamp") is False:
             raise NotOffered("a month that is too short ends on its last day, never in the next month")
-        return Plan(check=lambda books: _check_months(vector, text, int(query["add_months"]), zone))
-    if edge := next((name for name in _MONTH_EDGES if query.get(name) or query.get("operation") == name), None):
+        return Plan(check=lambda books: _check_months(vector, text, months, zone))
+    if edge := next((name for name in _MONTH_EDGES if query.get(name) or _operation(query) == name), None):
         return Plan(check=lambda books: _check_month(vector, edge, _moment(text, zone), zone))
-    if "add_seconds" in query:
-        later = _moment(text, zone) + timedelta(microseconds=int(number(query["add_seconds"]) * 1_000_000))
+    added = [name for name in _ADDED if f"add_{name}" in query]
+    if added:
+        seconds = sum(number(query[f"add_{name}"]) * _ADDED[name] for name in added)
+        later = _moment(text, zone) + timedelta(microseconds=int(seconds * 1_000_000))
         return _booked_at(vector, later.isoformat(), [_ADDED_REMARK])
     sizes = (size_of(query, key) for key in ("windowSize", "window", "start_of", "truncate"))
     size = next((size for size in sizes if size), None)
     if size is not None:
         return Plan(check=lambda books: _check_window(vector, _moment(text, zone), size, zone))
+    if "local" in expected:
+        return Plan(check=lambda books: _check_local(vector, _moment(text, zone), zone))
     if "utc" not in expected and "time" not in expected:
         raise Unknown(f"a question about a time that nobody here answers: {', '.join(query)}")
     whole = _has_zone(text) or text.replace(".", "", 1).isdigit()
     return _booked_at(vector, text if whole else _moment(text, zone).isoformat())
 
 
+def _operation(query: Mapping[str, Any]) -> str:
+    told = str(query.get("operation", query.get("function", ""))).removeprefix("get_")
+    return "last_month" if told in ("previous_month", "prev_month") else told
+
+
+def _months_added(query: Mapping[str, Any]) -> int | None:
+    """Return how many months a query adds or takes away, None if it does neither."""
+    lengths = {"add_months": 1, "sub_months": -1, "add_years": 12, "sub_years": -12}
+    asked = [name for name in lengths if name in query]
+    return sum(int(query[name]) * lengths[name] for name in asked) if asked else None
+
+
+def _plan_refusal(vector: Vector, text: str, zone: str) -> Plan:
+    """Plan a case of which the zone means nothing, or else the time."""
+    try:
+        find_zone(zone)
+    except UsageQueryError as error:
+        told = str(error)
+        return Plan(check=lambda books: f"refused: {told}")
+    return _booked_at(vector, text)
+
+
+def _check_local(vector: Vector, moment: datetime, zone: str) -> str:
+    """Compare what a zone's clocks show at an instant."""
+    ours, wanted = moment.astimezone(find_zone(zone)), datetime.fromisoformat(str(vector.expected["local"]))
+    shown = ours if wanted.tzinfo else ours.replace(tzinfo=None)
+    if shown.isoformat() != wanted.isoformat():
+        raise Mismatch(f"expected {wanted.isoformat()}, got {ours.isoformat()}")
+    return ours.isoformat()
+
+
 def _check_length(vector: Vector, start: datetime, end: datetime) -> str:
     """Compare how much time passes between two instants; a zone's clock may have been changed meanwhile."""
-    seconds = Decimal((end - start) // timedelta(microseconds=1)) / 1_000_000
+    seconds = Decimal(abs(end - start) // timedelta(microseconds=1)) / 1_000_000
     asked = [name for name in _LENGTHS if name in vector.expected]
     for name in asked:
         check_number(name, seconds / _LENGTHS[name], vector.expected[name], vector.tolerance)
@@ -124,6 +176,10 @@ def _check_month(vector: Vector, name: str, moment: datetime, zone: str) -> str:
 def _check_window(vector: Vector, moment: datetime, size: WindowSize, zone: str) -> str:
     """Find the window in which a moment lies."""
     start, end = size.span(moment, zone)
+    asked = [name for name in (*_STARTS, *_ENDS) if name in vector.expected]
+    length = _check_length(vector, start, end) if set(_LENGTHS) & set(vector.expected) else ""
+    if length and not asked:
+        return length
     return _check_edges(vector, dict.fromkeys(_STARTS, start) | dict.fromkeys(_ENDS, end), zone)
 
 
@@ -132,7 +188,7 @@ def _check_edges(vector: Vector, told: Mapping[str, datetime], zone: str) -> str
     for name in asked:
         wanted = vector.expected[name]
         local = told[name].astimezone(find_zone(zone)).date().isoformat()
-        if local != wanted and told[name] != instant(wanted):
+        if local != wanted and told[name] != _moment(str(wanted), zone):
             raise Mismatch(f"{name}: expected {wanted}, got {told[name].isoformat()}")
     if not asked:
         raise Incomparable(f"expected holds nothing to compare: {', '.join(vector.expected)}")
@@ -151,5 +207,3 @@ def _moment(text: str, zone: str) -> datetime:
         return datetime.fromisoformat(text).replace(tzinfo=find_zone(zone)).astimezone(UTC)
     except ValueError as error:
         raise Unknown(f"expected a time, the case has {text!r}") from error
-
-
