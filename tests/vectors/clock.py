@@ -14,14 +14,14 @@ from tests.vectors.model import Limit, Query, Unknown, Vector
 
 _ABOUT: tuple[tuple[Limit, re.Pattern[str]], ...] = (
     ("furthest_ahead", re.compile(r"future|ahead", re.IGNORECASE)),
-    ("oldest_accepted", re.compile(r"too.?(old|late)|stale|expired", re.IGNORECASE)),
+    ("oldest_accepted", re.compile(r"too.?(old|late)|stale|expired|in the past", re.IGNORECASE)),
 )
 _FIGURES = frozenset(
     ("rows", "values", "points", "value", "groupBy", "seconds", "minutes", "hours", "days", "before", "after_each")
 )  # fmt: skip
 _TIMES = frozenset(
     ("time", "timestamp", "from", "to", "start", "stop", "windowStart", "windowEnd", "now", "arrival", "arrives",
-     "arrived", "received", "received_at", "sent_at")
+     "arrived", "arrived_at", "arrival_time", "received", "received_at", "sent_at", "ingested_at")
 )  # fmt: skip
 
 

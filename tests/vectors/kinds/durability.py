@@ -25,7 +25,10 @@ _PARTS: tuple[tuple[str, Part], ...] = (
     ("broker|kafka", "broker"),
     ("clickhouse|database|store", "clickhouse"),
 )
-_AWAY = re.compile(r"down|unreachable|away|kill|crash|restart|stop|die", re.IGNORECASE)
+_AWAY = re.compile(
+    r"down|unreachable|unavailable|offline|outage|away|kill|crash|restart|stop|die|lost|disconnect|rebalanc",
+    re.IGNORECASE,
+)
 _PIPELINE_REMARK = "the pipeline is killed with -9 once, wherever it stands; tests/chaos does that at every point"
 _FOR = re.compile(r"(first|middle|last) ([0-9]+)", re.IGNORECASE)
 _SPOOL_REMARK = "no HTTP interface yet: accepted means that the agent's spool has the event on its disk"

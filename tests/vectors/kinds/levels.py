@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import accumulate
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tallyman.meter import find
 from tests.vectors.books import Books, Question
-from tests.vectors.building import meter, moments_of, needs_seconds, range_of, scale_of, type_of, wire
+from tests.vectors.building import dotted, meter, moments_of, needs_seconds, range_of, scale_of, type_of, wire
 from tests.vectors.compare import check_number, check_rounded, groups_of, instant, number
 from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by, size_of
 from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
@@ -24,22 +24,40 @@ MINUTE = timedelta(minutes=1)
 UNITS = {"seconds": "1", "minutes": "1/60", "hours": "1/3600", "days": "1/86400"}
 _MOST_WINDOWS = 1000
 _ATTRIBUTES = ("time", "data", "subject")
+_OWN = ("id", "source", "specversion")
 _NO_RESOURCES = frozenset(("type", "source", "specversion", "datacontenttype", "unit", "note"))
+# Lago's weighted sum adds up what its events say.
+_OF_DELTAS = re.compile(r"delta|(?<!time_)weighted_sum", re.IGNORECASE)
 Group = tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What a case says of a level: as it is, or what it changes by.
+
+    Attributes:
+        path: Where in an event's data.
+    """
+
+    sent: Sequence[Wire]
+    path: str
+    is_delta: bool
 
 
 def plan(vector: Vector) -> Plan:
     """Plan a `time_weighted` case: a level built from changes, or told as it is, over its range."""
     sent = events_of(vector)
-    path = first_of(("delta", "level", "value"), sent) or "delta"
+    told = vector.query.get("valueProperty")
+    path = dotted(told) if told else first_of(("delta", "level", "value"), sent) or "delta"
     start, end = whole_range(vector.query, moments_of(sent))
     sent += _initial(vector, sent, start, path)
     settings: dict[str, Any] = {"value": path, "scale": scale_of(sent, path)}
     settings["dimensions"] = dimensions_of(vector.query)
     taken = {path, *settings["dimensions"].values()}
-    settings |= {"level": "delta"} if path == "delta" else {"resource": resource_of(sent, taken)}
+    is_delta = path == "delta" or (path != "level" and bool(_OF_DELTAS.search(str(vector.query.get("aggregation")))))
+    settings |= {"level": "delta"} if is_delta else {"resource": resource_of(sent, taken)}
     question = question_of(vector, "", start, end)
-    if path != "delta":
+    if not is_delta:
         # A dimension would keep a level of its own for each value; what is filtered only is one level.
         only = [name for name in question.where if _filters_only(question, name)]
         settings["where"] = {settings["dimensions"].pop(name): question.where[name] for name in only}
@@ -51,7 +69,7 @@ def plan(vector: Vector) -> Plan:
     return Plan(
         meters=[asked, *both],
         events=[Outgoing.of(each) for each in sent],
-        check=lambda books: _check_level(books, vector, question, sent, path),
+        check=lambda books: _check_level(books, vector, question, _Told(sent=sent, path=path, is_delta=is_delta)),
         remarks=[NOBODY_REMARK] if question.subjects == () else [],
     )
 
@@ -89,11 +107,25 @@ def _window_starts(size: WindowSize, start: datetime, end: datetime, zone: str) 
 def _answer(vector: Vector) -> dict[str, str]:
     """Return what is asked of the level, and in which unit; Lago's weighted sum is the average over the period."""
     how = re.sub(r"[\s-]", "_", str(vector.query.get("aggregation", "")).upper())
-    if re.search("AVG|AVERAGE|MEAN|WEIGHTED_SUM", how):
+    if re.search("AVG|AVERAGE|MEAN|(?<!TIME_)WEIGHTED_SUM", how):
         return {"answer": "average"}
-    if not re.search("INTEGRAL|SUM|SECONDS|HOURS|TIME_WEIGHTED$", how):
+    if not re.search("INTEGRAL|SUM|SECONDS|MINUTES|HOURS|DAYS|TIME_WEIGHTED$", how):
         raise Unknown(f'unknown aggregation "{how}"')
-    return {"answer": "integral", "multiply_by": UNITS["hours"] if "HOURS" in how else "1"}
+    named = next((unit for unit in UNITS if unit.upper() in how), None)
+    return {"answer": "integral", "multiply_by": UNITS[named or unit_of_time(vector.query.get("unit") or "seconds")]}
+
+
+def unit_of_time(name: Any) -> str:
+    """Return a unit of time by the name that a peer gives it.
+
+    Raises:
+        Unknown: There is none of this name.
+    """
+    text = str(name).lower()
+    found = next((unit for unit in UNITS if text in (unit, unit.removesuffix("s"), unit[0], unit[:3])), None)
+    if found is None:
+        raise Unknown(f'unknown unit "{name}"')
+    return found
 
 
 def first_of(names: Sequence[str], sent: Sequence[Wire]) -> str:
@@ -134,11 +166,13 @@ def events_of(vector: Vector) -> list[Wire]:
     for n, event in enumerate(vector.events):
         if not isinstance(event, Mapping) or "time" not in event:
             raise Unknown(f"an event without a time: {event!r}")
-        data = {name: value for name, value in event.items() if name not in _ATTRIBUTES}
-        named = type_of(vector) | ({"subject": event["subject"]} if "subject" in event else {})
+        # Of an event that has data, the id is its own; of one that is its data, it is the id of what lives.
+        own = _OWN if isinstance(event.get("data"), Mapping) else ()
+        data = {name: value for name, value in event.items() if name not in (*_ATTRIBUTES, *own)}
+        named = {"id": f"e{n}"} | type_of(vector) | {name: event[name] for name in ("subject", *own) if name in event}
         if named.get("type") and isinstance(event.get("type"), str):
             named["type"] = event["type"]
-        made.append(wire(vector, id=f"e{n}", time=event["time"], data=data | dict(event.get("data") or {}), **named))
+        made.append(wire(vector, time=event["time"], data=data | dict(event.get("data") or {}), **named))
     return made
 
 
@@ -149,6 +183,10 @@ def _initial(vector: Vector, sent: Sequence[Wire], start: datetime, path: str) -
         return []
     names, paths, before = grouped_by(query), dimensions_of(query), (start - MINUTE).isoformat()
     told = query["initial"]
+    if isinstance(told, Mapping):
+        if len(names) != 1:
+            raise Unknown(f"levels by name, where the query groups by {', '.join(names) or 'nothing'}")
+        told = [{"groupBy": {names[0]: group}, "value": value} for group, value in told.items()]
     if not isinstance(told, list):  # one level for every group
         groups = {tuple(named_in(each, name, paths) for name in names) for each in sent} or {tuple(None for _ in names)}
         told = [{"groupBy": dict(zip(names, group, strict=True)), "value": told} for group in sorted(groups, key=str)]
@@ -177,7 +215,7 @@ def _put(data: dict[str, Any], path: str, value: Any) -> None:
     data[last] = value
 
 
-def _check_level(books: Books, vector: Vector, question: Question, sent: Sequence[Wire], path: str) -> str:
+def _check_level(books: Books, vector: Vector, question: Question, told: _Told) -> str:
     expected = vector.expected
     if not {"values", "value", "rows"} & set(expected):
         raise Incomparable(f"expected holds no values: {', '.join(expected) or 'nothing'}")
@@ -201,7 +239,7 @@ def _check_level(books: Books, vector: Vector, question: Question, sent: Sequenc
         check_number("closing level", total_of(books, after) or Decimal(0), expected["closing_level"])
     if "seconds_per_level" in expected:
         integral = total_of(books, replace(question, meter=f"{slug}.integral", group_by=()))
-        check_number("integral of the level", integral, _integral(vector, sent, path, expected["seconds_per_level"]))
+        check_number("integral of the level", integral, _integral(vector, told, expected["seconds_per_level"]))
     return ", ".join(str(each.get("value")) for each in wanted) or "no level"
 
 
@@ -209,11 +247,13 @@ def _place_of(groups: Mapping[str, str | None], start: datetime | None) -> tuple
     return tuple(sorted(groups.items())), start
 
 
-def _integral(vector: Vector, sent: Sequence[Wire], path: str, seconds: Sequence[Any]) -> Decimal:
+def _integral(vector: Vector, told: _Told, seconds: Sequence[Any]) -> Decimal:
     """Return the sum of level x seconds that the case expects."""
-    inside = sorted((each for each in sent if not each["id"].startswith("initial-")), key=lambda each: each["time"])
-    changes = [number(vector.query.get("initial", 0)), *(number(each["data"][path]) for each in inside)]
-    levels = list(accumulate(changes)) if path == "delta" else changes
+    inside = sorted(
+        (each for each in told.sent if not each["id"].startswith("initial-")), key=lambda each: each["time"]
+    )
+    changes = [number(vector.query.get("initial", 0)), *(number(find(each["data"], told.path)) for each in inside)]
+    levels = list(accumulate(changes)) if told.is_delta else changes
     if len(levels) != len(seconds):
         raise Unknown(f"expected seconds for each of {len(levels)} levels, the case has {len(seconds)}")
     return sum((level * number(each) for level, each in zip(levels, seconds, strict=True)), Decimal(0))

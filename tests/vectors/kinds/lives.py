@@ -20,6 +20,7 @@ from tests.vectors.kinds.levels import (
     question_of,
     resource_of,
     total_of,
+    unit_of_time,
     whole_range,
 )
 from tests.vectors.kinds.meter import dimensions_of, grouped_by
@@ -29,11 +30,12 @@ from tests.vectors.model import Incomparable, Outgoing, Plan, Unknown, Vector, W
 # Other events ("update") leave it as it was.
 _ENDS = re.compile(
     r"delet|destroy|terminat|remov|stop|(?<![a-z])end(?![a-z])|(?<![a-z])ended|shelve_offload|suspend|pause|detach|release"
-    r"|shut.?off|shut.?down|power.?off|cancel|expire|disabl|inactiv|deactiv|dealloc|deprovision",
+    r"|shut.?off|shut.?down|power.?off|cancel|expire|disabl|inactiv|deactiv|dealloc|deprovision"
+    r"|finish|complet|succeed|fail|kill|crash|evict|preempt|(?<![a-z])(closed?|down|exit(ed)?|dead)(?![a-z])",
     re.IGNORECASE,
 )
 _BEGINS = re.compile(
-    r"unpause|resum|unshelve|start|undelet|restor|unsuspend|creat|(?<!re)boot|launch|(?<![a-z])(added|add|active|running|in.?use)(?![a-z])"
+    r"unpause|resum|unshelve|start|undelet|restor|unsuspend|creat|(?<!re)boot|launch|(?<![a-z])(added|add|active|running|in.?use|opened|open|up)(?![a-z])"
     r"|attach|(?<!de)allocat|(?<!de)activat|(?<!de)provision|enabl|power.?on",
     re.IGNORECASE,
 )
@@ -47,9 +49,7 @@ def plan(vector: Vector) -> Plan:
     query = vector.query
     start, end = whole_range(query, moments_of(sent))
     path = first_of(_STATES, sent) or ("type" if len({str(each["data"].get("type")) for each in sent}) > 1 else "event")
-    usual = str(query.get("unit", "seconds")).lower()
-    if usual not in UNITS:
-        raise Unknown(f'unknown unit "{usual}"')
+    usual = unit_of_time(query.get("unit") or "seconds")
     asked = [name for name in (*UNITS, "value") if name in vector.expected]
     rows = _expected_rows(vector, usual)
     units = {unit for unit, _ in rows} | {usual if name == "value" else name for name in asked}
@@ -144,7 +144,7 @@ def _expected_rows(vector: Vector, usual: str) -> list[tuple[str, list[Mapping[s
 
 def _as_row(row: Mapping[str, Any], unit: str, names: Sequence[str]) -> Mapping[str, Any]:
     groups = {name: row[name] for name in names if name in row and name != "subject"}
-    rest = {name: value for name, value in row.items() if name not in (unit, *groups)}
+    rest = {name: value for name, value in row.items() if name not in (*UNITS, *groups)}
     return rest | ({"groupBy": groups} if groups else {}) | {"value": row.get(unit, row.get("value"))}
 
 

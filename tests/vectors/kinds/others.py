@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
-from tests.vectors.kinds import http, meter, series, value
-from tests.vectors.model import NotOffered, Plan, Vector
+from tests.vectors.compare import instant
+from tests.vectors.kinds import durability, http, levels, meter, series, value
+from tests.vectors.model import NotOffered, Plan, Unknown, Vector
 
-_ARRIVAL = ("arrival", "arrives", "arrived", "received", "received_at", "sent_at")
+_ARRIVAL = (
+    "arrival", "arrives", "arrived", "arrived_at", "arrival_time", "received", "received_at", "sent_at", "ingested_at",
+)  # fmt: skip
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OF_ONE_EVENT = ("value", "groupBy", "error", "status", "quarantined")
+_OVER_TIME = re.compile(r"(time|sum).?weighted|weighted.?sum", re.IGNORECASE)
 _TOTALS = ("rows", "after_each", "count", "sum", "avg", "min", "max", "latest", "unique_count")
 
 
@@ -21,11 +30,19 @@ def plan(vector: Vector) -> Plan:
         return series.plan(vector)
     if any(name in expected for name in _TOTALS):
         return meter.plan(vector)
-    if len(vector.events) == 1 and "valueProperty" in vector.query:
+    if any(isinstance(event, Mapping) and {"count", "state"} <= set(event) for event in vector.events):
+        return durability.plan(vector)
+    if len(vector.events) == 1 and "valueProperty" in vector.query and any(name in expected for name in _OF_ONE_EVENT):
         return value.plan(vector)
     if "value" in expected or "values" in expected:
         return meter.plan(vector)
     return http.plan_ingest(vector)
+
+
+def plan_meter(vector: Vector) -> Plan:
+    """Plan a `meter` case, also one that asks for a level over time."""
+    name = str(vector.query.get("aggregation", ""))
+    return levels.plan(vector) if _OVER_TIME.search(name) else meter.plan(vector)
 
 
 def plan_expression(vector: Vector) -> Plan:
@@ -42,5 +59,15 @@ def _as_they_arrive(events: Any) -> list[Any]:
     names = [name for name in _ARRIVAL if any(isinstance(event, Mapping) and name in event for event in events)]
     if not names:
         return list(events)
-    ordered = sorted(events, key=lambda event: str(event.get(names[0]) or event.get("time")))
+    ordered = sorted(events, key=lambda event: _moment(event.get(names[0]) or event.get("time")))
     return [{name: told for name, told in event.items() if name not in names} for event in ordered]
+
+
+def _moment(told: Any) -> tuple[datetime, Decimal, str]:
+    """Return what arrivals are ordered by: instants, or bare numbers, or texts."""
+    if isinstance(told, int | Decimal):
+        return _EPOCH, Decimal(told), ""
+    try:
+        return instant(told), Decimal(0), ""
+    except Unknown:
+        return _EPOCH, Decimal(0), str(told)

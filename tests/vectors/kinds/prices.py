@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,7 +13,17 @@ from rules.plan import Tier
 from rules.price import price_tiers
 from tallyman.meter import Bucket
 from tests.vectors.books import Books, Question
-from tests.vectors.building import DEFAULTS, bucket_named, bucket_of, meter, moments_of, range_of, scale_of, wire
+from tests.vectors.building import (
+    DEFAULTS,
+    aggregation,
+    bucket_named,
+    bucket_of,
+    meter,
+    moments_of,
+    range_of,
+    scale_of,
+    wire,
+)
 from tests.vectors.compare import Row, RowOptions, check_number, check_rows, groups_of, instant, number
 from tests.vectors.kinds.meter import Going, forms_of, go, grouped_by, remarks_of, size_of
 from tests.vectors.kinds.meter import check as check_meter
@@ -38,8 +48,12 @@ def plan(vector: Vector) -> Plan:
     ]
     query = vector.query
     size = _bucket(vector)
-    definition = meter(vector, aggregation="sum_of_maxima", bucket=size, value=path, scale=scale_of(sent, path),
-                       dimensions={name: name for name in names})  # fmt: skip
+    how = aggregation(query.get("aggregation", "MAX"), query)["aggregation"]
+    if how not in ("max", "sum_of_maxima", "sum"):
+        raise Unknown(f'buckets of which the "{query["aggregation"]}" is taken')
+    settings = {"aggregation": "sum"} if how == "sum" else {"aggregation": "sum_of_maxima", "bucket": size}
+    definition = meter(vector, value=path, scale=scale_of(sent, path), dimensions={name: name for name in names},
+                       **settings)  # fmt: skip
     start, end = range_of(query, moments_of(sent), WindowSize(size))
     question = Question(meter=definition.meter, start=start, end=end, group_by=names, size=WindowSize(size),
                         zone=str(query.get("windowTimeZone") or "UTC"))  # fmt: skip
@@ -109,15 +123,17 @@ def _times(vector: Vector) -> list[Any]:
 def _check(books: Books, vector: Vector, question: Question, by_rows: Question | None = None) -> str:
     """Compare figures made of the buckets, and rows where the question that has them is given."""
     tiers, rows, is_grouped = _tiers(vector), books.ask(question), bool(vector.query.get("grouped"))
-    grouped = sum((price_tiers(row.value, tiers) for row in rows), Decimal(0))
     hours: dict[datetime, Decimal] = defaultdict(Decimal)
     for row in rows:
         hours[row.start] += row.value
-    together = sum((price_tiers(value, tiers) for value in hours.values()), Decimal(0))
+
+    def price(quantities: Iterable[Decimal]) -> Decimal:
+        return sum((price_tiers(quantity, tiers) for quantity in quantities), Decimal(0))
+
     answers: Mapping[str, Callable[[], Decimal]] = {
-        "cost_grouped": lambda: grouped,
-        "cost_ungrouped": lambda: together,
-        "cost": lambda: grouped if is_grouped else together,
+        "cost_grouped": lambda: price(row.value for row in rows),
+        "cost_ungrouped": lambda: price(hours.values()),
+        "cost": lambda: price((row.value for row in rows) if is_grouped else hours.values()),
         "units": lambda: _units(books, question),
         "value": lambda: _units(books, question),
     }
@@ -145,7 +161,7 @@ def _tiers(vector: Vector) -> list[Tier]:
     tiers: list[Mapping[str, Any]] = vector.query.get("tiers") or [{"unit": "1"}]
     made = []
     for tier in tiers:
-        upper = tier.get("up_to")
-        made.append(Tier(None if upper is None else number(upper), number(tier.get("unit", 0)),
-                         number(tier.get("flat", 0))))  # fmt: skip
+        upper = number(tier.get("up_to", tier.get("to")) or "Infinity")
+        unit, flat = tier.get("unit", tier.get("unit_amount", 0)), tier.get("flat", tier.get("flat_amount", 0))
+        made.append(Tier(upper if upper.is_finite() else None, number(unit), number(flat)))
     return made

@@ -12,13 +12,14 @@ from fractions import Fraction
 from tallyman.meter import Meter
 from tests.vectors.books import Books
 from tests.vectors.building import DEFAULTS, moments_of
-from tests.vectors.compare import Row, check_rounded, groups_of, instant, number
+from tests.vectors.compare import Row, check_number, check_rounded, groups_of, instant, number
 from tests.vectors.kinds.levels import MINUTE, Group, events_of, named_in, question_of, whole_range
 from tests.vectors.kinds.lives import life_of
 from tests.vectors.kinds.meter import dimensions_of, grouped_by
 from tests.vectors.model import Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize
 
+_OPS = ("op", "operation_type", "operation", "action")
 _ITEM = "item_of_group"  # the resource where an item may be in several groups at once
 
 
@@ -26,9 +27,16 @@ def _items(vector: Vector) -> tuple[list[Wire], Meter]:
     """Return the events of a set's items and a meter in which each is a resource, for each group and condition."""
     sent, names = events_of(vector), dimensions_of(vector.query)
     for each in sent:
+        each["data"]["op"] = _op(each)
         groups = [named_in(each, name, names) for name in names if name != "item"]
-        each["data"] = {"op": "add"} | each["data"] | {_ITEM: str([*groups, each["data"].get("item")])}
+        each["data"] |= {_ITEM: str([*groups, each["data"].get("item")])}
     return sent, life_of(vector, sent, "op", ("add",), resource=_ITEM, dimensions={"item": "item"})
+
+
+def _op(event: Wire) -> str:
+    """Return whether an event adds its item or removes it; one that does not say adds it."""
+    told = next((event["data"][name] for name in _OPS if name in event["data"]), "add")
+    return "add" if str(told).lower() in ("add", "added") else "remove"
 
 
 def _check_counts(vector: Vector, counts: Mapping[Group, int], basis: int = 1) -> None:
@@ -113,8 +121,10 @@ def plan_days(vector: Vector) -> Plan:
     def check(books: Books) -> str:
         counts = _count(row for row in books.ask(question) if row.value > 0)
         days, basis, wanted = sum(counts.values()), int(number(query.get("basis_days", 1))), vector.expected
-        if not {"fraction", "value", "values", "rows"} & set(wanted):
+        if not {"fraction", "days", "value", "values", "rows"} & set(wanted):
             raise Incomparable(f"expected holds nothing to compare: {', '.join(wanted) or 'nothing'}")
+        if "days" in wanted:
+            check_number("days", days, wanted["days"])
         if "fraction" in wanted and Fraction(days, basis) != Fraction(str(wanted["fraction"])):
             raise Mismatch(f"days: expected {wanted['fraction']}, got {days}/{basis}")
         _check_counts(vector, counts, basis)
