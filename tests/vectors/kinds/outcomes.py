@@ -12,35 +12,45 @@ from tests.vectors.model import Incomparable, Mismatch, Outgoing, Unknown
 
 # Sentence -> the reasons that mean the same; the first that fits. NaN and the infinities are one reason with us.
 _MEANINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"missing|required|absent|not found|empty|null", ("missing_field", "wrong_type")),
-    (r"\bnan\b|infinit|\binf\b", ("not_a_number",)),
+    (r"specversion", ("wrong_type", "missing_field")),
+    (r"time.?zone|utc.?offset", ("bad_time",)),
+    (r"event.*not found|(unknown|no such) event", ("unknown_event", "unknown_meter")),
+    (r"empty|blank", ("missing_field", "wrong_type", "not_a_number")),
+    (r"missing|required|absent|not found|null", ("missing_field", "wrong_type")),
+    (r"\bnan\b", ("not_a_number",)),
+    (r"infinit|\binf\b", ("not_a_number", "out_of_range")),  # a float overflows to infinity, a decimal is too large
     (r"negative", ("negative",)),
     (r"precis|digits|scale", ("too_precise",)),
     (r"too large|too many bytes", ("too_large", "out_of_range")),
     (r"range|overflow|too big|too long", ("out_of_range", "year_out_of_range")),
     (r"unmarshal|must be an? (object|string)", ("malformed", "wrong_type")),
     (r"\bnest|\bdeep", ("too_deep",)),
-    (r"too old|late", ("too_old",)),
+    (r"too old|late|\bpast\b", ("too_old",)),
     (r"future|ahead", ("too_far_ahead",)),
     (r"time|date|month|year", ("bad_time", "year_out_of_range", "too_old", "too_far_ahead")),
     (r"^invalid.?format", ("bad_time", "not_a_number", "malformed", "wrong_type", "unknown_format")),
     (r"content.?type|media type|format", ("unknown_format",)),
     (r"utf", ("not_utf8",)),
     (r"json|malformed|body|syntax", ("malformed", "wrong_type")),
-    (r"meter|code|unknown event", ("unknown_meter",)),
-    (r"pars|numeric|number|convert|invalid|not a", ("not_a_number", "wrong_type", "malformed")),
+    (r"meter|code", ("unknown_meter",)),
+    (r"pars|numeric|number|convert|invalid|not a", ("not_a_number", "wrong_type", "malformed", "bad_time")),
     (r"boolean|unsupported value", ("not_a_number", "wrong_type")),
     (r"type", ("wrong_type",)),
     (r"exceed", ("out_of_range", "too_large", "too_precise")),
 )
 _COUNTED = ("accepted", "counted", "aggregated")
-_DEAD = (
+DEAD = (
     "rejected", "dead", "dead_letters", "quarantined", "errors", "with_errors", "invalid", "failed", "failures",
 )  # fmt: skip
+_RESULTS = (
+    (("accepted", "ok", "success", "stored", "created", "counted", "2"), "accepted"),
+    (("duplicate", "409"), "duplicates"),
+    (("rejected", "error", "failed", "invalid", "dead", "4"), "rejected"),
+)
 NAMED = ("index", "id", "event_id", "transaction_id")
 _WHY = ("error", "reason", "message")
 _COPIES = ("duplicates", "duplicate_indexes")
-BY_PLACE = ("stored", *_DEAD, *_COUNTED, *_COPIES)  # what names events by their places or ids
+BY_PLACE = ("stored", *DEAD, *_COUNTED, *_COPIES)  # what names events by their places or ids
 INGESTED = ("stored", "rejected", *_COUNTED, *_COPIES)  # what is said of events, not of a question
 
 
@@ -97,21 +107,47 @@ def check_outcomes(books: Books, events: Sequence[Outgoing], expected: Mapping[s
     Raises:
         Mismatch: A number differs.
     """
+    wanted = _by_list(expected)
     places = range(len(events))
     dead = [n for n in places if books.letter(events[n])]
     counted = [n for n in places if books.is_accepted(events[n])]
     copies = [n for n in places if n not in dead and n not in counted]
     kept = [n for n in dead if not events[n].is_too_large]
     told = {"stored": sorted(counted + kept), "conflicts": [n for n in places if books.is_conflict(events[n])]}
-    told |= dict.fromkeys(_COUNTED, counted) | dict.fromkeys(_DEAD, dead) | dict.fromkeys(_COPIES, copies)
-    asked = [name for name in told if name in expected]
+    told |= dict.fromkeys(_COUNTED, counted) | dict.fromkeys(DEAD, dead) | dict.fromkeys(_COPIES, copies)
+    asked = [name for name in told if name in wanted]
     for name in asked:
-        _check_places(name, told[name], expected[name], events)
-        if name in _DEAD and isinstance(expected[name], list):
-            for each in expected[name]:
+        expected.get(name)  # it is compared
+        _check_places(name, told[name], wanted[name], events)
+        if name in DEAD and isinstance(wanted[name], list):
+            for each in wanted[name]:
                 _check_reason(books, events, each)
     shown = f"{len(counted)} of {len(events)} count, dead {dead}, copies {copies}"
     return shown if asked else ""
+
+
+def _by_list(expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer with errors by place, and one with a result for each event, as lists of places."""
+    told = dict(expected)
+    for name in DEAD:
+        if isinstance(told.get(name), Mapping):
+            told[name] = [{"index": int(place), "reason": _in_words(why)} for place, why in told[name].items()]
+    results = expected.get("results")
+    for n, result in enumerate(results if isinstance(results, list) else ()):
+        status = str(result.get("status") if isinstance(result, Mapping) else result).lower()
+        names = [name for words, name in _RESULTS if status in words or (status[:1] in words and status.isdigit())]
+        if not names:
+            raise Unknown(f'an event\'s result of a status "{status}"')
+        place = result.get("index", n) if isinstance(result, Mapping) else n
+        known = told.get(names[0])
+        told[names[0]] = [*(known if isinstance(known, list) else ()), place]
+    return told
+
+
+def _in_words(why: Any) -> str:
+    """Return all that is said in lists and mappings, in one text."""
+    parts = why.values() if isinstance(why, Mapping) else why
+    return str(why) if isinstance(why, str) else " ".join(map(_in_words, parts))
 
 
 def _check_places(name: str, ours: Sequence[int], wanted: Any, events: Sequence[Outgoing]) -> None:
