@@ -30,8 +30,12 @@ _NAMES: dict[str, Aggregation] = {
     "COUNTER": "counter", "INCREASE": "counter",
 }  # fmt: skip
 _NO_ZONE = re.compile(r"T[0-9:.]+$")
+_ZONES = ("windowTimeZone", "zone", "time_zone", "timeZone", "timezone")
 _REPEATS = ("repeat", "id_template")
 _NAMES_OF_FIELDS = {"timestamp": "time"}
+_NOT_OFFERED = (
+    "STDDEV_POP", "VARIANCE", "MODE", "RANGE", "RATE", "DELTA", "ABS", "NEGATIVE", "ROLLING", "MOVING_AVERAGE",
+)  # fmt: skip
 _BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 # One step of a JSONPath: a name after a point, or any text in quotes and brackets.
 _STEP = re.compile(r"""\.(?P<bare>[^.\[\]*?()]+)|\['(?P<single>[^']+)'\]|\["(?P<double>[^"]+)"\]""")
@@ -45,6 +49,7 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         Unknown: There is none of this name.
+        NotOffered: It is one of those that no meter has.
     """
     text = re.sub(r"[\s-]+", "_", str(name).strip().upper()).removesuffix("_AGG")
     settings: dict[str, Any] = {}
@@ -52,6 +57,8 @@ def aggregation(name: Any, query: Mapping[str, Any]) -> dict[str, Any]:
         settings = {"aggregation": "percentile", "percentile": share[1] or share[2]}
     elif text in _NAMES:
         settings = {"aggregation": _NAMES[text]}
+    elif text in _NOT_OFFERED:
+        raise NotOffered(f"{name}: no aggregation of a meter")
     else:
         raise Unknown(f'unknown aggregation "{name}"')
     if text == "MEDIAN":
@@ -141,6 +148,11 @@ def wires(vector: Vector, events: Iterable[Any], tag: str = "") -> list[Wire]:
             if not isinstance(made[-1]["time"], str):
                 made[-1]["time"] = time_text(made[-1]["time"])
     return made
+
+
+def zone_of(query: Mapping[str, Any]) -> str:
+    """Return the zone in which a query's windows begin."""
+    return str(next((query[name] for name in _ZONES if query.get(name)), "UTC"))
 
 
 def type_of(vector: Vector) -> Wire:

@@ -19,6 +19,7 @@ _FRACTION = re.compile(r"(-?[0-9]+)/0*([1-9][0-9]*)")
 _ROW_FIELDS = ("value", "windowStart", "windowEnd", "groupBy", "subject")  # any other name is a group's
 _ROW_NAMES = {"window_start": "windowStart", "window_end": "windowEnd", "group_by": "groupBy", "groups": "groupBy"}
 _ROW_ASIDES = ("note", "peer", "peer_digits")
+_ROUNDED = -2
 _FLOAT_DIGITS = 15  # of which a double keeps each
 _UNIX_SECONDS = re.compile(r"[0-9]{9,}(\.[0-9]+)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -70,12 +71,25 @@ def check_number(what: str, ours: Decimal | int | None, expected: Any, tolerance
         raise Mismatch(f"{what}: expected {plain(wanted)}, got {plain(Decimal(ours))}")
 
 
+def check_total(
+    what: str, ours: Decimal | None, expected: Any, *, is_sum: bool, tolerance: Decimal | None = None
+) -> None:
+    """Compare one figure where there may be none; the sum over nothing, which has no row, is told as 0 by others."""
+    if ours is None and (expected is None or (is_sum and number(expected) == 0)):
+        return
+    if expected is None:
+        raise Mismatch(f"{what}: expected nothing, got {ours}")
+    check_number(what, ours, expected, tolerance)
+
+
 def check_rounded(what: str, ours: Decimal | None, expected: Any) -> None:
-    """Compare after rounding ours, once and half away from zero, to the digits that are expected."""
-    wanted = number(expected)
-    if ours is not None:
-        digits = wanted.as_tuple().exponent
-        ours = ours.quantize(Decimal(1).scaleb(int(digits)), ROUND_HALF_UP, EXACT)
+    """Compare after rounding ours, once and half away from zero, to the digits that are expected.
+
+    Fewer than two behind the point are no sign that anything was rounded: 2.4 is no 2.
+    """
+    exponent = int(number(expected).as_tuple().exponent)
+    if ours is not None and exponent <= _ROUNDED:
+        ours = ours.quantize(Decimal(1).scaleb(exponent), ROUND_HALF_UP, EXACT)
     check_number(what, ours, expected)
 
 
@@ -122,7 +136,7 @@ def check_rows(ours: Sequence[Row], expected: Sequence[Mapping[str, Any]], optio
         Mismatch: A row is missing, or one is there that nobody expected.
     """
     left = list(ours)
-    for wanted in map(_by_our_names, expected):
+    for wanted in map(by_our_names, expected):
         found = next((row for row in left if _agrees(row, wanted, options)), None)
         if found is None:
             shown = "; ".join(map(str, left)) or "no row"
@@ -132,7 +146,8 @@ def check_rows(ours: Sequence[Row], expected: Sequence[Mapping[str, Any]], optio
         raise Mismatch(f"expected {len(expected)} rows, got also {'; '.join(map(str, left))}")
 
 
-def _by_our_names(wanted: Mapping[str, Any]) -> dict[str, Any]:
+def by_our_names(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an expected row in our words, without what is told for whoever reads the file."""
     return {_ROW_NAMES.get(name, name): told for name, told in wanted.items() if name not in _ROW_ASIDES}
 
 
@@ -166,9 +181,14 @@ def _agrees(row: Row, wanted: Mapping[str, Any], options: RowOptions) -> bool:
     first, last = options.span
     if "windowStart" in wanted and row.start != max(instant(wanted["windowStart"]).replace(microsecond=0), first):
         return False
-    if "windowEnd" in wanted and row.end != min(_second_after(instant(wanted["windowEnd"])), last):
+    if "windowEnd" in wanted and row.end != end_of(wanted, last):
         return False
     return close(row.value, number(wanted.get("value")), options.tolerance)
+
+
+def end_of(wanted: Mapping[str, Any], last: datetime) -> datetime:
+    """Return where an expected window ends, or where the range cuts it."""
+    return min(_second_after(instant(wanted["windowEnd"])), last)
 
 
 def _second_after(moment: datetime) -> datetime:

@@ -170,7 +170,7 @@ def read_vectors(path: Path) -> list[Vector]:
         OSError, ValueError: It cannot be read, or holds no list of cases.
     """
     document = read_json(path.read_text("utf-8-sig"))
-    cases = document.get("vectors") if isinstance(document, dict) else document
+    cases = document.get("vectors", document.get("cases")) if isinstance(document, dict) else document
     if not isinstance(cases, list):
         raise ValueError(f'{path}: expected a list of cases under "vectors", got {type(cases).__name__}')
     return [_vector(number, case) for number, case in enumerate(cases, 1)]

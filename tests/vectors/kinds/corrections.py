@@ -20,8 +20,9 @@ from tests.vectors.building import (
     type_of,
     wire,
     wires,
+    zone_of,
 )
-from tests.vectors.compare import RowOptions, check_number, check_rows, number
+from tests.vectors.compare import RowOptions, check_number, check_rows, check_total
 from tests.vectors.kinds.meter import (
     CORRECTABLE_FORMS,
     check_corrected,
@@ -102,7 +103,7 @@ def _step(vector: Vector, plain: list[Any], fixes: list[Mapping[str, Any]], tag:
     moments = moments_of(event.wire for known in versions.values() for event in known if event.wire)
     start, end = range_of(query, moments, size)
     question = Question(meter=definition.meter, start=start, end=end, size=size, group_by=grouped_by(query),
-                        zone=str(query.get("windowTimeZone") or "UTC"), moments=moments,
+                        zone=zone_of(query), moments=moments,
                         **conditions_of(query))  # fmt: skip
     return _Step(definition, question, events + corrections, sent)
 
@@ -144,10 +145,12 @@ def _check(books: Books, vector: Vector, steps: list[_Step], fixes: list[Mapping
         _check_refused(books, vector, steps[-1])
     else:
         check_corrected(books, [event for step in steps for event in step.events])
+    is_sum = steps[0].meter.aggregation == "sum"
     for name in expected:
-        _check_total(name, told[name], vector, expected[name])
+        check_total(name, told[name], expected[name], is_sum=is_sum, tolerance=vector.tolerance)
     for n, wanted in enumerate(each or ()):
-        _check_total(f"after {n} corrections", values[n + len(values) - len(each)], vector, wanted)
+        value = values[n + len(values) - len(each)]
+        check_total(f"after_each {n}", value, wanted, is_sum=is_sum, tolerance=vector.tolerance)
     if rows is not None:
         question = steps[-1].question
         check_rows(books.ask(question), rows, RowOptions(vector.tolerance, (question.start, question.end)))
@@ -169,16 +172,6 @@ def _check_refused(books: Books, vector: Vector, step: _Step) -> None:
         raise Mismatch("expected a correction that is refused, but all of them count")
     for event in dead:
         check_dead(books, event, error_of(vector.expected))
-
-
-def _check_total(name: str, ours: Decimal | None, vector: Vector, wanted: Any) -> None:
-    """Compare a total; the sum over nothing, which has no row, may be told as 0."""
-    is_sum = str(vector.query.get("aggregation", "SUM")).upper() == "SUM"
-    if ours is None and (wanted is None or (is_sum and number(wanted) == 0)):
-        return
-    if wanted is None:
-        raise Mismatch(f"{name}: expected nothing, got {ours}")
-    check_number(name, ours, wanted, vector.tolerance)
 
 
 def _value(books: Books, step: _Step) -> Decimal | None:

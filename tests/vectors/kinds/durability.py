@@ -15,9 +15,9 @@ from collectors.spool import Spool
 from tallyman.event import Series
 from tests.integration.booking import wait_for
 from tests.vectors.books import Books, Part, Question
-from tests.vectors.building import DEFAULTS, meter
-from tests.vectors.compare import check_number
-from tests.vectors.model import Mismatch, Plan, Unknown, Vector
+from tests.vectors.building import DEFAULTS, meter, wire
+from tests.vectors.compare import check_number, instant
+from tests.vectors.model import Mismatch, Outgoing, Plan, Unknown, Vector
 from tests.vectors.worker import Worker
 
 _PARTS: tuple[tuple[str, Part], ...] = (
@@ -26,9 +26,10 @@ _PARTS: tuple[tuple[str, Part], ...] = (
     ("clickhouse|database|store", "clickhouse"),
 )
 _AWAY = re.compile(
-    r"down|unreachable|unavailable|offline|outage|away|kill|crash|restart|stop|die|lost|disconnect|rebalanc",
+    r"down|unreachable|unavailable|offline|outage|away|kill|crash|restart|stop|die|lost|disconnect|rebalanc|start|join",
     re.IGNORECASE,
 )
+_REPEATED = re.compile(r"twice|redeliver|retr(y|ied|ies)|resen[dt]|replay|duplicat|repeat", re.IGNORECASE)
 _PIPELINE_REMARK = "the pipeline is killed with -9 once, wherever it stands; tests/chaos does that at every point"
 _FOR = re.compile(r"(first|middle|last) ([0-9]+)", re.IGNORECASE)
 _SPOOL_REMARK = "no HTTP interface yet: accepted means that the agent's spool has the event on its disk"
@@ -40,6 +41,8 @@ def plan(vector: Vector) -> Plan:
     event: Any = vector.events[0] if vector.events else {}
     state = str(event.get("state", "")) if isinstance(event, Mapping) else ""
     part = _part_of(state)
+    if part is None and _REPEATED.search(state):
+        return _plan_repeated(vector, int(event.get("count", 1000)))
     if part is None or vector.query.get("operation", "ingest") != "ingest":
         raise Unknown(f"a fault that nobody here makes: {event!r}")
     count = int(event.get("count", 1000))
@@ -53,6 +56,21 @@ def plan(vector: Vector) -> Plan:
         breaks=True,
         remarks=[_SPOOL_REMARK, _PIPELINE_REMARK] if part == "pipeline" else [_SPOOL_REMARK],
     )
+
+
+def _plan_repeated(vector: Vector, count: int) -> Plan:
+    """Send every event again after all of them, as a client does that missed the answer."""
+    definition = meter(vector, aggregation="count")
+    events = [Outgoing.of(wire(vector, id=f"e{n}")) for _ in range(2) for n in range(count)]
+    start = instant(DEFAULTS["time"])
+    question = Question(meter=definition.meter, start=start, end=start + timedelta(minutes=1))
+
+    def check(books: Books) -> str:
+        rows = books.ask(question)
+        check_number("stored", rows[0].value, vector.expected.get("stored", count))
+        return f"{len(events)} sent, {rows[0].value} stored"
+
+    return Plan(meters=[definition], events=events, check=check)
 
 
 def _part_of(state: str) -> Part | None:

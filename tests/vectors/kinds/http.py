@@ -26,10 +26,11 @@ from tests.vectors.building import (
     time_text,
     type_of,
     wire,
+    zone_of,
 )
 from tests.vectors.compare import RowOptions, check_rows, instant
 from tests.vectors.json_text import read_json, write_json
-from tests.vectors.kinds.meter import check_refused, conditions_of, dimensions_of, grouped_by
+from tests.vectors.kinds.meter import check_refused, conditions_of, dimensions_of, grouped_by, window_named
 from tests.vectors.kinds.outcomes import INGESTED, check_dead, check_outcomes, error_of, status_of
 from tests.vectors.model import Form, Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector
 from tests.vectors.windows import WindowSize, named_size
@@ -56,7 +57,7 @@ def plan(vector: Vector) -> Plan:
 
 def _plan_question(vector: Vector) -> Plan:
     query, expected = vector.query, vector.expected
-    zone = str(query.get("windowTimeZone") or "UTC")
+    zone = zone_of(query)
     try:
         end = _typed("to", query["to"]) if query.get("to") else None
         usual = end - timedelta(days=1) if end else instant(DEFAULTS["time"])
@@ -68,7 +69,7 @@ def _plan_question(vector: Vector) -> Plan:
     definition = meter(vector, aggregation="count", dimensions=dimensions)
     try:
         meter(vector, **aggregation(query.get("aggregation", "COUNT"), query))
-    except Unknown as error:
+    except (Unknown, NotOffered) as error:
         return _refused(vector, str(error))
     question = Question(
         meter=str(query.get("meter") or "") if status_of(expected) == 404 else definition.meter,
@@ -129,7 +130,7 @@ def _size(query: Mapping[str, Any], *, is_refused: bool) -> WindowSize | None:
 
     Windows that are not ours can be put together of ours, but to `read_usage` their name means nothing.
     """
-    name = query.get("windowSize")
+    name = window_named(query)
     if not name:
         return None
     as_told = WindowSize(str(name))  # type: ignore[arg-type]

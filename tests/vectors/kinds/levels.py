@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from tallyman.meter import find
 from tests.vectors.books import Books, Question
-from tests.vectors.building import dotted, meter, moments_of, needs_seconds, range_of, scale_of, type_of, wire
-from tests.vectors.compare import check_number, check_rounded, groups_of, instant, number
+from tests.vectors.building import dotted, meter, moments_of, needs_seconds, range_of, scale_of, type_of, wire, zone_of
+from tests.vectors.compare import by_our_names, check_number, check_rounded, end_of, groups_of, instant, number
 from tests.vectors.kinds.meter import NOBODY_REMARK, conditions_of, dimensions_of, grouped_by, size_of
 from tests.vectors.model import Incomparable, Mismatch, Outgoing, Plan, Unknown, Vector, Wire
 from tests.vectors.windows import WindowSize
@@ -84,7 +84,7 @@ def question_of(
     vector: Vector, slug: str, start: datetime, end: datetime, group_by: Sequence[str] | None = None
 ) -> Question:
     query = vector.query
-    size, zone = size_of(query), str(query.get("windowTimeZone") or "UTC")
+    size, zone = size_of(query), zone_of(query)
     moments = [] if size is None or size.ours else _window_starts(size, start, end, zone)
     return Question(meter=slug, start=start, end=end, size=size, zone=zone, moments=moments,
                     group_by=grouped_by(query) if group_by is None else group_by, **conditions_of(query))  # fmt: skip
@@ -221,14 +221,18 @@ def _check_level(books: Books, vector: Vector, question: Question, told: _Told) 
         raise Incomparable(f"expected holds no values: {', '.join(expected) or 'nothing'}")
     wanted = expected.get("values", expected.get("rows", [expected]))
     is_windowed = question.size is not None
-    rows = {_place_of(row.groups, row.start if is_windowed else None): row.value for row in books.ask(question)}
+    found = books.ask(question)
+    rows = {_place_of(row.groups, row.start if is_windowed else None): row.value for row in found}
+    ends = {row.start: row.end for row in found}
     if not question.group_by and question.subjects != () and not is_windowed and not rows and wanted:
         rows = {_place_of({}, None): Decimal(0)}  # nobody ever told a level: it is none
-    for each in wanted:
+    for each in map(by_our_names, wanted):
         groups, start = groups_of(each, frozenset()), instant(each["windowStart"]) if is_windowed else None
         what = " ".join(map(str, ("level", *(each for each in (groups, start) if each))))
         # Long after a level ended there are no rows of nothing any more.
         nothing = Decimal(0) if start is not None and not groups and question.subjects != () else None
+        if start in ends and "windowEnd" in each and ends[start] != end_of(each, question.end):
+            raise Mismatch(f"{what}: expected it until {each['windowEnd']}, got it until {ends[start].isoformat()}")
         check_rounded(what, rows.pop(_place_of(groups, start), nothing), each.get("value"))
     if rows:
         raise Mismatch(f"expected {len(wanted)} values, got also {rows}")
@@ -250,7 +254,7 @@ def _place_of(groups: Mapping[str, str | None], start: datetime | None) -> tuple
 def _integral(vector: Vector, told: _Told, seconds: Sequence[Any]) -> Decimal:
     """Return the sum of level x seconds that the case expects."""
     inside = sorted(
-        (each for each in told.sent if not each["id"].startswith("initial-")), key=lambda each: each["time"]
+        (each for each in told.sent if not str(each["id"]).startswith("initial-")), key=lambda each: each["time"]
     )
     changes = [number(vector.query.get("initial", 0)), *(number(find(each["data"], told.path)) for each in inside)]
     levels = list(accumulate(changes)) if told.is_delta else changes

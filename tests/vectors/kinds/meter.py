@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +27,9 @@ from tests.vectors.building import (
     raw_of,
     scale_of,
     wires,
+    zone_of,
 )
-from tests.vectors.compare import RowOptions, check_number, check_rows
+from tests.vectors.compare import RowOptions, check_number, check_rows, check_total
 from tests.vectors.kinds.outcomes import check_outcomes, is_refusal
 from tests.vectors.model import (
     FORMS,
@@ -116,21 +119,27 @@ def go(vector: Vector, events: Sequence[Any], name: Any, tag: str = "") -> Going
     kind = query.get("eventType") or (events[0].get("type") if events else None)
     definition = meter(vector, tag, kind, dimensions=dimensions, **settings)
     question = _question(vector, definition.meter, sent, (start, end), size)
-    going = outgoing(sent, definition.aggregation, str(query.get("dedupe", "first")))
+    going = outgoing(sent, definition.aggregation, _kept(query.get("dedupe")))
     for place, event in raw:
         going.insert(place, event)
     return Going(sent, definition, question, going)
 
 
+def window_named(query: Mapping[str, Any]) -> Any:
+    """Return the length of the windows that a query asks for, None if it asks for a total."""
+    return next((query[name] for name in ("windowSize", "window_size", "granularity") if query.get(name)), None)
+
+
 def size_of(query: Mapping[str, Any], key: str = "windowSize") -> WindowSize | None:
     """Return the size of the windows that a query asks for, None for one total."""
-    if not query.get(key):
+    name = window_named(query) if key == "windowSize" else query.get(key)
+    if not name:
         return None
     week = next((query[name] for name in ("week_start", "weekStart") if query.get(name)), "MONDAY")
     if str(week).upper() not in ("MONDAY", "MON", "1"):
         raise NotOffered(f"weeks that begin on {week}: they begin on Monday")
     anchors = ("anchor_day", "billing_anchor", "billingAnchor", "anchor")
-    return named_size(str(query[key]), next((query[name] for name in anchors if query.get(name)), None))
+    return named_size(str(name), next((query[name] for name in anchors if query.get(name)), None))
 
 
 def outgoing(sent: Sequence[Wire], how: Aggregation, kept: str) -> list[Outgoing]:
@@ -140,12 +149,18 @@ def outgoing(sent: Sequence[Wire], how: Aggregation, kept: str) -> list[Outgoing
     means this sends an amendment instead of a second copy; of an aggregation that forgets its single values nothing
     can be amended, and the copy that the case keeps goes first.
     """
-    kept = _DEDUPES.get(kept, kept)
     if kept in ("first", "none"):  # a peer that counts every copy sends nothing else; here the first one counts
         return [Outgoing.of(wire) for wire in sent]
     if kept != "last":
         raise Unknown(f'unknown dedupe "{kept}"')
     return _amended(sent) if how in CORRECTABLE else _last_first(sent)
+
+
+def _kept(told: Any) -> str:
+    """Return which copy of an event a case keeps: the first, the last, or none for all of them."""
+    if told is None or isinstance(told, bool):
+        return "none" if told is False else "first"
+    return _DEDUPES.get(told, str(told))
 
 
 def _key(wire: Wire) -> tuple[Any, ...]:
@@ -191,6 +206,8 @@ def check(
     if is_refusal(expected):
         return check_refused(books, whole.question)
     wanted = expected.get("rows", expected.get("values"))
+    if wanted is None and isinstance(expected.get("csv"), str):
+        wanted = list(csv.DictReader(io.StringIO(expected["csv"])))
     if wanted is not None:
         rows = books.ask(whole.question)
         check_rows(rows, wanted, _options(vector, whole))
@@ -198,9 +215,8 @@ def check(
     for n, (step, value) in enumerate(steps, 1):
         check_number(f"after event {n}", _one(books, step.question), value, vector.tolerance)
     for name, step in totals.items():
-        value = _one(books, step.question)
-        if value is not None or expected[name] is not None:
-            check_number(name, value, expected[name], vector.tolerance)
+        value, is_sum = _one(books, step.question), step.meter.aggregation == "sum"
+        check_total(name, value, expected[name], is_sum=is_sum, tolerance=vector.tolerance)
         told.append(f"{name} {value}")
     if reports := _REPORTS.search(" ".join(map(str, expected.values()))):
         conflicts = sum(map(books.is_conflict, whole.events))
@@ -307,7 +323,7 @@ def _question(
         **conditions_of(query),
         group_by=grouped_by(query),
         size=size,
-        zone=str(query.get("windowTimeZone") or "UTC"),
+        zone=zone_of(query),
         moments=tuple(moments_of(sent)),
     )
 

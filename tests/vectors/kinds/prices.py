@@ -23,6 +23,7 @@ from tests.vectors.building import (
     range_of,
     scale_of,
     wire,
+    zone_of,
 )
 from tests.vectors.compare import Row, RowOptions, check_number, check_rows, groups_of, instant, number
 from tests.vectors.kinds.meter import Going, forms_of, go, grouped_by, remarks_of, size_of
@@ -56,7 +57,7 @@ def plan(vector: Vector) -> Plan:
                        **settings)  # fmt: skip
     start, end = range_of(query, moments_of(sent), WindowSize(size))
     question = Question(meter=definition.meter, start=start, end=end, group_by=names, size=WindowSize(size),
-                        zone=str(query.get("windowTimeZone") or "UTC"))  # fmt: skip
+                        zone=zone_of(query))  # fmt: skip
     return Plan(
         meters=[definition],
         events=[Outgoing.of(each) for each in sent],

@@ -20,6 +20,7 @@ from tests.vectors.building import (
     scale_of,
     time_text,
     wire,
+    zone_of,
 )
 from tests.vectors.compare import Row, close, instant, number
 from tests.vectors.model import FORMS, Incomparable, Mismatch, NotOffered, Outgoing, Plan, Unknown, Vector, Wire
@@ -27,6 +28,7 @@ from tests.vectors.windows import WindowSize, calendar_size, named_size, sized
 
 _WINDOW = "window"  # the dimension that names a window shorter than a minute
 _INCARNATION = "incarnation"  # what changes when a counter begins again
+_POINT = ("time", "timestamp", "value")
 _INCARNATIONS = (_INCARNATION, "start_time", "start", "boot_id", "container_id", "epoch")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,7 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def plan(vector: Vector) -> Plan:
     """Send each point as an event whose identity is its time, as it is in a series."""
     query, sent = vector.query, [_wire(vector, point) for point in vector.events]
-    zone = str(query.get("zone") or query.get("windowTimeZone") or "UTC")
+    zone = zone_of(query)
     method, rate = str(query.get("method", query.get("aggregation", ""))), bool(query.get("rate"))
     if method.lower().startswith("rate:"):
         method, rate = method[5:], True
@@ -54,6 +56,8 @@ def plan(vector: Vector) -> Plan:
         lives = any(_INCARNATION in event["data"] for event in sent)
         settings |= {"aggregation": "counter", "of": settings["aggregation"]}
         settings |= {"incarnation": _INCARNATION} if lives else {}
+        whose = [name for event in sent for name in _whose(event["data"])]
+        settings |= {"resource": whose[0]} if whose else {}
     definition = meter(vector, value="value", scale=scale_of(sent, "value"), dimensions=dimensions, **settings)
     moments = tuple(moments_of(sent))
     question = Question(meter=definition.meter, start=start, end=end, size=size, moments=moments, zone=zone,
@@ -71,11 +75,18 @@ def _wire(vector: Vector, point: Any) -> Wire:
     data: dict[str, Any] = {}
     if isinstance(point, Mapping):
         lives = [str(point[name]) for name in _INCARNATIONS if point.get(name) is not None]
-        data = {_INCARNATION: lives[0]} if lives else {}
+        data = {name: told for name, told in point.items() if name not in _POINT and not isinstance(told, dict | list)}
+        data |= {_INCARNATION: lives[0]} if lives else {}
         point = _as_point(point)
     if not isinstance(point, list | tuple) or len(point) != 2:
         raise Unknown(f"expected a point [time, value], the case has {point!r}")
-    return wire(vector, id=_identity(point[0]), time=time_text(point[0]), data={"value": point[1]} | data)
+    name = " ".join((_identity(point[0]), *(str(data[each]) for each in _whose(data))))
+    return wire(vector, id=name, time=time_text(point[0]), data={"value": point[1]} | data)
+
+
+def _whose(data: Mapping[str, Any]) -> list[str]:
+    """Return the names of what tells a point's series from others of the case."""
+    return [name for name in data if name not in (*_POINT, *_INCARNATIONS)]
 
 
 def _identity(told: Any) -> str:

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from tallyman.meter import Meter
 from tests.vectors.books import Books
-from tests.vectors.building import DEFAULTS, moments_of
+from tests.vectors.building import DEFAULTS, moments_of, zone_of
 from tests.vectors.compare import Row, check_number, check_rounded, groups_of, instant, number
 from tests.vectors.kinds.levels import MINUTE, Group, events_of, named_in, question_of, whole_range
 from tests.vectors.kinds.lives import life_of
@@ -115,7 +115,7 @@ def plan_days(vector: Vector) -> Plan:
     question = replace(
         question_of(vector, definition.meter, start, end, _grouped(vector)),
         size=WindowSize("day"),
-        zone=str(query.get("windowTimeZone") or query.get("zone") or "UTC"),
+        zone=zone_of(query),
     )
 
     def check(books: Books) -> str:

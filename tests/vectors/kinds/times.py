@@ -12,7 +12,7 @@ from tallyman.errors import UsageQueryError
 from tallyman.money import plain
 from tallyman.period import find_zone, month_period, previous_month, start_of_day
 from tests.vectors.books import Books
-from tests.vectors.building import meter, time_text, wire
+from tests.vectors.building import meter, time_text, wire, zone_of
 from tests.vectors.compare import check_number, instant, number
 from tests.vectors.kinds.meter import size_of
 from tests.vectors.kinds.outcomes import check_dead, error_of, is_refusal
@@ -74,12 +74,12 @@ def plan_window(vector: Vector) -> Plan:
     """Plan a `window` case: an instant goes through the books, a question about the calendar to `tallyman.period`."""
     query, expected = vector.query, vector.expected
     if isinstance(expected, Mapping) and set(_LENGTHS) & set(expected) and {"from", "to"} <= set(query):
-        zone = str(query.get("zone") or query.get("windowTimeZone") or "UTC")
+        zone = zone_of(query)
         span = _moment(str(query["from"]), zone), _moment(str(query["to"]), zone)
         return Plan(check=lambda books: _check_length(vector, *span))
     if not isinstance(expected, Mapping) or "time" not in query:
         raise Unknown("expected a time in the query, and an answer")
-    text, zone = str(query["time"]), str(query.get("zone") or query.get("windowTimeZone") or "UTC")
+    text, zone = str(query["time"]), zone_of(query)
     if is_refusal(expected):
         return _plan_refusal(vector, text, zone)
     months = _months_added(query)
@@ -152,10 +152,12 @@ def _check_months(vector: Vector, text: str, months: int, zone: str) -> str:
     place = first.year * 12 + first.month - 1 + months
     period = month_period(f"{place // 12:04d}-{place % 12 + 1:02d}", zone, first.day)
     wanted = vector.expected.get("date", vector.expected.get("utc"))
-    ours = period.first_day.isoformat()
-    if ours != str(wanted)[:10]:
-        raise Mismatch(f"expected {wanted}, got {ours}")
-    return ours
+    ours, there = period.first_day.isoformat(), find_zone(zone)
+    local = _moment(str(wanted), zone).astimezone(there)
+    has_clock = min(len(text), len(str(wanted))) > len(ours)
+    if ours != local.date().isoformat() or (has_clock and local.time() != _moment(text, zone).astimezone(there).time()):
+        raise Mismatch(f"expected {wanted}, got {ours}{text[10:]}")
+    return f"{ours}{text[10:]}"
 
 
 def _check_month(vector: Vector, name: str, moment: datetime, zone: str) -> str:
