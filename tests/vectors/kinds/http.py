@@ -72,7 +72,7 @@ def _plan_question(vector: Vector) -> Plan:
     except (Unknown, NotOffered) as error:
         return _refused(vector, str(error))
     question = Question(
-        meter=str(query.get("meter") or "") if status_of(expected) == 404 else definition.meter,
+        meter=str(query["meter"]) if status_of(expected) == 404 and query.get("meter") else definition.meter,
         start=start,
         end=end or start + timedelta(days=1),
         zone=zone,
