@@ -31,7 +31,11 @@ FORMATS: Mapping[str, Format] = {
     LINES: "lines",
     ARROW: "arrow",
     "application/json": "single",
+    # Names under which clients send lines; none of them is registered.
+    "application/ndjson": "lines",
     "application/x-jsonlines": "lines",
+    "application/jsonlines": "lines",
+    "application/jsonl": "lines",
 }
 
 # Headers of our own. The last seven are honoured only because the broker's ACLs let nobody but the operator's
@@ -162,6 +166,9 @@ def format_of(content_type: str | bytes | None) -> Format:
 
     Raises:
         EventError: `unknown_format`.
+
+    >>> format_of("Application/JSONL; charset=utf-8"), format_of(b"application/cloudevents-batch+json"), format_of(None)
+    ('lines', 'batch', 'single')
     """
     if not content_type:
         return "single"
