@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -32,8 +33,8 @@ def _knows_undone_ids(_: object) -> AbstractContextManager[Any]:
     return patch.object(frontier, "NOT_UNDONE", "")
 
 
-def _goes_on_in_the_same_booking(**values: Any) -> Repair:
-    return Repair(**{**values, "booking": values["from_booking"]})
+def _goes_on_in_the_same_booking(engine: sa.Engine, decision: Repair, decide: Any = repair._decide) -> None:
+    decide(engine, replace(decision, booking=decision.from_booking))
 
 
 def _decides_again(engine: sa.Engine, decision: Repair, decide: Any = repair._decide) -> None:
@@ -73,6 +74,6 @@ OFF: Mapping[str, Switch] = {
     "first_is_what_rows_hold": _without(_rows_hold=lambda _client, _frontier, _size: 0),
     "ids_before_rows": _ids_behind_rows,
     "undone_ids_forgotten": _knows_undone_ids,
-    "booking_of_its_own": _without(Repair=_goes_on_in_the_same_booking),
+    "booking_of_its_own": _without(_decide=_goes_on_in_the_same_booking),
     "decided_once": _without(_decide=_decides_again),
 }

@@ -66,7 +66,7 @@ class SlowDoor(Door):
         if "system.processes" in sql:
             running().pause(sql)
             return world.processes(params)
-        if sql.startswith(world.slow) and world.rng.random() < world.faults.share * 2:
+        if sql.startswith(world.slow) and world.rng.random() < world.faults.share * 4:
             running().pause(sql)
             world.begin(sql, params, self._numpy, options)
             raise driver_errors.NetworkError("the connection was lost")
