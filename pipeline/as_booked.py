@@ -24,7 +24,7 @@ from tallyman.books import load_definitions
 from tallyman.errors import EventError, RebuildError
 from tallyman.event import CORRECTION, decode_event
 from tallyman.meter import Definitions
-from tallyman.repairs import NOT_UNDONE
+from tallyman.repairs import NOT_JUDGED_ANEW, NOT_UNDONE
 
 Keys = npt.NDArray[np.int64]  # offset behind the block's first << 32 | index in the record
 _NUMBER_REUSED = "number_reused"  # a record that became one dead letter, whatever it held
@@ -117,7 +117,7 @@ class AsBooked:
         claims = part.claims
         assert claims is not None
         fresh = np.isin(_keys(block, claims.offsets, claims.indexes), accepted)
-        dead = self._positions(block, "dead_letters")
+        dead = self._positions(block, "dead_letters", NOT_JUDGED_ANEW)
         letters = [letter for letter in part.dead if fresh[claims.offsets == letter.offset].any()]
         self._refuse((letter for letter in letters if _key(block, letter) not in dead), block)
         rows = fresh[part.batch] & ~np.isin(_keys(block, part.offsets, part.indexes), dead)
@@ -129,11 +129,11 @@ class AsBooked:
                 fewer += events + sum(1 for letter in part.dead if letter.offset == offset) - 1
         return rows, fewer
 
-    def _positions(self, block: Block, table: str) -> Keys:
+    def _positions(self, block: Block, table: str, condition: str = "") -> Keys:
         """Return the positions of a block that are in a table."""
         rows = self._client.execute(
             f"SELECT offset, event_index FROM {table} WHERE topic_id = %(topic)s"  # noqa: S608 - our own words
-            " AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s",
+            f" AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s{condition}",
             _range(block),
             columnar=True,
         )
@@ -143,8 +143,8 @@ class AsBooked:
 
     def _reused(self, block: Block) -> set[int]:
         rows = self._client.execute(
-            "SELECT offset FROM dead_letters WHERE topic_id = %(topic)s AND partition = %(partition)s"
-            " AND offset >= %(first)s AND offset < %(behind)s AND reason = %(reason)s",
+            "SELECT offset FROM dead_letters WHERE topic_id = %(topic)s AND partition = %(partition)s"  # noqa: S608
+            f" AND offset >= %(first)s AND offset < %(behind)s AND reason = %(reason)s{NOT_JUDGED_ANEW}",
             _range(block) | {"reason": _NUMBER_REUSED},
         )
         return {int(offset) for (offset,) in rows}

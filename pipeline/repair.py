@@ -18,6 +18,7 @@ import numpy as np
 import sqlalchemy as sa
 from clickhouse_driver import Client
 
+from pipeline.book import Counts
 from pipeline.clock import AHEAD_MS, store_clock_ms
 from pipeline.close import close_books, open_books
 from pipeline.frontier import Frontier, read_frontier
@@ -32,7 +33,7 @@ from tallyman.event import TICK
 from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
-from tallyman.repairs import read_quarantines, read_repairs
+from tallyman.repairs import NOT_JUDGED_ANEW, read_quarantines, read_repairs
 from tallyman.usage import Repair
 
 MOST_TICKS = 1_000_000
@@ -166,8 +167,9 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
     if first > plan.goes_on_at:
         raise ConfigError(f"partition {plan.partition}: it was booked on to offset {first} meanwhile; look again")
+    newest = max(booked.reached.booking, _newest_booking(client, booked))
     close = close_books(project)
-    if close.booking <= max(booked.reached.booking, _newest_booking(client, booked)):
+    if close.booking <= newest:
         raise StoreError(
             f"booking {close.booking} is not behind the one in which partition {plan.partition} stands "
             f"({booked.reached.booking}): the clock of this machine is behind the broker's; set it, or wait until "
@@ -175,11 +177,12 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
         )
     yield "closed"
     reached = booked.reached
+    counts = reached.counts.plus(_counts_ahead(client, booked, first))
     _decide(open_books(project), Repair(
         topic_id=topic.topic_id, partition=plan.partition, number=plan.number, chunk_size=topic.chunk_size,
         from_offset=first, to_offset=plan.goes_on_at, from_clock_ms=reached.clock_ms,
         to_clock_ms=max(plan.to_clock_ms, reached.clock_ms), from_booking=reached.booking, booking=close.booking,
-        definitions=close.definitions, counts=tuple(reached.counts), reason=plan.problem, note=note, who=who,
+        definitions=close.definitions, counts=tuple(counts), reason=plan.problem, note=note, who=who,
         decided_at=datetime.now(UTC).replace(microsecond=0),
     ))  # fmt: skip
     yield "decided"
@@ -286,12 +289,34 @@ def _rows_hold(client: Client, frontier: Frontier, size: int) -> int:
 
 
 def _newest_booking(client: Client, frontier: Frontier) -> int:
-    rows = client.execute(
-        "SELECT max(booking) FROM usage_hot WHERE topic_id = %(topic)s AND partition = %(partition)s"
-        " AND chunk = %(chunk)s AND generation = 0",
-        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk},
+    """Return the newest booking of rows at or behind the place reached; a repair's is newer than all of them."""
+    mine = "topic_id = %(topic)s AND partition = %(partition)s"
+    by_position = (
+        f"SELECT max(booking) FROM {table} WHERE {mine} AND offset >= %(offset)s"  # noqa: S608 - our own words
+        for table in ("dead_letters", "conflicts", "corrections", "events")
     )
-    return int(rows[0][0])
+    by_chunk = f"SELECT max(booking) FROM usage_hot WHERE {mine} AND chunk = %(chunk)s AND generation = 0"  # noqa: S608
+    rows = client.execute(
+        " UNION ALL ".join([by_chunk, *by_position]),
+        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk,
+         "offset": frontier.reached.offset},
+    )  # fmt: skip
+    return max(int(booking) for (booking,) in rows)
+
+
+def _counts_ahead(client: Client, frontier: Frontier, first: int) -> Counts:
+    """Return how many dead letters and conflicts there are of what rows hold ahead of progress, which has them not."""
+    where = (
+        "FINAL WHERE topic_id = %(topic)s AND partition = %(partition)s AND offset >= %(reached)s"
+        f" AND offset < %(first)s{NOT_JUDGED_ANEW}"
+    )
+    dead, conflicts = client.execute(
+        f"SELECT (SELECT count() FROM dead_letters {where} AND generation = 0),"  # noqa: S608 - our own words
+        f" (SELECT count() FROM conflicts {where})",
+        {"topic": frontier.topic_id, "partition": frontier.partition, "reached": frontier.reached.offset,
+         "first": first},
+    )[0]  # fmt: skip
+    return Counts(received=dead + conflicts, duplicate=conflicts, dead=dead, conflict=conflicts)
 
 
 def _fence(client: Client, plan: RepairPlan) -> None:

@@ -6,7 +6,7 @@ History is kept: the event, each correction of it and what usage was booked when
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,12 +26,13 @@ from tallyman.event import (
     home_key,
     identity,
     split_record,
+    version_identity,
 )
 from tallyman.headers import Headers, kind_of
 from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
 from tallyman.line import TopicNow, read_topic_now
 from tallyman.mend import mend
-from tallyman.repairs import NOT_UNDONE
+from tallyman.repairs import NOT_JUDGED_ANEW, NOT_UNDONE, read_repairs
 from tallyman.send import SendReport, runs_of
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
         UsageQueryError: No such event was counted, or its bytes are gone.
         BrokerError: Kafka does not answer.
     """
-    digest = identity(subject, source, event_id)
-    high, low = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    high, low = _words(identity(subject, source, event_id))
     now = read_topic_now(project)
     rows = client.execute(
         "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"  # noqa: S608
@@ -99,16 +99,7 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     topic_id, partition, offset, index = rows[0]
     headers, body = _read_record(project, client, now, topic_id, partition, offset)
     first = Version(number=0, text=_cut(headers, body, index), position=f"{partition}:{offset}:{index}")
-    corrected = client.execute(
-        "SELECT version, now, partition, offset, booking, appended_at, reason FROM corrections FINAL"
-        " WHERE subject = %(subject)s AND source = %(source)s AND id = %(id)s ORDER BY version",
-        {"subject": subject, "source": source, "id": event_id},
-    )
-    later = (
-        Version(number=version, text=_bytes(now), position=f"{at}:{place}:0", booking=booking,
-                at=appended.replace(tzinfo=UTC), reason=reason)
-        for version, now, at, place, booking, appended, reason in corrected
-    )  # fmt: skip
+    later = _read_corrections(client, subject, source, event_id)
     return History(subject=subject, source=source, id=event_id, versions=(first, *later))
 
 
@@ -174,12 +165,45 @@ def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason
     })  # fmt: skip
 
 
+def _read_corrections(client: Client, subject: str, source: str, event_id: str) -> Iterator[Version]:
+    """Yield the corrections of an event that count, oldest first.
+
+    They are written before usage, so a repair may have skipped one that is there, or had it judged anew; then `ids`
+    says whether it was accepted.
+    """
+    rows = client.execute(
+        "SELECT version, now, topic_id, partition, offset, booking, appended_at, reason FROM corrections FINAL"
+        " WHERE subject = %(subject)s AND source = %(source)s AND id = %(id)s ORDER BY version",
+        {"subject": subject, "source": source, "id": event_id},
+    )
+    repairs = read_repairs(client) if rows else ()
+    accepted = _read_accepted(client, (subject, source, event_id), [row[0] for row in rows]) if repairs else set()
+    for version, now, topic_id, partition, offset, booking, appended, reason in rows:
+        doubtful = any(each.undoes(topic_id, partition, offset, booking) for each in repairs)
+        if not doubtful or (version, topic_id, partition, offset) in accepted:
+            yield Version(number=version, text=_bytes(now), position=f"{partition}:{offset}:0", booking=booking,
+                          at=appended.replace(tzinfo=UTC), reason=reason)  # fmt: skip
+
+
+def _read_accepted(
+    client: Client, names: tuple[str, str, str], versions: Sequence[int]
+) -> set[tuple[int, str, int, int]]:
+    """Return which versions of an event were accepted, with topic id, partition and offset."""
+    by_identity = {_words(version_identity(*names, version)): version for version in versions}
+    rows = client.execute(
+        "SELECT identity_high, identity_low, topic_id, partition, offset FROM ids"  # noqa: S608 - our own words
+        f" WHERE identity_high IN %(high)s AND (identity_high, identity_low) IN %(both)s{NOT_UNDONE}",
+        {"high": tuple(high for high, _ in by_identity), "both": tuple(by_identity)},
+    )
+    return {(by_identity[high, low], topic_id, partition, offset) for high, low, topic_id, partition, offset in rows}
+
+
 def _read_record(
     project: Project, client: Client, now: TopicNow, topic_id: str, partition: int, offset: int
 ) -> tuple[Headers, bytes]:
     rows = client.execute(
-        "SELECT headers, body FROM events WHERE topic_id = %(topic)s AND partition = %(partition)s"
-        " AND offset = %(offset)s LIMIT 1",
+        "SELECT headers, body FROM events WHERE topic_id = %(topic)s AND partition = %(partition)s"  # noqa: S608
+        f" AND offset = %(offset)s{NOT_JUDGED_ANEW} LIMIT 1",
         {"topic": topic_id, "partition": partition, "offset": offset},
         settings={"strings_as_bytes": True},
     )
@@ -220,6 +244,11 @@ def _cut(headers: Headers, body: bytes, index: int) -> bytes:
     if kind.attributes is not None:
         return compose(kind.attributes, body)
     return split_record(kind.content_type, body)[index]
+
+
+def _words(identity: bytes) -> tuple[int, int]:
+    high, low = (int.from_bytes(half, "little") for half in (identity[:8], identity[8:]))
+    return high, low
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tallyman.errors import UsageQueryError
 from tallyman.event import REASONS
 from tallyman.files import nearest
+from tallyman.repairs import NOT_JUDGED_ANEW
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -212,7 +213,8 @@ def mark_handled(client: Client, letters: Sequence[DeadLetter | LetterKey], acti
 def _read_full(client: Client, keys: Sequence[LetterKey]) -> tuple[DeadLetter, ...]:
     rows = client.execute(
         f"SELECT {_COLUMNS}, hex(body), mapValues(mapApply((k, v) -> (k, concat(hex(k), '=', hex(v))), headers))"  # noqa: S608
-        f" FROM dead_letters FINAL WHERE generation = 0 AND ({_KEY}) IN %(keys)s ORDER BY {_KEY}",
+        f" FROM dead_letters FINAL WHERE generation = 0 AND ({_KEY}) IN %(keys)s{NOT_JUDGED_ANEW}"
+        f" ORDER BY {_KEY}",
         {"keys": tuple(tuple(key[:4]) for key in keys)},
     )
     return tuple(_letter(row[:-2], bytes.fromhex(row[-2]), dict(map(_header, row[-1]))) for row in rows)
@@ -259,7 +261,7 @@ def _conditions(choice: LetterChoice) -> tuple[str, dict[str, Any]]:
         parameters["anywhere"] = tuple(place[1:] for place in places if not place[0]) or ((-1, 0, 0),)
     if not choice.handled:
         conditions.append(f"({_KEY}) NOT IN (SELECT {_KEY} FROM dead_letters_handled)")  # noqa: S608
-    return " AND ".join(conditions), parameters
+    return " AND ".join(conditions) + NOT_JUDGED_ANEW, parameters
 
 
 def _place(position: str) -> tuple[str, int, int, int]:

@@ -24,6 +24,14 @@ NOT_UNDONE = (
     "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND ids.repairs < each.4,"
     " (SELECT groupArray((toString(topic_id), partition, from_offset, number)) FROM repairs FINAL))"
 )
+# The same of rows that are keyed by position and say their booking: dead letters, conflicts, raw records. What lies
+# behind a repair is judged anew in its booking or a later one, and says so then. (What was skipped is judged by nobody:
+# no count has it, which the view `reconciliation` sees to; a dead letter of it stays, and can be let in again.)
+NOT_JUDGED_ANEW = (
+    " AND NOT arrayExists("
+    "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND booking < each.4,"
+    " (SELECT groupArray((toString(topic_id), partition, to_offset, booking)) FROM repairs FINAL))"
+)
 _CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
 
 

@@ -25,6 +25,7 @@ from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, make_producer
 from tallyman.line import read_topic_now
 from tallyman.packing import LINES_PER_RECORD, PackedRecord, Packer
 from tallyman.project import Project
+from tallyman.repairs import NOT_JUDGED_ANEW, NOT_UNDONE
 from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
@@ -220,8 +221,8 @@ def wait_for(
     try:
         ask = partial(_ask, client, patience_s)
         _wait_until_booked(ask, report, on_progress or (lambda left: None), patience_s)
-        aggregated = _count(ask, "ids", report)
-        dead = _count(ask, "dead_letters", report)
+        aggregated = _count(ask, "ids", report, NOT_UNDONE)
+        dead = _count(ask, "dead_letters", report, NOT_JUDGED_ANEW)
     finally:
         client.disconnect()
     rest = report.events - aggregated - dead
@@ -265,7 +266,7 @@ def _refuse_behind_the_end(report: SendReport, topic_ends: Mapping[int, int]) ->
         )
 
 
-def _count(ask: Ask, table: str, report: SendReport) -> int:
+def _count(ask: Ask, table: str, report: SendReport, condition: str) -> int:
     """Count the rows of a table at exactly the places that were sent."""
     total = 0
     for partition, runs in report.offsets.items():
@@ -274,7 +275,7 @@ def _count(ask: Ask, table: str, report: SendReport) -> int:
             places = " OR ".join(f"offset BETWEEN {int(first)} AND {int(last)}" for first, last in some)
             ((count,),) = ask(
                 f"SELECT count() FROM {table} FINAL WHERE topic_id = %(topic_id)s AND partition = %(partition)s"  # noqa: S608
-                f" AND ({places})",
+                f" AND ({places}){condition}",
                 {"topic_id": report.topic.topic_id, "partition": partition},
             )
             total += count

@@ -212,6 +212,11 @@ class Repair:
     def to_clock(self) -> datetime:
         return datetime.fromtimestamp(self.to_clock_ms / 1000, UTC)
 
+    def undoes(self, topic_id: str, partition: int, offset: int, booking: int) -> bool:
+        """Whether what was written of a record, in this booking, was skipped, or judged anew in a later one."""
+        here = (topic_id, partition) == (self.topic_id, self.partition)
+        return here and offset >= self.from_offset and booking < self.booking
+
     def touches(self, start: datetime, end: datetime, up_to_booking: int | None = None) -> bool:
         """Whether usage of [start, end) may be missing because of it: by the log's clock, to which events are close."""
         booked = up_to_booking is None or up_to_booking >= self.from_booking

@@ -1,0 +1,139 @@
+"""What a flush wrote by position and no usage, of records that a repair skips or judges anew, never counted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import worker
+from pipeline import write as room
+from pipeline.close import found_books
+from pipeline.repair import repair
+from tallyman.cli import run
+from tallyman.clickhouse import UNKNOWN_TABLE, connect, refusal
+from tallyman.local.folder import ClickHouseEndpoint
+from tests.integration.booking import wait_for
+from tests.integration.test_repair import METERS, SOURCES, ZOË, Damaged, event
+
+pytestmark = pytest.mark.integration
+WHO = (ZOË, SOURCES[0], "early-0")
+
+
+@pytest.fixture
+def own(
+    kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Damaged]:
+    """Five events are booked of each partition, with the raw archive, and the pipeline is stopped."""
+    own = Damaged(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=2, chunk_size=64)
+    own.pipeline |= {"partitions": "[0, 1]", "archive": "true"}
+    monkeypatch.setenv("TALLYMAN_DATA", str(own.folder / "data"))
+    monkeypatch.chdir(own.folder)
+    with own.running():
+        wait_for(lambda: found_books(own.project).founded, "the topic")
+        for partition in (0, 1):
+            own.send_to(partition, *[f"early-{n}" for n in range(5)])
+        own.wait_until_booked()
+    own.client = connect(own.endpoint)
+    yield own
+    own.client.disconnect()
+
+
+def die_before(own: Damaged, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pipeline write one flush up to a table, and stop there."""
+
+    def refuse(*_: Any) -> None:
+        raise refusal(UNKNOWN_TABLE, table, "Table does not exist")
+
+    own.pipeline["flush"] = "3s"  # so that one flush holds all
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Tables, f"insert_{table}", refuse)
+        assert worker.main(own.project, threading.Event(), None) == 1
+    own.pipeline["flush"] = "50ms"
+
+
+def versions(capsys: pytest.CaptureFixture[str]) -> list[int]:
+    capsys.readouterr()
+    assert run(["event", "history", *WHO, "--json"]) == 0
+    return [each["version"] for each in json.loads(capsys.readouterr().out)["versions"]]
+
+
+def positions(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    assert run(["dead", "list", "--json"]) == 0
+    return [each["position"] for each in json.loads(capsys.readouterr().out)["dead_letters"]]
+
+
+@pytest.mark.parametrize(("again", "usage"), [
+    (["void"], 9),
+    (["amend", "--set", "data.value=3"], 12),
+])  # fmt: skip
+def test_a_void_whose_record_a_repair_skipped_can_be_done_again(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], again: list[str], usage: int
+) -> None:
+    """It was accepted and written down, its usage was not, and then retention ate it."""
+    assert run(["event", "void", *WHO, "--reason", "test machine", "--yes"]) == 0
+    own.send((event(0, "worse").replace(b'"value":1', b'"value":"lots"'), ()), partition=0)  # skipped with it
+    letter = f"0:{own.end(0) - 1}:0"
+    die_before(own, "usage", monkeypatch)
+    assert own.ask("SELECT count() FROM corrections") == [(1,)]
+    own.eat(0, own.end(0))
+    repair(own.project, own.client, own.plan(), who="zoë", note="")
+    with own.running():
+        own.wait_for_end(0)
+        assert own.usage() == {"host.cpu": 10}, "the void was skipped"
+        assert versions(capsys) == [0]
+        assert run(["audit", "counts"]) == 0, capsys.readouterr()
+        assert run(["event", again[0], *WHO, *again[1:], "--reason", "again", "--yes", "--wait"]) == 0
+        assert own.usage() == {"host.cpu": usage}
+        assert versions(capsys) == [0, 1]
+        assert positions(capsys) == [letter], "its bytes are all that is left of it"
+        assert run(["dead", "retry", letter, "--set", "data.value=5", "--yes", "--wait"]) == 0
+        assert own.usage() == {"host.cpu": usage + 5}
+        assert run(["audit", "counts"]) == 0, capsys.readouterr()
+
+
+def test_what_rows_hold_ahead_of_progress_is_counted_behind_a_repair(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of a flush is there but its progress; a repair takes it as booked, its dead letters and copies, too."""
+    assert run(["event", "void", *WHO, "--reason", "test machine", "--yes"]) == 0
+    own.send((b"{", ()), (event(0, "early-1").replace(b'"value":1', b'"value":2'), ()), partition=0)
+    die_before(own, "progress", monkeypatch)
+    own.eat(0, own.end(0))
+    assert repair(own.project, own.client, own.plan(), who="zoë", note="").skipped == 0
+    with own.running():
+        own.send_to(0, "new-0")
+        own.wait_for_end(0)
+    assert own.usage() == {"host.cpu": 10} and versions(capsys) == [0, 1]
+    assert len(positions(capsys)) == 1
+    assert run(["audit", "counts"]) == 0, capsys.readouterr()
+
+
+def test_what_is_judged_anew_behind_a_repair_is_there_once(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flush wrote dead letters and raw records, and not its usage; then a repair goes on there, in a new booking."""
+    own.send_to(0, "new-0")
+    own.send((b"{", ()), partition=0)
+    letter = f"0:{own.end(0) - 1}:0"
+    die_before(own, "usage", monkeypatch)
+    own.spoil_progress(0, "reached_digest + 1 AS reached_digest")
+    with own.running():
+        own.wait_until_aside()
+        assert repair(own.project, own.client, own.plan(), who="zoë", note="").skipped == 0
+        own.wait_for_end(0)
+        assert own.usage() == {"host.cpu": 11}
+        own.send_to(0, "new-1")
+        own.wait_for_end(0)
+    capsys.readouterr()
+    codes = [run(["audit", "counts"]), *(run(["audit", "usage", "--source", source]) for source in ("log", "archive"))]
+    # 3: bookings before the repair are not proven
+    assert codes == [0, 3, 3], capsys.readouterr()
+    assert positions(capsys) == [letter]
+    assert run(["dead", "retry", letter]) in (0, 3), "only the preview"
+    assert "expected one dead letter" not in capsys.readouterr().err
