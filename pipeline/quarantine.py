@@ -21,6 +21,7 @@ from pipeline.runtime import JobConfig
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import DamageError, FencedError, StoreError, StoreRefusedError
 from tallyman.repairs import note_quarantine, read_repairs
+from tallyman.topics import ENDED
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,11 @@ class SetAside:
 
     def _set_aside(self, client: Client, frontier: Frontier, reason: str, sentence: str, next_step: str) -> None:
         partition, place = frontier.partition, frontier.reached.offset
+        if frontier.reached.booking == ENDED:  # nobody waits for it, and nothing of it can be repaired
+            with self._lock:
+                self._aside[partition] = frontier.repairs
+            log.warning("partition_has_ended", extra={"partition": partition, "offset": place, "error": sentence})
+            return
         with store_errors(client, "quarantines"):
             note_quarantine(client, frontier.topic_id, partition, place, reason, sentence)
         with self._lock:

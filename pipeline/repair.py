@@ -34,6 +34,7 @@ from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
 from tallyman.repairs import NOT_JUDGED_ANEW, read_quarantines, read_repairs
+from tallyman.topics import ENDED
 from tallyman.usage import Repair
 
 MOST_TICKS = 1_000_000
@@ -151,6 +152,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     if plan.problem == "clock":
         _ask_leader(project, plan)
         yield "asked"
+    _read_again(client, plan)
     with store_errors(client, "fencing usage_hot, progress and ids"):
         _fence(client, plan)
         yield "fenced"
@@ -163,7 +165,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
         _send_again(project, plan)
         yield "sent again"
     end_again(project, topic)
-    booked = read_frontier(client, topic.topic_id, plan.partition, topic.chunk_size)
+    booked = _read_again(client, plan)
     first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
     if first > plan.goes_on_at:
         raise ConfigError(f"partition {plan.partition}: it was booked on to offset {first} meanwhile; look again")
@@ -190,8 +192,22 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     yield "told"
 
 
+def _read_again(client: Client, plan: RepairPlan) -> Frontier:
+    """Return the frontier as it is now.
+
+    Raises:
+        ConfigError: The partition was booked to its end meanwhile.
+    """
+    frontier = read_frontier(client, plan.topic.topic_id, plan.partition, plan.topic.chunk_size)
+    if frontier.reached.booking == ENDED:
+        raise ConfigError(f"partition {plan.partition}: it was booked to its end meanwhile; there is nothing to repair")
+    return frontier
+
+
 def _problem(client: Client, frontier: Frontier, start: int, end: int) -> str | None:
-    """Say what is wrong with a partition; None when nothing is."""
+    """Say what is wrong with a partition; None when nothing is, or when it has ended: nothing is booked into it."""
+    if frontier.reached.booking == ENDED:
+        return None
     key = frontier.topic_id, frontier.partition
     if frontier.turned.offset < start:
         return "retention"

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from pipeline import metrics as counted
 from pipeline import worker
 from pipeline import write as room
 from pipeline.close import found_books
+from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import repair
 from tallyman.cli import run
 from tallyman.clickhouse import UNKNOWN_TABLE, connect, refusal
@@ -137,3 +139,22 @@ def test_what_is_judged_anew_behind_a_repair_is_there_once(
     assert positions(capsys) == [letter]
     assert run(["dead", "retry", letter]) in (0, 3), "only the preview"
     assert "expected one dead letter" not in capsys.readouterr().err
+
+
+def test_a_partition_that_has_ended_has_nothing_to_repair(
+    own: Damaged, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Retention ate what a partition held behind its end marker, while another one held the growth up."""
+    own.pipeline["partitions"] = "[0]"
+    with own.running():
+        grow(own.project, plan_growth(own.project, 4))
+        wait_for(lambda: [each.ended for each in read_states(own.project, own.client)] == [1, 0], "one to end")
+    own.send_to(0, "late-0")
+    own.eat(0, own.end(0))
+    with own.running():
+        wait_for(lambda: "partition_has_ended" in caplog.text, "partition 0 not to be read any more")
+        assert counted.ready()[0] and own.completeness().quarantines == ()
+    capsys.readouterr()
+    assert run(["repair", "0", "--yes"]) == 0
+    assert "nothing is wrong with it" in capsys.readouterr().err
+    assert own.fences() == 0 and own.completeness().repairs == ()

@@ -11,13 +11,14 @@ from pipeline import metrics as counted
 from pipeline import quarantine
 from pipeline.quarantine import LATEST_AGAIN_S, SOONEST_AGAIN_S, SetAside
 from tallyman.errors import DamageError, FencedError, StoreError
+from tallyman.topics import ENDED
 
 
 class Store:
     """What ClickHouse has of partition 3, and a clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.offset, self.repairs, self.now_s = 7, 0, 0.0
+        self.offset, self.booking, self.repairs, self.now_s = 7, 20_000_000, 0, 0.0
         self.notes: list[tuple[int, str]] = []
         monkeypatch.setattr(quarantine, "connect", lambda database: SimpleNamespace(disconnect=lambda: None))
         monkeypatch.setattr(quarantine, "read_frontier", self.read_frontier)
@@ -27,7 +28,7 @@ class Store:
         self.aside = SetAside(config, clock=lambda: self.now_s)
 
     def read_frontier(self, client: object, topic_id: str, partition: int, size: int) -> SimpleNamespace:
-        place = SimpleNamespace(offset=self.offset)
+        place = SimpleNamespace(offset=self.offset, booking=self.booking)
         return SimpleNamespace(topic_id=topic_id, partition=partition, reached=place, repairs=self.repairs)
 
     def note_quarantine(self, client: object, topic_id: str, partition: int, place: int, *why: str) -> None:
@@ -116,3 +117,12 @@ def test_a_partition_that_was_set_aside_for_its_clock_and_is_fenced_now_waits_fo
 def test_what_is_no_damage_sets_nothing_aside(store: Store) -> None:
     error = RuntimeError("Beam")
     assert store.aside.meet(error) is error and store.reads()
+
+
+@pytest.mark.parametrize("error", [DamageError(3, "retention", "the log starts at 9"), FencedError(3, 1, "fenced")])
+def test_a_partition_that_has_ended_is_no_longer_read_and_nobody_is_called(store: Store, error: Exception) -> None:
+    """Nothing of it counts any more, and nobody waits for it."""
+    store.booking = ENDED
+    store.fails(error)
+    assert store.fails(error) and store.notes == [] and counted.ready()[1].find("set aside") < 0
+    assert not store.reads_at(10 * LATEST_AGAIN_S)
