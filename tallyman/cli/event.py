@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,7 +143,7 @@ def _correct(
             print_json(document)
         say(f"it would be a dead letter, {dead}; nothing was sent")
         leave(3)
-    fate = None
+    fate, outrun = None, ""
     if wishes["yes"]:
         sent = corrections.correct(project, found, now, wishes["reason"])
         if wishes["wait"]:
@@ -150,17 +151,35 @@ def _correct(
             fate = wait_for(project, sent, on_progress=lambda left: waiting(f"{left:,} records to go"))
             waiting("done", done=True)
             document |= {"aggregated": fate.aggregated, "duplicate": fate.duplicate, "dead": fate.dead}
+            if not fate.aggregated and not fate.dead:
+                outrun = _outrun(project, found, now)
+                document |= {"done": not outrun, "refused": outrun or None}
     if wishes["as_json"]:
         print_json(document)
     elif fate is not None:
         result(f"{fate.aggregated} aggregated, {fate.duplicate} duplicate, {fate.dead} dead")
+        if outrun:
+            say(f"it does not count: {outrun}")
         if fate.dead:
             say("see why: tallyman dead list")
     elif wishes["yes"]:
         result("1 sent")
     else:
         say("nothing was sent. To do it, add --yes")
-    leave(3 if fate is not None and fate.dead else 0)
+    leave(3 if outrun or (fate is not None and fate.dead) else 0)
+
+
+def _outrun(project: Project, found: History, now: bytes) -> str:
+    """Say why a correction that was judged a copy does not count; nothing if the event counts as was asked."""
+    from tallyman import corrections
+
+    names = found.subject, found.source, found.id
+    with clickhouse(project) as client:
+        newest = corrections.read_history(project, client, *names).now
+    if newest.text == now:
+        return ""
+    look = shlex.join(["tallyman", "event", "history", *names])
+    return f"the event was corrected by somebody else meanwhile; see {look}"
 
 
 def _foresee(project: Project, found: History, now: bytes) -> str:

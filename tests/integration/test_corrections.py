@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.close import close_books, found_books
+from tallyman import corrections
 from tallyman.cli import run
 from tallyman.event import CORRECTS, LINES
 from tallyman.local.folder import ClickHouseEndpoint
@@ -99,6 +101,42 @@ def test_a_booking_with_more_voids_than_events_is_sealed_like_any_other(desk: De
     sealed = "SELECT rows, events FROM seals FINAL WHERE booking = %(booking)s"
     wait_for(lambda: desk.own.ask(sealed, booking=booking) == [(1, -1)], "the booking is sealed")
     assert desk.own.usage() == {"compute.hours": HOUR}
+
+
+def test_an_amendment_that_another_was_faster_than_is_not_told_as_done(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two look at one event at once, and both amend it: the later one is a copy of a version that is there."""
+    desk.own.send((body("1"), ()))
+    desk.own.wait_until_booked()
+    both, looking = threading.Barrier(2), corrections.read_history
+    looked: set[int] = set()
+
+    def look(*args: Any) -> Any:
+        found = looking(*args)
+        if threading.get_ident() not in looked:
+            looked.add(threading.get_ident())
+            both.wait(timeout=30)
+        return found
+
+    monkeypatch.setattr(corrections, "read_history", look)
+    codes: dict[int, int] = {}
+
+    def amend(hours: int) -> None:
+        changes = "--set", f"data.hours={hours}", "--reason", "wrong flavor", "--yes", "--wait"
+        codes[hours] = run(["event", "amend", *WHO, "1", *changes])
+
+    threads = [threading.Thread(target=amend, args=(hours,)) for hours in (100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(codes.values()) == [0, 3]
+    (won,) = (hours for hours, code in codes.items() if code == 0)
+    assert desk.own.usage() == {"compute.hours": won * HOUR}
+    told = desk.capsys.readouterr().err
+    assert "it does not count: the event was corrected by somebody else meanwhile" in told
+    assert "tallyman event history 'Zoë Åström' nova/berlin-1 1" in told
 
 
 def test_a_correction_of_an_event_that_nobody_counted_is_refused_with_the_next_step(desk: Desk) -> None:
