@@ -13,7 +13,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
-from pipeline.metrics import STANDS_STILL_S, set_aside
+from pipeline.metrics import STANDS_STILL_S, late_waits, set_aside
 from pipeline.runtime import JobConfig
 from tallyman.clickhouse import connect
 from tallyman.kafka import end_offsets, make_consumer
@@ -96,6 +96,8 @@ class Follower:
                     f"partition {partition}: nothing was booked for {now - seen.moved_at:.0f} s; it stands at offset "
                     f"{seen.reached} and the log ends at {seen.end}; look at the job's exceptions in Flink"
                 )
+        if waits := late_waits():
+            return False, waits
         return True, f"{len(self._seen)} partitions"
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pipeline.write import Flush
 from tallyman.metrics import counter, gauge, histogram
 
 STANDS_STILL_S = 15.0
+LATE_WAITS_S = 120.0  # how long late records may wait before somebody is told: they have days
 _OUTCOMES = ("aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 
 
@@ -28,6 +29,8 @@ class _Pulse:
     failed: float = 0.0
     failure: str = ""
     quarantined: dict[int, str] = field(default_factory=dict)  # partition -> what is wrong with its log
+    late: dict[str, tuple[float, str]] = field(default_factory=dict)  # ended topic -> since when it waits, and why
+    unreadable: dict[tuple[str, int], str] = field(default_factory=dict)  # (ended topic, partition) -> why
 
 
 _pulse = _Pulse()
@@ -78,6 +81,41 @@ def note_repaired(partition: int) -> None:
     """Say of a partition that it is booked again."""
     _pulse.quarantined.pop(partition, None)
     gauge("tallyman_pipeline_quarantined").labels(str(partition)).set(0)
+
+
+def note_late_waits(topic: str, reason: str) -> bool:
+    """Note that late records of an ended topic are not copied; return whether that is so for minutes."""
+    since, _ = _pulse.late.get(topic, (time.monotonic(), ""))
+    _pulse.late[topic] = since, reason
+    return time.monotonic() - since > LATE_WAITS_S
+
+
+def note_late_copied(topic: str) -> None:
+    """Late records of an ended topic are copied, as far as there are any."""
+    _pulse.late.pop(topic, None)
+
+
+def note_late_unreadable(topic: str, partition: int, reason: str) -> None:
+    """Note that late records of a partition wait until the pipeline is started again."""
+    _pulse.unreadable[topic, partition] = reason
+
+
+def forget_late(topic: str) -> None:
+    """Say nothing more of an ended topic: nobody in this process copies it."""
+    _pulse.late.pop(topic, None)
+    for key in [key for key in _pulse.unreadable if key[0] == topic]:
+        del _pulse.unreadable[key]
+
+
+def late_waits() -> str:
+    """Say which late records have not been copied for minutes, and why; "" if there are none."""
+    now = time.monotonic()
+    for topic, (since, reason) in sorted(_pulse.late.items()):
+        if now - since > LATE_WAITS_S:
+            return f"what comes late to topic {topic} was not copied for {now - since:.0f} s, until retention: {reason}"
+    for (topic, partition), reason in sorted(_pulse.unreadable.items()):
+        return f"what comes late to topic {topic}, partition {partition}, is not copied, until retention: {reason}"
+    return ""
 
 
 def note_rebuild() -> None:
@@ -138,4 +176,6 @@ def ready() -> tuple[bool, str]:
     if away:
         sent, partition = min(away)
         return False, f"partition {partition}: the tick sent {now - sent:.0f} s ago did not come back; is Kafka away?"
+    if waits := late_waits():
+        return False, waits
     return True, f"{len(OPEN)} partitions"

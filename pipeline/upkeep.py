@@ -9,21 +9,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 from pipeline import metrics as counted
-from pipeline.late import LateRecords
+from pipeline.late import LateRecords, LateStore
 from pipeline.outlet import KafkaOutlet
 from pipeline.runtime import JobConfig
 from pipeline.seal import Sealer
-from tallyman.books import Topic
+from tallyman import books
 from tallyman.clickhouse import connect, store_errors
+from tallyman.control import open_control
 from tallyman.errors import LogError, StoreRefusedError
 from tallyman.kafka import check_topic
-from tallyman.topics import ends_of
 
 log = logging.getLogger(__name__)
 _FOLLOW_S = 0.05
-SEAL_EVERY_S, CHECK_EVERY_S, REST_S = 1.0, 60.0, 5.0
+SEAL_EVERY_S, CHECK_EVERY_S, FOLLOWED_EVERY_S, REST_S = 1.0, 60.0, 30.0, 5.0
 
 
 class Over(threading.Event):
@@ -71,28 +72,30 @@ class Upkeep:
         self._sealer = Sealer(self._client, everything)
         self._outlet = KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us)
         self._late: list[LateRecords] = []
+        self._followed = False
         self._threads = [
             threading.Thread(target=self._keep, args=duty, name=duty[0].__name__.strip("_"), daemon=True)
             for duty in (
                 (self._seal, SEAL_EVERY_S),
                 (self._tick, min(1.0, config.tick_s / 4)),
                 (self._check, CHECK_EVERY_S),
+                (self._send_on_early, FOLLOWED_EVERY_S),
                 *more,
             )
         ]
 
     def start(self) -> None:
         for topic in self._config.before:
-            self._send_on(topic)
+            self._send_on(topic, self._config.topic)
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """Wait for the duties to end, once `over` is set."""
-        for sender in self._late:
-            sender.close()
         for thread in self._threads:
             thread.join(timeout=5)
+        for sender in list(self._late):
+            sender.close()
         self._outlet.close()
 
     def _keep(self, duty: Callable[[], None], every_s: float) -> None:
@@ -142,10 +145,27 @@ class Upkeep:
             replication=self._replication,
         )
 
-    def _send_on(self, topic: Topic) -> None:
-        """Have what still arrives in an ended topic copied to this one."""
+    def _send_on_early(self) -> None:
+        """See whether this topic is followed now; then what comes behind its ends is copied, partition by partition.
+
+        One partition may hold the growth up for longer than the others keep what comes late.
+        """
         config = self._config
-        begins = {partition: place[0] for partition, place in ends_of(self._client, topic.topic_id).items()}
-        sender = LateRecords(config.brokers, topic, config.topic, begins, self._over)
+        if self._followed:
+            return
+        engine = open_control(config.control_url)
+        try:
+            line = books.read_line(engine, config.topic)
+        finally:
+            engine.dispose()
+        for topic, following in pairwise(line):
+            if topic.topic_id == config.topic_id and following.founded:
+                self._followed = True
+                self._send_on(topic, following.name)
+
+    def _send_on(self, topic: books.Topic, following: str) -> None:
+        """Have what still arrives behind the ends of a topic copied to another one."""
+        config = self._config
+        sender = LateRecords(config.brokers, topic, following, LateStore(config.database, topic), self._over)
         self._late.append(sender)
         sender.start()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from tallyman.heard import HEARD_SQL, Clocks, read_lagging
-from tallyman.repairs import Quarantine, newest_repairs, read_quarantines, read_repairs
+from tallyman.repairs import Quarantine, newest_repairs, read_lost, read_quarantines, read_repairs
 from tallyman.sealed import MONTHS_SQL, Months, months_of
 from tallyman.topics import ABANDONED_SQL, ENDED, LINE_SQL
 from tallyman.usage import CollectorSeen, Repair
@@ -31,7 +31,7 @@ _ENDED = (
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
     "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"  # noqa: S608
-    " (SELECT count() FROM collectors_retired),"
+    " (SELECT count() FROM collectors_retired), (SELECT count() FROM late_lost),"
     f" ({_ENDED}) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
 )
 # How many partitions the topic of the line has that no other one follows; 0 while nothing was booked.
@@ -65,7 +65,8 @@ class Completeness:
         complete_to: Event time up to which nothing is missing that was sent in time; None when that is unknown.
         sealed_to: The newest booking that is sealed, 0 for none.
         quarantines: Partitions that are set aside, their log is not what was booked: `complete_to` stands still.
-        repairs: Where booking went on behind a damaged place, by an operator's decision.
+        repairs: Where booking went on behind a damaged place, by an operator's decision; and what retention took behind
+            the end of a topic, reason `late`.
         collectors: How many were ever heard; `epochs`: in how many, which are more if some began anew.
         lagging: The collectors, by name, that live or are silent and have said less than `booked_to`: all others have
             said that.
@@ -109,6 +110,7 @@ class _Seal(NamedTuple):
     any_repairs: bool = True
     any_quarantines: bool = True
     any_retired: bool = True
+    any_lost: bool = True
 
 
 class _Place(msgspec.Struct):
@@ -150,7 +152,7 @@ def read_completeness(
         sealed_to=seal.booking,
         partitions=tuple(reached),
         quarantines=_set_aside(client, seal, offsets, repairs) if seal.any_quarantines else (),
-        repairs=repairs,
+        repairs=(*repairs, *(read_lost(client) if seal.any_lost else ())),
         collectors=int(collectors),
         epochs=int(epochs),
         lagging=lagging if known else (),
@@ -221,7 +223,7 @@ def _read_seal(client: Client) -> _Seal:
     rows = client.execute(_SEAL)
     if not rows:
         return _Seal(0, {}, frozenset(map(_key, client.execute(_ENDED)[0][0])))
-    booking, written, repairs, quarantines, retired, ends = rows[0]
+    booking, written, repairs, quarantines, retired, lost, ends = rows[0]
     ended = frozenset(map(_key, ends))
     found = msgspec.json.decode(written, type=list[_Place]) if written else []
     places = {(place.topic_id, place.partition): place for place in found}
@@ -232,6 +234,7 @@ def _read_seal(client: Client) -> _Seal:
         any_repairs=bool(repairs),
         any_quarantines=bool(quarantines),
         any_retired=bool(retired),
+        any_lost=bool(lost),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tallyman.usage import Repair
 
@@ -32,6 +32,11 @@ NOT_JUDGED_ANEW = (
     "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND booking < each.4,"
     " (SELECT groupArray((toString(topic_id), partition, to_offset, booking)) FROM repairs FINAL))"
 )
+LATE = "late"  # reason of what is no decision: retention took it behind a topic's end
+_LOST = (
+    "SELECT topic_id, partition, 0, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, booking, booking,"
+    " definitions, [], 'late', '', '', noticed_at FROM late_lost FINAL ORDER BY topic_id, partition, from_offset"
+)
 _CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
 
 
@@ -53,9 +58,30 @@ def read_repairs(client: Client, topic_id: str | None = None, partition: int | N
     rows = client.execute(
         f"{_REPAIRS}{wanted} ORDER BY topic_id, partition, number", {"topic": topic_id, "partition": partition}
     )
-    names = list(Repair.__dataclass_fields__)
-    found = (dict(zip(names, row, strict=True)) for row in rows)
-    return tuple(Repair(**{**each, "counts": tuple(each["counts"])}) for each in found)
+    return tuple(map(_repair, rows))
+
+
+def read_lost(client: Client) -> tuple[Repair, ...]:
+    """Return what retention took behind the end of a topic before it was copied to the one that follows.
+
+    Nobody decided it, and no frontier goes by it; figures lack it as they lack what a repair skipped.
+    """
+    return tuple(map(_repair, client.execute(_LOST)))
+
+
+def note_lost(client: Client, lost: Repair) -> None:
+    """Write such a gap down; of those that begin at the same offset the longest counts."""
+    client.execute(
+        "INSERT INTO late_lost (topic_id, partition, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms,"
+        " booking, definitions, noticed_at) VALUES",
+        [(lost.topic_id, lost.partition, lost.chunk_size, lost.from_offset, lost.to_offset, lost.from_clock_ms,
+          lost.to_clock_ms, lost.booking, lost.definitions, lost.decided_at)],
+    )  # fmt: skip
+
+
+def _repair(row: Sequence[Any]) -> Repair:
+    found = dict(zip(Repair.__dataclass_fields__, row, strict=True))
+    return Repair(**{**found, "counts": tuple(found["counts"])})
 
 
 def newest_repairs(repairs: Sequence[Repair]) -> dict[tuple[str, int], Repair]:

@@ -194,7 +194,7 @@ def counts(options: Options, by: str, as_json: bool) -> None:
 
     received = aggregated + duplicate + dead + ignored + forwarded, in every chunk of every partition, and every dead
     letter and conflict that was counted is there. Exit code 1 if something does not reconcile. Offsets that a repair
-    skipped were never received; they are named.
+    skipped, or retention took behind the end of a topic, were never received; they are named.
 
     \b
     Examples:
@@ -202,10 +202,10 @@ def counts(options: Options, by: str, as_json: bool) -> None:
       tallyman audit counts --by chunk
     """
     from tallyman.reconcile import read_counts
-    from tallyman.repairs import read_repairs
+    from tallyman.repairs import read_lost, read_repairs
 
     with clickhouse(options.load()) as client:
-        chunks, repairs = read_counts(client), read_repairs(client)
+        chunks, repairs = read_counts(client), (*read_repairs(client), *read_lost(client))
     faulty = [chunk for chunk in chunks if chunk.faults]
     if as_json:
         print_json({"reconciles": not faulty, "chunks": [asdict(each) | {"faults": each.faults} for each in chunks],

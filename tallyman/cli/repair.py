@@ -9,6 +9,7 @@ import click
 
 from tallyman.cli.context import Options, clickhouse, is_number, load_room, project_options, who
 from tallyman.cli.output import print_json, print_table, result, say, show_time
+from tallyman.repairs import LATE
 
 if TYPE_CHECKING:
     from tallyman.completeness import Completeness
@@ -139,6 +140,12 @@ def gap_line(each: Repair) -> str:
             f"repaired: partition {each.partition}: offsets {each.from_offset} to {each.to_offset - 1} had a time in "
             f"the future and were sent again (repair {each.number}, {each.reason})"
         )
+    if each.reason == LATE:
+        return (
+            f"lost: partition {each.partition} of topic {each.topic_id}, which has ended: retention took offsets "
+            f"{each.from_offset} to {each.to_offset - 1} before they were copied, appended between "
+            f"{show_time(each.from_clock, UTC)} and {show_time(each.to_clock, UTC)}"
+        )
     return (
         f"repaired: partition {each.partition} lacks offsets {each.from_offset} to {each.to_offset - 1}, appended "
         f"between {show_time(each.from_clock, UTC)} and {show_time(each.to_clock, UTC)} (repair {each.number}, "
@@ -174,7 +181,7 @@ def _list(project: Project, as_json: bool) -> None:
     if found.repairs:
         header = ["partition", "repair", "from", "to", "reason", "who", "when", "note"]
         print_table(header, [
-            [each.partition, each.number, each.from_offset, each.to_offset, each.reason, each.who,
+            [each.partition, each.number or None, each.from_offset, each.to_offset, each.reason, each.who,
              show_time(each.decided_at, UTC), each.note or None]
             for each in found.repairs
         ])  # fmt: skip
