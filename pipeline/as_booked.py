@@ -1,7 +1,8 @@
 """Count by other definitions what was accepted when it was booked: the ids at their positions say what that was.
 
 Nothing is judged anew (rule `judged_as_booked` of `tests/model/rebuild_model.py`): a copy stays a copy, and what was
-too late, or left out by every filter, stays out. What was accepted and cannot be counted now is refused, never dropped.
+too late, or left out by every filter, stays out. What was accepted and cannot be counted now is refused, never dropped;
+and so is a chunk of which `ids` does not give as many accepted events as were booked.
 """
 
 from __future__ import annotations
@@ -74,15 +75,30 @@ def note_accepted(client: Client, name: str, chunks: Iterable[BookedChunk]) -> N
         )
 
 
+def count_positions(client: Client, name: str, topic_id: str, partition: int, first: int, behind: int) -> int:
+    """Return how many positions of a stretch were accepted; a merge of `ids` may not have seen all copies of a row."""
+    rows = client.execute(
+        f"SELECT uniqExact(offset, event_index) FROM {name}_accepted WHERE topic_id = %(topic)s"  # noqa: S608
+        " AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s",
+        {"topic": topic_id, "partition": partition, "first": first, "behind": behind},
+    )
+    return int(rows[0][0])
+
+
 class AsBooked:
     """Judges a block as it was judged: see `pipeline.replay.Count`.
 
     Args:
         name: Of the job's tables.
+        rebuilding: None: by the definitions of then, only to count how many events `ids` says were accepted.
+
+    Attributes:
+        numbered: Whether numbered batches came since it was set to False: each has one id for all its events.
     """
 
-    def __init__(self, client: Client, name: str, rebuilding: Rebuilding, wanted: Wanted) -> None:
+    def __init__(self, client: Client, name: str, rebuilding: Rebuilding | None, wanted: Wanted) -> None:
         self._client, self._name, self._rebuilding, self._wanted = client, name, rebuilding, wanted
+        self.numbered = False
 
     def __call__(self, block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -> Block:
         """Let through what was accepted in a block.
@@ -90,6 +106,7 @@ class AsBooked:
         Raises:
             RebuildError: Something was accepted that these definitions cannot count.
         """
+        self.numbered |= bool(block.heard)
         accepted = self._positions(block, f"{self._name}_accepted")
         self._refuse((letter for letter in block.dead if _key(block, letter) in accepted), block)
         received, aggregated = block.received, 0
@@ -99,11 +116,12 @@ class AsBooked:
                 received -= fewer
             else:
                 found = np.isin(_keys(block, part.offsets, part.indexes), accepted)
-            block.readings.append(part.readings(found))
+            if self._rebuilding is not None:
+                block.readings.append(part.readings(found))
             aggregated += int(np.count_nonzero(found))
         for correction in block.corrections:
             if correction.offset - block.before.offset << 32 in accepted:
-                block.readings += correction.readings
+                block.readings += correction.readings if self._rebuilding is not None else ()
                 aggregated += 1
         block.counts = Counts(received=received, aggregated=aggregated)
         block.parts, block.corrections, block.dead, block.forwards = [], [], [], []
@@ -151,7 +169,7 @@ class AsBooked:
 
     def _refuse(self, letters: Iterable[DeadLetter], block: Block) -> None:
         """Stop at the first event of the rebuild that was accepted and cannot be counted."""
-        if block.after.booking > self._rebuilding.last:
+        if self._rebuilding is None or block.after.booking > self._rebuilding.last:
             return
         for letter in letters:
             minutes = list(_minutes(letter.body))

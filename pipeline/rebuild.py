@@ -369,14 +369,25 @@ def _task(chunk: BookedChunk) -> Task:
 
 
 def _check_places(chunks: Sequence[BookedChunk], found: Sequence[recount.Found], source: SourceName) -> None:
-    """Refuse when what was read is not what was booked: records are missing, or they are others (`nothing_unread`)."""
-    places = {(each.topic_id, each.partition, each.chunk): each.place(0) for each in found}
+    """Refuse when what was read is not what was booked: records are missing, or they are others (`nothing_unread`); and
+    when `ids` has not all that was accepted of them (`judged_as_booked`).
+    """
+    by_chunk = {(each.topic_id, each.partition, each.chunk): each for each in found}
     for chunk in chunks:
-        place, booked = places[chunk.topic_id, chunk.partition, chunk.chunk], chunk.reached
+        each = by_chunk[chunk.topic_id, chunk.partition, chunk.chunk]
+        place, booked = each.place(0), chunk.reached
         if _proof(place, source) != _proof(booked, source):
             raise RebuildError(
                 f"partition {chunk.partition}, offsets {chunk.start.offset} to {booked.offset - 1}: the {source} is "
                 "not what was booked; nothing was changed. See: tallyman audit usage"
+            )
+        accepted = booked.counts.aggregated - chunk.start.counts.aggregated
+        if each.ids != accepted:
+            raise RebuildError(
+                f"partition {chunk.partition}, offsets {chunk.start.offset} to {booked.offset - 1} (bookings "
+                f"{chunk.start.booking} to {chunk.last_booking}): {accepted} events were accepted, and the table ids "
+                f"gives {each.ids} of them, so that it cannot be told which ones count; a TTL on ids takes the oldest. "
+                "Nothing was changed. Choose a later range (--from), or restore ids from a backup"
             )
 
 

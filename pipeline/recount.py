@@ -24,7 +24,7 @@ from clickhouse_driver import errors as driver_errors
 
 from pipeline.aggregate import wide_enough
 from pipeline.archive import ArchiveSource
-from pipeline.as_booked import AsBooked, Rebuilding, definitions_of
+from pipeline.as_booked import AsBooked, Rebuilding, count_positions, definitions_of
 from pipeline.book import Counts, OpenChunk, Place
 from pipeline.catalog import Catalog
 from pipeline.columns import Block
@@ -86,7 +86,8 @@ class Found(msgspec.Struct, frozen=True):
 
     Attributes:
         places: (offset, log clock, booking, definitions, digest, counts).
-        ids, mark: See `pipeline.replay.Marks`; up to the first stop.
+        ids, mark: See `pipeline.replay.Marks`; up to the first stop. In a rebuild `ids` is how many events the table
+            `ids` says were accepted.
     """
 
     topic_id: str
@@ -162,6 +163,17 @@ class Process:
             )
             for topic_id, _, partitions in config.topics
         }
+        # How many events `ids` gives is counted by the definitions of then: a numbered batch has one id for all of its.
+        self.as_booked = AsBooked(self.client, config.name, None, config.wanted)
+        self.then = {
+            topic_id: Stages(
+                Decoders(partial(load_definitions, engine), partitions),
+                self.stages[topic_id].judge,
+                tables,
+                count=self.as_booked,
+            )
+            for topic_id, _, partitions in config.topics
+        }
         self._config, self._sources = config, dict[str, Source]()
 
     def source(self, topic_id: str) -> Source:
@@ -205,7 +217,11 @@ class _Recount(beam.DoFn):
         stages = process.stages[task.topic_id]
         stages.observe = totals
         try:
-            _note(process.client, self._config, recount(task, process.source(task.topic_id), stages))
+            if self._config.rebuilding:
+                found = recount_as_booked(task, process, self._config.name)
+            else:
+                found = recount(task, process.source(task.topic_id), stages)
+            _note(process.client, self._config, found)
         except RebuildError as error:  # a sentence for whoever began the job; Beam would make a traceback of it
             _note_row(process.client, self._config, _REFUSED, str(error))
             return
@@ -222,6 +238,20 @@ def recount(task: Task, source: Source, stages: Stages) -> Found:
                        tuple(place.counts)))  # fmt: skip
         ids = ids or (stages.tables.ids.count, stages.tables.ids.mark)
     return Found(task.topic_id, task.partition, task.chunk, places, *(ids or (0, 0)))
+
+
+def recount_as_booked(task: Task, process: Process, name: str) -> Found:
+    """Count what was accepted of a chunk by other definitions, and how many events that are by those of then."""
+    source, stages, first = process.source(task.topic_id), process.stages[task.topic_id], task.start.offset
+    counted = stages.count
+    assert isinstance(counted, AsBooked)
+    counted.numbered = False
+    found = recount(task, source, stages)
+    accepted = count_positions(process.client, name, task.topic_id, task.partition, first, task.stops[0])
+    if counted.numbered:
+        again = recount(task, source, process.then[task.topic_id])
+        accepted = again.place(0).counts.aggregated - task.start.counts.aggregated
+    return msgspec.structs.replace(found, ids=accepted)
 
 
 def _note(client: Client, config: RecountConfig, found: Found) -> None:

@@ -94,7 +94,7 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     if not rows:
         raise UsageQueryError(
             f'event: expected one that was counted, got id "{event_id}" of {source} for {subject}; '
-            "a dead letter is mended with: tallyman dead retry"
+            "a dead letter is mended with: tallyman dead retry; what a TTL on ids has taken is not known any more"
         )
     topic_id, partition, offset, index = rows[0]
     headers, body = _read_record(project, client, now, topic_id, partition, offset)

@@ -1,0 +1,47 @@
+"""A rebuild is proven before it counts: what `ids` no longer knows, what an event counts as, and what is invoiced."""
+
+from __future__ import annotations
+
+import pytest
+
+from tallyman.kafka import partition_of
+from tests.integration.test_rebuild import BEFORE, HOME, Make, body, make, numbered, put_in_force, readings
+
+__all__ = ["make"]
+pytestmark = pytest.mark.integration
+BILLED = BEFORE.replace("value: hours", "value: billed")
+
+
+def billed(name: str) -> tuple[bytes, tuple[()]]:
+    return body(name, data={"hours": "1", "billed": "3", "region": "Nürnberg", "host": "1"}), ()
+
+
+def test_a_rebuild_of_a_range_whose_ids_are_gone_is_refused(make: Make) -> None:
+    """A TTL on `ids` took half of them, and nothing else says which events count: half of the usage was lost."""
+    operator = make()
+    own = operator.own
+    own.send(*(billed(f"e-{n}") for n in range(4)), partition=HOME)
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own, BILLED)
+        operator.rebuild("--yes")
+        assert operator.usage() == 12
+        own.ask("ALTER TABLE ids DELETE WHERE offset <= 2 SETTINGS mutations_sync = 2")
+        told = operator.rebuild(code=1)
+        assert "4 events were accepted, and the table ids gives 2 of them" in told
+        assert "4 events were accepted, and the table ids gives 2" in operator.type("rebuild", "check", "1", code=1)
+        assert (operator.usage(), operator.states()) == (12, {1: "in force", 2: "unfinished"})
+
+
+def test_a_rebuild_whose_numbered_batch_lost_its_one_id_is_refused(make: Make) -> None:
+    operator = make()
+    own = operator.own
+    host = partition_of(b"host-01", 2)
+    own.send((readings(5), numbered(1)), (readings(6), numbered(2)), (readings(5), numbered(1)), partition=host)
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own, BILLED)
+        operator.rebuild("--yes", meters=("host.cpu",))
+        own.ask("ALTER TABLE ids DELETE WHERE offset <= 1 SETTINGS mutations_sync = 2")
+        told = operator.rebuild(meters=("host.cpu",), code=1)
+        assert "11 events were accepted, and the table ids gives 6 of them" in told
