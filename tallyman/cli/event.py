@@ -127,6 +127,7 @@ def _correct(
 
     with clickhouse(project) as client:
         found = corrections.read_history(project, client, *names)
+        load_room("pipeline.rebuilt:refuse_rebuilt")(project, client, found.now.text, found.now.booking)
     try:
         now = b"" if changes is None else corrections.amended(found, changes)
     except EventError as error:

@@ -45,3 +45,26 @@ def test_a_rebuild_whose_numbered_batch_lost_its_one_id_is_refused(make: Make) -
         own.ask("ALTER TABLE ids DELETE WHERE offset <= 1 SETTINGS mutations_sync = 2")
         told = operator.rebuild(meters=("host.cpu",), code=1)
         assert "11 events were accepted, and the table ids gives 6 of them" in told
+
+
+def test_a_void_of_a_rebuilt_event_takes_back_what_counts(make: Make) -> None:
+    """Definitions 2 count another field, a rebuild by them is in force; definitions 3 are those of before."""
+    operator = make()
+    own = operator.own
+    own.send(*(billed(f"e-{n}") for n in range(3)), partition=HOME)
+    void = ("event", "void", "Zoë Åström", "nova/berlin-1", "e-1", "--reason", "test machine", "--yes", "--wait")
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own, BILLED)
+        operator.rebuild("--yes")
+        assert operator.usage() == 9
+        put_in_force(own, BEFORE)
+        told = operator.type(*void, code=1)
+        assert "counts by generation 1, whose definitions 2 measure it otherwise than definitions 3" in told
+        assert operator.usage() == 9
+        operator.rebuild("--yes")
+        assert operator.usage() == 3
+        operator.type(*void)
+        assert operator.usage() == 2
+        operator.type("event", "amend", "Zoë Åström", "nova/berlin-1", "e-1", "--set", "data.hours=4", *void[5:])
+        assert operator.usage() == 6
