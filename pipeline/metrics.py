@@ -112,9 +112,11 @@ def late_waits() -> str:
     now = time.monotonic()
     for topic, (since, reason) in sorted(_pulse.late.items()):
         if now - since > LATE_WAITS_S:
-            return f"what comes late to topic {topic} was not copied for {now - since:.0f} s, until retention: {reason}"
+            waits = f"what comes late to topic {topic} was not copied for {now - since:.0f} s"
+            return f"{waits}, and retention will take it: {reason}"
     for (topic, partition), reason in sorted(_pulse.unreadable.items()):
-        return f"what comes late to topic {topic}, partition {partition}, is not copied, until retention: {reason}"
+        waits = f"what comes late to topic {topic}, partition {partition}, is not copied"
+        return f"{waits}, and retention will take it: {reason}"
     return ""
 
 

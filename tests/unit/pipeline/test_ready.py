@@ -35,6 +35,28 @@ def test_a_tick_that_does_not_come_back_says_that_kafka_is_away(clock: Clock) ->
     assert metrics.ready() == (False, "partition 3: the tick sent 31 s ago did not come back; is Kafka away?")
 
 
+def test_late_records_that_wait_for_minutes_say_so(clock: Clock) -> None:
+    """They are safe for days, so a broker that restarts is none; a group that may not be read is."""
+    metrics.note_nothing_to_read()
+    assert not metrics.note_late_waits("usage.v1", "GroupAuthorizationFailedError: tallyman.late.usage.v1")
+    assert metrics.ready() == (True, "0 partitions")
+    clock.now += 121
+    metrics.note_nothing_to_read()
+    assert metrics.note_late_waits("usage.v1", "GroupAuthorizationFailedError: tallyman.late.usage.v1")
+    ready, why = metrics.ready()
+    assert not ready
+    assert why == (
+        "what comes late to topic usage.v1 was not copied for 121 s, and retention will take it: "
+        "GroupAuthorizationFailedError: tallyman.late.usage.v1"
+    )
+    metrics.note_late_copied("usage.v1")
+    assert metrics.ready() == (True, "0 partitions")
+    metrics.note_late_unreadable("usage.v1", 3, "bytes")
+    assert "topic usage.v1, partition 3, is not copied" in metrics.ready()[1]
+    metrics.forget_late("usage.v1")
+    assert metrics.ready() == (True, "0 partitions")
+
+
 def test_a_tick_that_came_back_is_forgotten(clock: Clock) -> None:
     metrics.note_tick(3)
     metrics.note_fetch(fetch(records=1))
