@@ -23,6 +23,7 @@ from invoices.load import read_accounts, read_entity
 from invoices.model import CutOff, Invoice
 from rules.plan import Plan
 from rules.plan_load import read_plans
+from tallyman import generations
 from tallyman.aggregates import read_usage
 from tallyman.clickhouse import connect
 from tallyman.control import open_control
@@ -136,6 +137,8 @@ def run(
         waiting = [account for account in books.accounts if not outcomes.repeat(engine, books.entity, account)]
         if waiting:
             client = client or connect(project.clickhouse)
+            generations.prepare(engine)
+            switched = generations.publish(engine, client).switched  # before the list is read: it is that, or newer
             read = _reader(client, project, outcomes.doubts)
             cut_off = read_cut_off(client)
             refuse_unsealed(
@@ -143,7 +146,7 @@ def run(
             )
             for some in _slices(waiting):
                 for account, draft in _build_some(books, some, month, read, cut_off):
-                    outcomes.issue(engine, books.entity, account, draft, issued_on)
+                    outcomes.issue(engine, books.entity, account, draft, issued_on, switched)
         return outcomes.report()
     finally:
         engine.dispose()
@@ -200,13 +203,14 @@ class _Outcomes:
         account: Account,
         draft: Invoice | TallymanError | None,
         issued_on: date,
+        switched: int,
     ) -> None:
         """Make a draft final and write its documents, or remember why not."""
         try:
             if isinstance(draft, TallymanError):
                 raise draft
             if draft is not None and draft.lines:
-                stored = store.finalise(engine, draft, entity.numbers, issued_on)
+                stored = store.finalise(engine, draft, entity.numbers, issued_on, switched)
                 done = self._issued if stored.is_new else self._unchanged
                 done.append(write_documents(engine, stored, self._folder))
             else:

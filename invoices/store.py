@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from invoices.model import Invoice, decode_invoice, encode_invoice, finalise_invoice
 from invoices.number import format_number, series_of
+from tallyman import generations
 from tallyman.control import migrate, read, write
 from tallyman.errors import InvoiceError
 
@@ -80,26 +81,33 @@ def find_invoice(engine: sa.Engine, entity: str, account: str, month: str, kind:
         return _find(connection, entity, account, month, kind)
 
 
-def read_overlapping(engine: sa.Engine, start: datetime, end: datetime) -> Iterator[Invoice]:
+def read_overlapping(connection: sa.Connection, start: datetime, end: datetime) -> Iterator[Invoice]:
     """Yield the final invoices whose period overlaps `[start, end)`, by month and number."""
     # A period begins in the month that it is named after, or where its zone is ahead, some hours earlier.
     earliest, latest = (start - timedelta(days=62)).strftime("%Y-%m"), (end + timedelta(days=1)).strftime("%Y-%m")
     wanted = sa.select(_invoices.c.number, _invoices.c.body, _invoices.c.digest).where(
         _invoices.c.month >= earliest, _invoices.c.month <= latest
     )
-    with read(engine) as connection:
-        for number, body, digest in connection.execute(wanted.order_by(_invoices.c.month, _invoices.c.number)):
-            _check_digest(f"invoice {number}", body, digest)
-            invoice = decode_invoice(body)
-            if invoice.start < end and start < invoice.end:
-                yield invoice
+    for number, body, digest in connection.execute(wanted.order_by(_invoices.c.month, _invoices.c.number)):
+        _check_digest(f"invoice {number}", body, digest)
+        invoice = decode_invoice(body)
+        if invoice.start < end and start < invoice.end:
+            yield invoice
 
 
-def finalise(engine: sa.Engine, draft: Invoice, pattern: str, issued_on: date) -> StoredInvoice:
+def count_final(connection: sa.Connection) -> int:
+    """Return how many invoices are final."""
+    return int(connection.execute(sa.select(sa.func.count()).select_from(_invoices)).scalar() or 0)
+
+
+def finalise(
+    engine: sa.Engine, draft: Invoice, pattern: str, issued_on: date, switched: int | None = None
+) -> StoredInvoice:
     """Make a draft final under the next number of its series, or return the invoice that the month has already.
 
     Args:
         pattern: The entity's number pattern.
+        switched: How often the list of rebuilds had been changed that its usage was read by; None: by none.
 
     Raises:
         InvoiceError: The draft cannot become final; no number was used up.
@@ -110,6 +118,11 @@ def finalise(engine: sa.Engine, draft: Invoice, pattern: str, issued_on: date) -
         known = _find(connection, draft.entity, draft.account, draft.month, draft.kind)
         if known is not None:
             return known
+        if switched is not None and generations.listed_in(connection).switched != switched:
+            raise InvoiceError(
+                f"account {draft.account}: a rebuild was put in force or taken back while this run read usage; nothing "
+                "was made final of it. Run it again"
+            )
         sequence = _next_number(connection, draft.entity, series)
         final = finalise_invoice(draft, format_number(series, sequence), issued_on)
         body = encode_invoice(final)

@@ -14,7 +14,7 @@ from pipeline.close import open_books
 from tallyman import generations
 from tallyman.aggregates import read_usage
 from tallyman.errors import RebuildError
-from tallyman.generations import Attempt, Listed
+from tallyman.generations import Attempt, Listed, May
 from tallyman.project import Project
 from tallyman.rebuilds import Switch, Switches, read_switches, read_switches_with
 from tallyman.sealed import read_months
@@ -58,8 +58,11 @@ class ListedAttempt:
     state: str
 
 
-def put_in_force(project: Project, client: Client, generation: int) -> Listed:
+def put_in_force(project: Project, client: Client, generation: int, may: May) -> Listed:
     """Let a rebuild count from now on: append it to the list, and write the list to where readers take it from.
+
+    Args:
+        may: Asked once more in the transaction that switches: usage may have been invoiced since.
 
     Raises:
         RebuildError: It is not complete, or somebody changed the list since it was begun.
@@ -67,18 +70,21 @@ def put_in_force(project: Project, client: Client, generation: int) -> Listed:
     with _engine(project) as engine:
         attempt = generations.find_attempt(engine, generation)
         _refuse_lost_rows(client, attempt.switch)
-        generations.put_in_force(engine, generation)
+        generations.put_in_force(engine, generation, may)
         return generations.publish(engine, client)
 
 
-def undo(project: Project, client: Client, generation: int) -> Listed:
+def undo(project: Project, client: Client, generation: int, may: May) -> Listed:
     """Take the newest rebuild in force back.
+
+    Args:
+        may: As in `put_in_force`.
 
     Raises:
         RebuildError: It is not the newest one.
     """
     with _engine(project) as engine:
-        generations.take_back(engine, generation)
+        generations.take_back(engine, generation, may)
         return generations.publish(engine, client)
 
 

@@ -6,7 +6,7 @@ written again as long as it is behind, and of several copies the one that was ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -45,6 +45,10 @@ _list = sa.Table(
 )
 
 
+# Raises what speaks against a change of the list; called in the transaction that changes it, before it does.
+May = Callable[[sa.Connection], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """A rebuild that was begun.
@@ -78,6 +82,11 @@ def read_list(engine: sa.Engine) -> Listed:
     """Return the list as it is now."""
     with read(engine) as connection:
         return _listed(connection)
+
+
+def listed_in(connection: sa.Connection) -> Listed:
+    """Return the list inside a transaction of somebody who goes by it."""
+    return _listed(connection)
 
 
 def read_attempts(engine: sa.Engine) -> Sequence[Attempt]:
@@ -140,7 +149,7 @@ def mark_ready(engine: sa.Engine, generation: int) -> None:
         )  # fmt: skip
 
 
-def put_in_force(engine: sa.Engine, generation: int) -> Listed:
+def put_in_force(engine: sa.Engine, generation: int, may: May = lambda _: None) -> Listed:
     """Append a generation to the list, if the list is still the one that its rebuild began with (`compare_and_set`).
 
     Raises:
@@ -157,10 +166,11 @@ def put_in_force(engine: sa.Engine, generation: int) -> Listed:
                 f"({_named(attempt.began_with)}), but now that is {_named(listed.generations)}: somebody switched "
                 "meanwhile. Nothing was changed; look at tallyman rebuild list, then rebuild again"
             )
+        may(connection)
         return _change(connection, listed, (*listed.generations, generation))
 
 
-def take_back(engine: sa.Engine, generation: int) -> Listed:
+def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None) -> Listed:
     """Take the newest generation of the list back: what it replaced counts again.
 
     Raises:
@@ -176,6 +186,7 @@ def take_back(engine: sa.Engine, generation: int) -> Listed:
                 f"generation {generation}: only the newest in force can be taken back, and that is {newest}; it was "
                 f"compared with usage where {generation} counted. First: tallyman rebuild undo {newest}"
             )
+        may(connection)
         return _change(connection, listed, listed.generations[:-1])
 
 

@@ -11,10 +11,13 @@ import click
 from tallyman.cli.audit import difference_row
 from tallyman.cli.context import Options, clickhouse, is_number, leave, load_room, project_options, who
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
+from tallyman.errors import RebuildError
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
+    from sqlalchemy import Connection
 
+    from tallyman.generations import May
     from tallyman.project import Project
 
 _WITH_NUMBER = ("use", "undo", "check")
@@ -96,7 +99,7 @@ def _source(project: Project, source: str | None) -> str:
 
 
 def _build(project: Project, client: Client, question: Any, yes: bool, as_json: bool) -> None:
-    _refuse_invoiced(project, question.meters, question.start, question.end)
+    may = _refuse_invoiced(project, question.meters, question.start, question.end)
     line = progress_line("rebuild")
     show = lambda what, done, of: line(f"{what}, {done:,} of {of:,} chunks")  # noqa: E731
     attempt = load_room("pipeline.rebuild:rebuild")(project, client, question, who=who(), show=show)
@@ -104,7 +107,7 @@ def _build(project: Project, client: Client, question: Any, yes: bool, as_json: 
     number = attempt.switch.generation
     changes = load_room("pipeline.switch:compare")(project, client, number)
     if yes:
-        load_room("pipeline.switch:put_in_force")(project, client, number)
+        load_room("pipeline.switch:put_in_force")(project, client, number, may)
     if as_json:
         print_json(_document(attempt, "in force" if yes else "ready", changes))
         return
@@ -118,8 +121,8 @@ def _build(project: Project, client: Client, question: Any, yes: bool, as_json: 
 def _use(project: Project, client: Client, number: int, as_json: bool) -> None:
     attempt = load_room("pipeline.switch:find_attempt")(project, number)
     switch = attempt.switch
-    _refuse_invoiced(project, switch.meters, switch.start, switch.end)
-    listed = load_room("pipeline.switch:put_in_force")(project, client, number)
+    may = _refuse_invoiced(project, switch.meters, switch.start, switch.end)
+    listed = load_room("pipeline.switch:put_in_force")(project, client, number, may)
     if as_json:
         print_json({"generation": number, "in_force": listed.generations})
     else:
@@ -128,8 +131,8 @@ def _use(project: Project, client: Client, number: int, as_json: bool) -> None:
 
 def _undo(project: Project, client: Client, number: int, as_json: bool) -> None:
     switch = load_room("pipeline.switch:find_attempt")(project, number).switch
-    _refuse_invoiced(project, switch.meters, switch.start, switch.end)
-    listed = load_room("pipeline.switch:undo")(project, client, number)
+    may = _refuse_invoiced(project, switch.meters, switch.start, switch.end)
+    listed = load_room("pipeline.switch:undo")(project, client, number, may)
     if as_json:
         print_json({"generation": number, "in_force": listed.generations})
     else:
@@ -162,26 +165,42 @@ def _check(project: Project, client: Client, number: int, source: str, as_json: 
     leave(1 if different else 0)
 
 
-def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, end: datetime) -> None:
+def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, end: datetime) -> May:
     """Refuse to change usage that an invoice says already.
+
+    Returns:
+        What asks the same once more, in the transaction that switches: a month may become final meanwhile.
 
     Raises:
         RebuildError: Names the invoice.
     """
-    from tallyman.control import open_control
-    from tallyman.errors import RebuildError
+    from tallyman.control import open_control, read
+
+    find, count_final = load_room("invoices.closed:find_invoiced_in"), load_room("invoices.closed:count_final")
+
+    def look(connection: Connection) -> None:
+        found = find(connection, meters, start, end)
+        if found is not None:
+            raise RebuildError(
+                f"{found.meter}: invoice {found.number} of account {found.account} says what was used from "
+                f"{show_time(found.start, UTC)} to {show_time(found.end, UTC)}, and what is invoiced stays as it is; "
+                "choose a range outside"
+            )
 
     engine = open_control(project.control_url)
     try:
-        found = load_room("invoices.closed:find_invoiced")(engine, meters, start, end)
+        load_room("invoices.store:prepare")(engine)
+        with read(engine) as connection:
+            known = count_final(connection)
+            look(connection)
     finally:
         engine.dispose()
-    if found is not None:
-        raise RebuildError(
-            f"{found.meter}: invoice {found.number} of account {found.account} says what was used from "
-            f"{show_time(found.start, UTC)} to {show_time(found.end, UTC)}, and what is invoiced stays as it is; "
-            "choose a range outside"
-        )
+
+    def look_again(connection: Connection) -> None:
+        if count_final(connection) != known:  # what is final stays: as many are the same ones
+            look(connection)
+
+    return look_again
 
 
 def _list(project: Project, client: Client, as_json: bool) -> None:

@@ -13,8 +13,10 @@ import sqlalchemy as sa
 
 from invoices import store
 from invoices.model import CutOff, encode_invoice
+from tallyman import generations
 from tallyman.control import open_control
 from tallyman.errors import InvoiceError
+from tallyman.rebuilds import Switch
 from tests.unit.invoices.sample import NIMBUS, ZOE, build
 
 PATTERN = NIMBUS.numbers
@@ -59,6 +61,22 @@ def test_the_first_invoice_of_a_year_has_the_first_number(engine):
     assert numbers == ["NIM-2026-000001", "NIM-2026-000002", "NIM-2027-000001"]
     assert first.is_new
     assert first.body == encode_invoice(first.invoice)
+
+
+def test_usage_that_was_read_before_a_rebuild_was_switched_to_does_not_become_final(engine):
+    """The list was read once at the beginning, and numbers were given minutes later, whatever counted by then."""
+    generations.prepare(engine)
+    october = Switch(generation=0, definitions=2, meters=("compute.hours",), span=(0, 900), last=20_760_000)
+    number = generations.next_generation(engine, october, "zoë").switch.generation
+    generations.mark_ready(engine, number)
+    read_by = generations.read_list(engine).switched
+    first = store.finalise(engine, draft_of(1), PATTERN, NOVEMBER, read_by)
+    generations.put_in_force(engine, number)
+    with pytest.raises(InvoiceError, match="account acct-0002: a rebuild was put in force or taken back while this"):
+        store.finalise(engine, draft_of(2), PATTERN, NOVEMBER, read_by)
+    assert store.finalise(engine, draft_of(1), PATTERN, NOVEMBER, read_by).body == first.body
+    again = store.finalise(engine, draft_of(2), PATTERN, NOVEMBER, generations.read_list(engine).switched)
+    assert again.invoice.number == "NIM-2026-000002"
 
 
 def test_a_second_run_gets_the_first_runs_bytes_and_uses_no_number(engine):

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
+from invoices import store
+from pipeline import switch
+from tallyman.control import open_control
 from tallyman.kafka import partition_of
-from tests.integration.test_rebuild import BEFORE, HOME, Make, body, make, numbered, put_in_force, readings
+from tests.integration.test_rebuild import BEFORE, HOME, NOW, START, Make, body, make, numbered, put_in_force, readings
+from tests.unit.invoices.sample import NIMBUS, build
 
 __all__ = ["make"]
 pytestmark = pytest.mark.integration
@@ -68,3 +76,33 @@ def test_a_void_of_a_rebuilt_event_takes_back_what_counts(make: Make) -> None:
         assert operator.usage() == 2
         operator.type("event", "amend", "Zoë Åström", "nova/berlin-1", "e-1", "--set", "data.hours=4", *void[5:])
         assert operator.usage() == 6
+
+
+def test_a_month_that_becomes_final_while_it_is_rebuilt_is_not_switched(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is invoiced was asked before all was counted again, and not when it was put in force."""
+    operator = make()
+    own = operator.own
+    own.send(billed("e-1"), partition=HOME)
+    compare = switch.compare
+
+    def slow(*words: Any) -> Any:
+        """Somebody is faster: an invoice run ends before the switch."""
+        draft = build()
+        lines = tuple(replace(line, meter="compute.hours" if line.meter else None) for line in draft.lines)
+        draft = replace(draft, month=f"{START:%Y-%m}", start=START, end=START + timedelta(hours=4), lines=lines)
+        engine = open_control(own.project.control_url)
+        store.prepare(engine)
+        store.finalise(engine, draft, NIMBUS.numbers, NOW.date(), switched=0)
+        engine.dispose()
+        return compare(*words)
+
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own, BILLED)
+        monkeypatch.setattr(switch, "compare", slow)
+        told = operator.rebuild("--yes", code=1)
+        assert "compute.hours: invoice NIM-" in told
+        assert (operator.usage(), operator.states()) == (1, {1: "ready"})
+        assert "compute.hours: invoice NIM-" in operator.type("rebuild", "use", "1", code=1)
