@@ -114,7 +114,8 @@ class AlarmEntry:
         for_: How long the condition must hold before the alarm fires.
         keep_firing_for: How long it goes on firing once the condition no longer holds.
         resolve: A firing alarm stays until the value has left this bound too, so that it does not flap.
-        no_data: What a series means whose window has no usage: no alarm, an alarm, or what it was before.
+        no_data: What a series means whose window has no usage: no alarm, an alarm, or what it was before. A level or
+            state that holds over the window is usage, from 0 events; one that is 0 is gone.
         monotone: Whether more data can only confirm the condition, so that it need not wait for the window to be
             complete. Left out: yes for sums, counts and maxima above a bound, and for minima below one.
         notify: Names of endpoints; empty for the group's, and if that has none for all.

@@ -43,6 +43,9 @@ class UsageReader(Protocol):
     def read(self, query: UsageQuery) -> Sequence[UsageRow]:
         """Answer a question about one meter; `complete_to` was asked a second before, at most.
 
+        A row is a series that has usage, also one whose level only goes on from before, with 0 events. Of the 0 of an
+        empty range there is a row only where one series is asked for that has no name.
+
         Raises:
             StoreError: Usage cannot be read now.
         """
@@ -226,7 +229,7 @@ class Rounds:
         """Read a window; rules that ask the same share one answer."""
         usage = rule.usage
         start, end = usage.span(end)
-        key = (usage.meter, start, end, subjects, usage.by, *sorted(usage.where.items()))
+        key = (usage.meter, start, end, subjects, usage.by, usage.zone, *sorted(usage.where.items()))
         if key not in answers:
             answers[key] = self._usage.read(
                 UsageQuery(
@@ -237,7 +240,6 @@ class Rounds:
         readings = tuple(
             Reading(row.groups, row.value if usage.aggregate == "value" else Decimal(row.events))
             for row in answers[key]
-            if row.events or not usage.by  # the 0 of an empty range is no series
         )
         return Snapshot(start, end, complete, readings)
 

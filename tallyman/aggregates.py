@@ -110,10 +110,11 @@ def read_usage(
     defined = _defined(query, meters)
     completeness = _about(known, query, defined)
     bound = _bound(query, completeness)
+    rows, zero = _read_rows(client, query, windows, known.switches, completeness, meters)
     return UsageAnswer(
         query=query,
         unit=defined.unit if defined else "",
-        rows=_read_rows(client, query, windows, known.switches, completeness, meters),
+        rows=rows or zero,
         complete_to=completeness.complete_to,
         sealed_to=bound,
         repaired=tuple(
@@ -130,11 +131,14 @@ def read_usage(
 def read_rows(client: Client, query: UsageQuery, known: Known, *, meters: Sequence[Meter] = ()) -> tuple[UsageRow, ...]:
     """Return the rows of an answer alone, for who has read already what it may be taken from.
 
+    What is grouped has a row only where there is usage: an alarm must tell silence from a level that goes on.
+
     Raises:
         UsageQueryError: See `read_usage`.
     """
-    windows = windows_of(query)
-    return _read_rows(client, query, windows, known.switches, _about(known, query, _defined(query, meters)), meters)
+    windows, about = windows_of(query), _about(known, query, _defined(query, meters))
+    rows, zero = _read_rows(client, query, windows, known.switches, about, meters)
+    return rows or (() if query.group_by else zero)
 
 
 def _read_rows(
@@ -144,7 +148,8 @@ def _read_rows(
     switches: Switches,
     completeness: Completeness,
     meters: Sequence[Meter],
-) -> tuple[UsageRow, ...]:
+) -> tuple[tuple[UsageRow, ...], tuple[UsageRow, ...]]:
+    """Return the rows, and those that say 0 instead where there are none."""
     defined = _defined(query, meters)
     source = Source(
         client, query, completeness.sealed_to, _bound(query, completeness), completeness.months, switches
@@ -154,7 +159,7 @@ def _read_rows(
     if defined is not None:
         asked.groups.check_names(defined.dimensions)
     rows = tuple(_rows(figures, windows, query))
-    return rows or (_zero(query) if AGGREGATES[shape.aggregation].zero_if_empty else ())
+    return rows, _zero(query) if not rows and AGGREGATES[shape.aggregation].zero_if_empty else ()
 
 
 def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:

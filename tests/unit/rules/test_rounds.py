@@ -106,6 +106,16 @@ def test_what_is_not_monotone_waits_for_the_minute_to_be_complete(engine: sa.Eng
     assert happened(engine) == ["firing"]
 
 
+def test_rules_of_two_zones_do_not_share_an_answer(engine: sa.Engine, usage: FakeUsage) -> None:
+    """A sum of daily maxima depends on where days begin."""
+    zones = "UTC", "Asia/Kolkata"
+    rules = [make_rule(key=zone, usage={"zone": zone, "window": timedelta(days=2)}) for zone in zones]
+    rounds = start(engine, usage, *rules)
+    usage.complete = at(120)
+    rounds.run(at(120), look_at="all")
+    assert sorted(query.zone for query in usage.asked) == sorted(zones)
+
+
 def test_only_rules_of_what_was_touched_are_looked_at(engine: sa.Engine, usage: FakeUsage) -> None:
     other = make_rule(monotone=True, key="other", usage={"meter": "disk.bytes"})
     nobody = make_rule(monotone=True, key="nobody", usage={"subjects": (BJORN,)})
