@@ -6,12 +6,24 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 BLOCKS_S = (43_200, 21_600, 10_800, 3_600, 900)  # each a multiple of the next; as `usage_rolled_up` holds them
+_QUARTER_S = BLOCKS_S[-1]
 _DAY_S = 86_400
 
 
-def fit(edges: Iterable[int]) -> bool:
-    """Whether blocks tile windows with these edges, in seconds since 1970."""
-    return not any(edge % BLOCKS_S[-1] for edge in edges)
+def tiled(edges: Iterable[int]) -> tuple[int, ...]:
+    """Return the edges of what blocks tile of windows with these edges, in seconds since 1970, the outermost with it.
+
+    That is all but what the two ends leave of a quarter of an hour; nothing where windows begin inside quarters, or lie
+    in one.
+
+    >>> tiled([0, 3_600, 7_200]), tiled([840, 3_600, 7_260]), tiled([60, 3_660, 7_200]), tiled([60, 960])
+    ((0, 3600, 7200), (900, 3600, 7200), (), ())
+    """
+    first, *inside, last = sorted({*edges})
+    begin, end = -(-first // _QUARTER_S) * _QUARTER_S, last - last % _QUARTER_S
+    if begin >= end or any(edge % _QUARTER_S for edge in inside):
+        return ()
+    return tuple(sorted({begin, *inside, end}))
 
 
 def tiles_sql(edges: Collection[int]) -> str:

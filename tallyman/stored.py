@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tallyman.blocks import fit, tiles_sql
+from tallyman.blocks import tiled, tiles_sql
 from tallyman.meter import Aggregation
 from tallyman.rebuilds import Range, Switches, in_force_sql
 from tallyman.sealed import Months, about
@@ -117,19 +117,17 @@ class Source:
 
         Args:
             only: One more condition.
-            edges: Where the windows begin and end that alone are told apart, if they do so with quarters of an hour:
-                sealed bookings may be read from `usage_rolled_up`, whose rows are fewer by far.
+            edges: Where the windows begin and end that alone are told apart, as `tiled` gives them: between the
+                outermost, sealed bookings may be read from `usage_rolled_up`, whose rows are fewer by far.
         """
         query = self.query
         switches = tuple(each for each in self.switches if each.about(query.meter, span))
         counts = in_force_sql(switches)
-        asked = f"meter = %(meter)s AND minute >= {_instant(span[0])} AND minute < {_instant(span[1])}"
+        asked = "meter = %(meter)s"
         asked += " AND subject IN %(subjects)s" if query.subjects else ""
         asked += f" AND {only}" if only else ""
-        wanted = f"generation = {counts} AND {asked}"
-        # A rebuild's edges cut blocks, too: each is covered as a whole or not at all.
-        cuts = (edge for each in switches for edge in each.span if span[0] < edge < span[1])
-        parts = list(self._sealed(columns, asked, counts, span, tiles_sql({*edges, *cuts}) if edges else ""))
+        wanted = f"generation = {counts} AND {asked} AND {_within(span)}"
+        parts = list(self._sealed(columns, asked, switches, span, edges))
         if switches:
             numbers = _listed([each.generation for each in switches])
             parts.append(
@@ -142,26 +140,50 @@ class Source:
             parts.append(f"SELECT {columns} FROM usage_hot FINAL WHERE {wanted} AND {hot}")  # noqa: S608
         return f"({' UNION ALL '.join(parts)})"
 
-    def _sealed(self, columns: str, asked: str, counts: str, span: Range, tiles: str) -> Iterator[str]:
-        months = about(self.months, span)
-        first = min((month.first for month in months), default=1)
-        last = min(max((month.last for month in months), default=0), self.bound)
-        wanted = f"{asked} AND booking >= {first} AND booking <= {last}"  # months of bookings lie apart
-        if not tiles:
-            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted}"  # noqa: S608
+    def _sealed(
+        self, columns: str, asked: str, switches: Switches, span: Range, edges: Sequence[int]
+    ) -> Iterator[str]:
+        """Yield the SQL of what is sealed: of blocks between the outermost edges, and of minutes beside them."""
+        if not edges:
+            yield self._minutes(columns, asked, switches, span)
             return
-        attempts = self._attempts(first, last) if any(month.others for month in months) else ()
-        only = f" AND {counts} = 0" if counts != "0" else ""  # there are blocks of generation 0 alone
+        inside = edges[0], edges[-1]
+        yield from self._blocks(columns, asked, switches, inside, edges)
+        for rest in ((span[0], inside[0]), (inside[1], span[1])):
+            if rest[0] < rest[1] and about(self.months, rest):
+                yield self._minutes(columns, asked, switches, rest)
+
+    def _minutes(self, columns: str, asked: str, switches: Switches, span: Range) -> str:
+        first, last = self._bookings(span)
+        return (
+            f"SELECT {columns} FROM usage WHERE generation = {in_force_sql(switches)}"  # noqa: S608
+            f" AND {asked} AND {_within(span)} AND {_booked(first, last)}"
+        )
+
+    def _blocks(
+        self, columns: str, asked: str, switches: Switches, span: Range, edges: Sequence[int]
+    ) -> Iterator[str]:
+        first, last = self._bookings(span)
+        attempts = self._attempts(first, last) if any(month.others for month in about(self.months, span)) else ()
+        counts = in_force_sql(switches)
+        only = f" AND {counts} = 0" if switches else ""  # there are blocks of generation 0 alone
+        # A rebuild's edges cut blocks, too: each is covered as a whole or not at all.
+        cuts = (edge for each in switches for edge in each.span if span[0] < edge < span[1])
         yield (
             f"(WITH start AS minute SELECT {columns} FROM usage_rolled_up"  # noqa: S608
             # In one step: no condition alone rules out a whole granule, and six steps take a tenth longer.
-            f" PREWHERE {tiles} AND {wanted}{only} AND {_attempts_sql(attempts)}"
-            " SETTINGS enable_multiple_prewhere_read_steps = 0)"
+            f" PREWHERE {tiles_sql({*edges, *cuts})} AND {asked} AND {_within(span)} AND {_booked(first, last)}{only}"
+            f" AND {_attempts_sql(attempts)} SETTINGS enable_multiple_prewhere_read_steps = 0)"
         )
         others = [booking for booking, attempt in attempts if not attempt]
         if others:
-            alone = f"booking IN ({_listed(others)})"
-            yield f"SELECT {columns} FROM usage WHERE generation = {counts} AND {wanted} AND {alone}"  # noqa: S608
+            yield self._minutes(columns, f"{asked} AND booking IN ({_listed(others)})", switches, span)
+
+    def _bookings(self, span: Range) -> tuple[int, int]:
+        """Return the first and the last booking that a range's sealed usage may lie in; none if they are reversed."""
+        months = about(self.months, span)
+        first = min((month.first for month in months), default=1)
+        return first, min(max((month.last for month in months), default=0), self.bound)
 
     def there(self, span: Range, aggregation: Aggregation) -> str:
         """Return the SQL of readings as a table `r` with its condition: those whose events were not voided."""
@@ -202,8 +224,8 @@ class Windowed:
 
     def table(self, columns: str) -> str:
         """Return the SQL of the rows that are asked for."""
-        cuts = (*(self.edges or ()), *self.span)
-        return self.source.table(columns, self.span, edges=cuts if self.edges is not None and fit(cuts) else ())
+        edges = () if self.edges is None else tiled((*self.edges, *self.span))
+        return self.source.table(columns, self.span, edges=edges)
 
     def columns(self) -> str:
         """Return the SQL of a row's window and series."""
@@ -367,6 +389,15 @@ def _attempts_sql(attempts: Sequence[tuple[int, int]]) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def _booked(first: int, last: int) -> str:
+    """Return the SQL of some bookings: those of a month lie apart from those of other ones."""
+    return f"booking >= {first} AND booking <= {last}"
+
+
+def _within(span: Range) -> str:
+    return f"minute >= {_instant(span[0])} AND minute < {_instant(span[1])}"
 
 
 def _instant(second: int) -> str:

@@ -14,8 +14,9 @@ from pipeline import rollup
 from pipeline.rollup import roll_up, roll_up_missing
 from tallyman.aggregates import read_usage
 from tallyman.blocks import BLOCKS_S, tiles_sql
+from tallyman.rebuilds import Switch
 from tallyman.usage import UsageAnswer, UsageQuery, Window
-from tests.usage_rows import DAY, Booked, seal
+from tests.usage_rows import DAY, Booked, list_rebuilds, note_rebuild, seal
 
 pytestmark = pytest.mark.integration
 NOON = datetime(2026, 10, 5, 12, tzinfo=UTC)
@@ -257,3 +258,48 @@ def test_bookings_without_blocks_and_ranges_between_them_are_read_from_minutes(c
         assert answers(client, start, "total", "UTC") == before
         for name in ("rolled_up", "rolling_up", "usage_rolled_up"):
             client.execute(f"TRUNCATE TABLE {name}")
+
+
+def test_ranges_that_begin_and_end_inside_quarters_are_read_as_their_minutes_are(client: Client) -> None:
+    """All but the two ends is read from blocks, whose minutes are not needed; one booking has none at first."""
+    mine = [row for row in ROWS if row.meter in ("sum", "latest", "unique_count", "sum_of_maxima")]
+    start = NOON + 7 * MINUTE
+    asked = [UsageQuery(meter=name, start=start, end=start + timedelta(days=2), window=window, group_by=("size",),
+                        zone="Asia/Kathmandu") for name in sorted({row.meter for row in mine})
+             for window in ("hour", "total")]  # fmt: skip
+    for booking in range(DAY, DAY + 3):
+        seal(client, booking, *(row for row in mine if row.booking == booking))
+    before = [read_usage(client, each) for each in asked]
+    assert roll_up(client, DAY) and roll_up(client, DAY + 1)
+    assert [read_usage(client, each) for each in asked] == before
+    assert roll_up(client, DAY + 2)
+    inside = {"first": start + 8 * MINUTE, "last": start + timedelta(days=2) - 7 * MINUTE}
+    client.execute("DELETE FROM usage WHERE minute >= %(first)s AND minute < %(last)s", inside)
+    assert [read_usage(client, each) for each in asked] == before
+
+
+def test_a_month_up_to_this_minute_is_read_from_blocks(client: Client) -> None:
+    """As commands and alarms ask for it in fourteen minutes of fifteen. What is sealed ends before."""
+    start, end = datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 9, 30, 12, tzinfo=UTC)
+    minutes = (end - start) // MINUTE
+    seal(client, DAY, *(Booked(minute=start + n * MINUTE, scale=0) for n in range(0, minutes, 3)))
+    roll_up(client, DAY)
+    read = []
+    for more in (0, 1):
+        (row,) = read_usage(client, UsageQuery(meter=HOURS.meter, start=start, end=end + more * MINUTE)).rows
+        assert row.value == minutes // 3
+        read.append(client.last_query.progress.rows)
+    assert read[1] < read[0] + 100
+
+
+def test_a_rebuild_counts_in_a_range_that_begins_and_ends_inside_quarters(client: Client) -> None:
+    seal(client, DAY, *(Booked(minute=NOON + n * MINUTE, scale=0) for n in range(240)))
+    roll_up(client, DAY)
+    span = int(NOON.timestamp()) + 3_600, int(NOON.timestamp()) + 7_200
+    switch = Switch(generation=1, definitions=2, meters=(HOURS.meter,), span=span, last=DAY)
+    note_rebuild(client, switch, *(Booked(minute=NOON + n * MINUTE, value=100, scale=0) for n in range(60, 120)))
+    list_rebuilds(client, 1, 1)
+    for first, end in ((7, 233), (61, 119), (50, 70), (119, 121)):
+        asked = replace(HOURS, start=NOON + first * MINUTE, end=NOON + end * MINUTE, window="total")
+        (row,) = read_usage(client, asked).rows
+        assert row.value == sum(100 if 60 <= n < 120 else 1 for n in range(first, end))
