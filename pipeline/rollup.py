@@ -23,8 +23,11 @@ _ROLL = (
     " SELECT u.meter, %(seconds)s, u.subject, u.dimensions,"
     " toStartOfInterval(u.minute, INTERVAL %(seconds)s SECOND, 'UTC') AS start, %(booking)s, %(attempt)s,"
     " u.definitions,"
-    # What needs single moments is only named here: a question must see that it was booked.
-    " if(u.aggregation IN %(by_moment)s, '', u.item) AS what,"
+    # What needs single moments is only named here: a question must see that it was booked. Of a counter, how high each
+    # incarnation of a resource stood.
+    " multiIf(u.aggregation = 'counter',"
+    " concat('[\"\",', JSONExtractRaw(u.item, 2), ',', JSONExtractRaw(u.item, 3), ']'),"
+    " u.aggregation IN %(by_moment)s, '', u.item) AS what,"
     " any(u.aggregation), any(u.scale), any(u.parameters), sum(u.count), sum(toInt256(u.sum)), min(u.min), max(u.max),"
     " argMax(u.latest, (u.latest_us, u.latest_by)), max(u.latest_us), argMax(u.latest_by, (u.latest_us, u.latest_by))"
     " FROM usage AS u WHERE u.booking = %(booking)s AND u.generation = 0"

@@ -33,6 +33,7 @@ from tallyman.stored import (
     read_distinct,
     read_first,
     read_moments,
+    read_peaks,
     read_totals,
     read_values,
     sums_before_sql,
@@ -176,7 +177,7 @@ def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Fig
     terms = terms_of(shape.parameters, 0)
     rows = _read_counters(asked, terms) if shape.aggregation == "counter" else _read_levels(asked, shape, terms)
     state, terms = _gather(rows, aggregate)
-    missing = _not_seen_before(state, asked.windows.start) if shape.aggregation == "counter" else ()
+    missing = _told_by_the_past(asked, shape, state, terms.scale) if shape.aggregation == "counter" else ()
     if missing:
         more = _read_counters_before(asked, terms_of(shape.parameters, 0), missing)
         rows += more
@@ -241,6 +242,40 @@ def _read_counters_before(asked: Asked, terms: Terms, series: Iterable[tuple[str
 def _counters_from(asked: Asked, terms: Terms) -> int:
     start = asked.windows.start
     return max(0, min(_look_back(start, terms), start - _LEAST_LOOK_BACK_S))
+
+
+def _told_by_the_past(asked: Asked, shape: Shape, state: Mapping[Moment, Totals], scale: int) -> set[tuple[str, str]]:
+    """Return the series of which more has to be read than stood shortly before the range."""
+    first = _counters_from(asked, terms_of(shape.parameters, 0))
+    return _not_seen_before(state, asked.windows.start) | _stood_higher(asked, state, scale, first)
+
+
+def _stood_higher(asked: Asked, state: Mapping[Moment, Totals], scale: int, first_s: int) -> set[tuple[str, str]]:
+    """Return the series of which an incarnation may have stood higher before an instant than it was seen since.
+
+    After a reading below its highest one a counter adds nothing until it is above that, however long ago it was.
+    """
+    start_us = asked.windows.start * 1_000_000
+    goes_on = {moment[:2] for moment, totals in state.items() if totals.count > 0 and moment.time_us >= start_us}
+    peaks: dict[tuple[str, str, str, str], int] = {}
+    least: dict[tuple[str, str], int] = {}
+    for moment, totals in state.items():
+        if moment.incarnation is not None and totals.count > 0 and moment.time_us < start_us:
+            key, value = (*moment[:2], moment.resource or "", moment.incarnation), totals.max or 0
+            peaks[key] = max(peaks.get(key, value), value)
+    peaks = {key: peak for key, peak in peaks.items() if key[:2] in goes_on}
+    if not peaks:
+        return set()
+    for key, peak in peaks.items():
+        least[key[:2]] = min(least.get(key[:2], peak), peak)
+    found = set()
+    for row in read_peaks(asked.source, first_s, asked.windows.start):
+        known = peaks.get(row[:4])
+        if row.resource == row.incarnation == "":
+            known = least.get(row[:2])
+        if known is not None and row.value * 10**scale > known * 10**row.scale:
+            found.add(row[:2])
+    return found
 
 
 def _not_seen_before(state: Mapping[Moment, Totals], start_s: int) -> set[tuple[str, str]]:

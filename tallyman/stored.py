@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tallyman.blocks import tiled, tiles_sql
+from tallyman.blocks import BLOCKS_S, tiled, tiles_sql
 from tallyman.meter import Aggregation
 from tallyman.rebuilds import Range, Switches, in_force_sql
 from tallyman.sealed import Months, about
@@ -88,6 +88,17 @@ class MomentsRow(NamedTuple):
     events: Sequence[int]
     values: Sequence[int]
     by: Sequence[str]
+
+
+class PeakRow(NamedTuple):
+    """How high a counter stood at most; resource and incarnation are both "" where blocks did not tell them apart."""
+
+    subject: str
+    dimensions: str
+    resource: str
+    incarnation: str
+    scale: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +378,34 @@ def counters_before_sql(source: Source, before_s: int, aggregation: Aggregation)
         f" FROM {source.there((0, before_s), aggregation)} AND (r.subject, r.dimensions) IN %(series)s"
         f" GROUP BY subject, dimensions, definitions, {_RESOURCE}, {_INCARNATION}"
     )
+
+
+def read_peaks(source: Source, before_s: int, seen_to_s: int) -> list[PeakRow]:
+    """Read how high counters stood at most before an instant, those that were read between it and another one.
+
+    It may be too high, by readings that were voided and where blocks do not tell incarnations apart: it comes from
+    blocks, and says of few counters that one has to look closely.
+    """
+    mine, columns = "aggregation = 'counter'", "subject, dimensions, item, scale, max"
+    begin = min((month.first_s for month in source.months), default=before_s)
+    edges = begin - begin % BLOCKS_S[0], before_s - before_s % BLOCKS_S[0]
+    table = source.table(columns, (0, before_s), only=mine, edges=edges if edges[0] < edges[1] else ())
+    # Parsing costs most: readings that differ in their time alone are parsed once.
+    rests = (
+        "SELECT DISTINCT subject, dimensions, substring(item, position(item, ',')) AS rest"  # noqa: S608
+        f" FROM {source.table(columns, (before_s, seen_to_s), only=mine)}"
+    )
+    named = "JSONExtract(concat('[\"\"', rest), 'Tuple(String, String, String)')"
+    seen = (
+        f"SELECT DISTINCT subject, dimensions, name.2, name.3 FROM ({rests})"  # noqa: S608
+        f" ARRAY JOIN [{named}, ('', '', '')] AS name"
+    )
+    rows = source.read(
+        "WITH JSONExtract(r.item, 'Tuple(String, String, String)') AS name"  # noqa: S608
+        " SELECT r.subject AS subject, r.dimensions AS dimensions, name.2, name.3, r.scale AS scale, max(r.max)"
+        f" FROM {table} AS r WHERE (r.subject, r.dimensions, name.2, name.3) IN ({seen}) GROUP BY ALL"
+    )
+    return [PeakRow(*row) for row in rows]
 
 
 def read_moments(source: Source, *statements: str, series: Sequence[tuple[str, str]] = ()) -> list[MomentsRow]:

@@ -12,6 +12,8 @@ import msgspec
 import pytest
 from clickhouse_driver import Client
 
+from pipeline.rollup import roll_up
+from tallyman import figures
 from tallyman.aggregates import read_usage
 from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
@@ -40,7 +42,8 @@ def database(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
 
 @pytest.fixture
 def client(database: Client) -> Client:
-    for table in ("usage", "usage_hot", "seals", "progress", "heard", "heard_newest"):
+    for table in ("usage", "usage_hot", "usage_rolled_up", "rolling_up", "rolled_up", "seals", "progress", "heard",
+                  "heard_newest"):
         database.execute(f"TRUNCATE TABLE {table}")
     return database
 
@@ -103,6 +106,48 @@ def test_a_boot_that_was_passed_long_ago_is_known_again(client: Client) -> None:
     )
     (row,) = ask(client, BYTES).rows
     assert (row.value, row.resets, row.decreases) == (10, 0, 0)
+
+
+def fallen_back(incarnation: str = "boot-1", **named: Any) -> list[Booked]:
+    """Return readings of a counter that stood at 500 long ago, then lower, and is above that again."""
+    stood = {NOON - 20 * DAYS: 0, NOON - 19 * DAYS: 500, NOON - 2 * HOUR: 480, NOON: 510}
+    return [reading(BYTES, at, value, "eth0", incarnation, **named) for at, value in stood.items()]
+
+
+@pytest.mark.parametrize("kept", ["hot", "in minutes", "in blocks", "in blocks of before"])
+def test_a_day_of_a_counter_is_the_same_in_a_month_and_by_itself(client: Client, kept: str) -> None:
+    """It had fallen back more than a day before: the same hour must not be 10 in a month and 30 by itself."""
+    rows = [*fallen_back(), reading(BYTES, NOON - 18 * DAYS, 9_000, "eth0", "boot-0"),
+            *fallen_back(subject="of two"), *fallen_back("boot-2", subject="of two")]  # fmt: skip
+    if kept == "hot":
+        book(client, *rows)
+    else:
+        seal(client, DAY, *rows)
+    if kept.startswith("in blocks"):
+        assert roll_up(client, DAY)
+        if kept == "in blocks of before":  # which did not tell incarnations apart
+            client.execute("ALTER TABLE usage_rolled_up UPDATE item = '' WHERE 1 SETTINGS mutations_sync = 1")
+    month = ask(client, BYTES, NOON - 21 * DAYS, NOON + HOUR, window="hour", group_by=("subject",))
+    assert [row.value for row in month.rows if row.start == NOON] == [20, 10]
+    assert sum(values(month)) == 510 + 9_000 + 2 * 510
+    assert values(ask(client, BYTES, group_by=("subject",))) == [20, 10]
+
+
+def test_only_counters_that_stood_higher_are_looked_for_in_all_of_their_past(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that counted much more before it was rebooted."""
+    seal(
+        client, DAY,
+        *(reading(BYTES, NOON - n * DAYS, 9_000 - n, "eth0", "boot-1", subject="rebooted") for n in (9, 7)),
+        *(reading(BYTES, NOON - n * HOUR, 9 - n, "eth0", "boot-2", subject="rebooted") for n in (2, 1, 0)),
+        *fallen_back(),
+    )  # fmt: skip
+    assert roll_up(client, DAY)
+    asked: list[object] = []
+    monkeypatch.setattr(figures, "_read_counters_before", lambda *named: asked.append(named[2]) or [])
+    ask(client, BYTES)
+    assert asked == [{("tenant-zoë", "{}")}]
 
 
 def test_a_voided_reading_of_long_ago_is_no_reading(client: Client) -> None:
