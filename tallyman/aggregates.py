@@ -219,18 +219,19 @@ def _bound(query: UsageQuery, completeness: Completeness) -> int:
 
 
 def _known_to(query: UsageQuery, completeness: Completeness) -> datetime | None:
-    """Return up to where levels are carried; None: over all that is asked for.
+    """Return up to where levels are carried; None, where nothing is booked: over all that is asked for.
 
+    While some partitions have not come to anything, as when usage begins or a topic has grown, the others say it.
     Where a question says which bookings it looks into, they alone decide it, so that the same bookings give the same
     figure for ever. Which collectors are silent, and how far the log has come since, changes no invoice.
     """
     last = _last_booking(query, _bound(query, completeness))
     if last is None:
-        return completeness.complete_to
+        return completeness.known_to
     decided = decided_to(last)
-    if last <= completeness.sealed_to or completeness.booked_to is None:
+    if last <= completeness.sealed_to or completeness.reached_to is None:
         return decided
-    return min(decided, completeness.booked_to)  # of a booking that is still open, the log has to say it first
+    return min(decided, completeness.reached_to)  # of a booking that is still open, the log has to say it first
 
 
 def _rows(figures: Figures, windows: Windows, query: UsageQuery) -> Iterator[UsageRow]:

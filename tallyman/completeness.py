@@ -68,10 +68,12 @@ class Completeness:
         repairs: Where booking went on behind a damaged place, by an operator's decision; and what retention took behind
             the end of a topic, reason `late`.
         collectors: How many were ever heard; `epochs`: in how many, which are more if some began anew.
-        lagging: The collectors, by name, that live or are silent and have said less than `booked_to`: all others have
-            said that.
+        lagging: The collectors, by name, that live or are silent and have said less than `reached_to`: all others
+            have said that.
         held_by: The silent ones that hold `complete_to` back, the furthest behind first.
         booked_to: Event time up to which the log tells everything, whatever collectors have yet to send.
+        reached_to: The same of the partitions of which something is booked; others may have more. None without any.
+        known_to: What `complete_to` would be if those were all: levels are carried no further.
         months: Which bookings are sealed: all up to `sealed_to`, and perhaps later ones.
     """
 
@@ -85,6 +87,8 @@ class Completeness:
     lagging: tuple[CollectorSeen, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
     booked_to: datetime | None = None
+    reached_to: datetime | None = None
+    known_to: datetime | None = None
     months: Months = ()
 
     def about(self, subjects: Collection[str] = (), event_type: str | None = None) -> Completeness:
@@ -92,8 +96,9 @@ class Completeness:
         never measured any do not matter.
         """
         lagging = tuple(each for each in self.lagging if each.may_feed(subjects, event_type))
-        complete_to, held_by = _held_back(self.booked_to, lagging)
-        return replace(self, complete_to=complete_to, lagging=lagging, held_by=held_by)
+        known_to, held_by = _held_back(self.reached_to, lagging)
+        found = replace(self, known_to=known_to, lagging=lagging)
+        return found if self.booked_to is None else replace(found, complete_to=known_to, held_by=held_by)
 
 
 class _Seal(NamedTuple):
@@ -136,7 +141,7 @@ def read_completeness(
     seal, repairs, frontiers = _read_frontiers(client)
     reached = [each for each in frontiers if each.booking != ENDED]  # which may have ended since the seal was read
     clocks = [each.clock for each in reached if each.clock is not None]
-    # How many there are is asked behind progress, too; till then it is not known whether `booked_to` says anything.
+    # How many there are is asked behind progress, too; till then it is not known whether this is `booked_to`.
     least = min(clocks) - expected_delay if clocks else None
     by_partition = {(each.topic_id, each.partition): each.clock for each in reached if each.clock is not None}
     # Months behind the seal: what it says is sealed is in them.
@@ -155,8 +160,9 @@ def read_completeness(
         repairs=(*repairs, *(read_lost(client) if seal.any_lost else ())),
         collectors=int(collectors),
         epochs=int(epochs),
-        lagging=lagging if known else (),
+        lagging=lagging,
         booked_to=booked_to,
+        reached_to=least,
         months=months_of(months),
     )
     return everything.about()

@@ -138,6 +138,8 @@ def print_doubts(doubts: Any) -> None:
     lines += [gap_text(each, UTC) for each in sorted(doubts.gaps, key=lambda each: (each.collector, each.first))]
     held = sorted(doubts.held_by, key=lambda each: (each.watermark, each.name))
     lines += [f"held back by {held_text(each, UTC)}" for each in held]
+    if doubts.unknown:
+        lines.insert(0, "up to when it is complete is not known, the pipeline has not reached every partition yet")
     for line in lines[:_MOST_TOLD]:
         say(f"take care, usage may be missing: {line}")
     if len(lines) > _MOST_TOLD:
@@ -177,4 +179,5 @@ def _document(report: Any) -> dict[str, object]:
         "repaired": [repair_object(each) for each in report.doubts.repaired],
         "gaps": [gap_as_object(each) for each in report.doubts.gaps],
         "held_by": [held_as_object(each) for each in report.doubts.held_by],
+        "completeness_known": not report.doubts.unknown,
     }

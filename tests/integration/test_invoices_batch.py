@@ -267,6 +267,14 @@ def test_who_makes_invoices_is_told_of_a_repair_and_of_missing_batches_in_the_mo
     assert not batch.run(project, "2026-10", now=NOW, client=client).doubts.gaps, "nothing was read again"
 
 
+def test_who_makes_invoices_is_told_when_nobody_knows_how_complete_usage_is(project, client, capsys):
+    """Nothing says yet how far the log is booked."""
+    seal(client, NOVEMBER_1, *october())
+    report = batch.run(project, "2026-10", now=NOW, client=client)
+    print_doubts(report.doubts)
+    assert "take care, usage may be missing: up to when it is complete is not known" in capsys.readouterr().err
+
+
 def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_was_over(project, client, capsys):
     """One stopped on 28 October, another one when November had begun: that one has said all of October."""
     seal(client, NOVEMBER_1, *october())
@@ -283,6 +291,7 @@ def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_wa
     batch.preview(project, "2026-10", client=client, doubts=doubts)
     report = batch.run(project, "2026-10", now=NOW, client=client)
     assert doubts == report.doubts
+    assert not doubts.unknown
     assert [each.name for each in report.doubts.held_by] == ["laptop"]
     print_doubts(report.doubts)
     assert capsys.readouterr().err == (

@@ -266,6 +266,30 @@ def test_as_of_a_booking_that_is_still_open_levels_are_carried_as_far_as_the_log
     assert values(ask(client, DISK)) == [40 * 60]
 
 
+@pytest.mark.parametrize("up_to_booking", [None, TODAY + 29_999])
+def test_a_level_is_no_forecast_while_some_partition_has_not_begun(client: Client, up_to_booking: int | None) -> None:
+    """At a first start, and when a topic has grown: nobody knows how complete usage is, and how far it has come."""
+    book(client, reading(DISK, NOON - 2 * DAYS, 40, booking=TODAY))
+    progress(client, 0, 0, 15, NOON + 10 * MINUTE + timedelta(seconds=10), booking=TODAY)
+    month = UsageQuery(
+        meter="disk", start=NOON, end=NOON + 30 * DAYS, group_by=(), up_to_booking=up_to_booking
+    )
+    for partitions in (1, 2):
+        answer = read_usage(client, month, meters=[DISK], partitions=partitions)
+        assert (answer.complete_to is None) == (partitions == 2)
+        assert values(answer) == [40 * 600]
+
+
+def test_a_silent_collector_ends_a_level_also_while_some_partition_has_not_begun(client: Client) -> None:
+    """As it does else: what it says is known to be so far is not more because less is known."""
+    book(client, reading(DISK, NOON - 2 * DAYS, 40, booking=TODAY))
+    silent(client, NOON + 5 * MINUTE)
+    progress(client, 0, 0, 15, NOON + 10 * MINUTE + timedelta(seconds=10), booking=TODAY)
+    month = UsageQuery(meter="disk", start=NOON, end=NOON + 30 * DAYS, group_by=())
+    for partitions in (1, 2):
+        assert values(read_usage(client, month, meters=[DISK], partitions=partitions)) == [40 * 300]
+
+
 def test_an_empty_range_has_a_zero_for_distinct_values_as_for_a_count(client: Client) -> None:
     assert [(row.value, row.events) for row in ask(client, PEOPLE).rows] == [(0, 0)]
     for meter in (BYTES, DISK, UPTIME):
