@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -34,13 +35,6 @@ class _Change(NamedTuple):
     alive: int
 
 
-class _Area(NamedTuple):
-    """Level x microseconds within a window, and whether any level was not 0 in it."""
-
-    size: int
-    alive: bool
-
-
 class OfLevels(Timeline):
     """An aggregation over the levels of resources, which add up.
 
@@ -56,15 +50,16 @@ class OfLevels(Timeline):
             group = group_of(stretch.moment)
             if group is not None:
                 changes[group].extend(_changes(stretch, spans[-1]))
-        areas = {
+        starts = [span.start_us for span in spans]
+        areas = {  # most groups hold nothing in most windows
             (index, group): area
             for group, mine in changes.items()
-            for index, area in enumerate(_sweep(sorted(mine), spans))
+            for index, area in _sweep(sorted(mine), spans, starts)
         }
         events = tally_events(state, spans, group_of)
         figures = {}
-        for place in self.spoken_of(state, spans, group_of) | {place for place, area in areas.items() if area.alive}:
-            figure = self.figure(areas.get(place, _Area(0, False)).size, spans[place[0]], terms, events[place])
+        for place in self.spoken_of(state, spans, group_of) | areas.keys():
+            figure = self.figure(areas.get(place, 0), spans[place[0]], terms, events[place])
             if figure is not None:
                 figures[place] = figure
         return figures
@@ -182,14 +177,25 @@ def _changes(stretch: Stretch, last: Span) -> Iterator[_Change]:
         yield _Change(end_us, -stretch.height, -1)
 
 
-def _sweep(changes: Sequence[_Change], spans: Sequence[Span]) -> Iterator[_Area]:
-    """Yield each window's area under the level that changes in order of time make."""
-    height = alive = place = 0
-    for span in spans:
+def _sweep(
+    changes: Sequence[_Change], spans: Sequence[Span], starts: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Yield the place of each window in which a level is not 0, and level x microseconds in it, in order of time.
+
+    Args:
+        starts: Where the windows begin.
+    """
+    height = alive = place = index = 0
+    while index < len(spans) and (alive or place < len(changes)):
+        if not alive:  # nothing holds until the next change
+            index = max(index, bisect_right(starts, changes[place].time_us) - 1)
+        span = spans[index]
         size, ever, at_us = 0, False, span.start_us
         while place < len(changes) and changes[place].time_us < span.end_us:
             change = changes[place]
             if change.time_us > at_us:
                 size, ever, at_us = size + height * (change.time_us - at_us), ever or alive > 0, change.time_us
             height, alive, place = height + change.height, alive + change.alive, place + 1
-        yield _Area(size + height * (span.end_us - at_us), ever or alive > 0)
+        if ever or alive:
+            yield index, size + height * (span.end_us - at_us)
+        index += 1

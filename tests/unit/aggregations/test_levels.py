@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tallyman.aggregations import AGGREGATES, Figure, Moment, Span, Terms, Timeline
 from tallyman.aggregations.exact import exact
 from tallyman.meter import Aggregation
+from tallyman.usage import Totals
 from tests.unit.aggregations.made import Event, cells_of, events
 
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
@@ -287,3 +289,22 @@ def test_a_voided_reading_leaves_the_level_before_it() -> None:
     void = cells[1]._replace(totals=replace(cells[1].totals, count=-1, sum=-99))
     found = aggregate.derive(aggregate.gather([*cells, void]), Span(0, DAY_US), Terms())
     assert found == Figure(Decimal(10 * 86_400), 1)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("time_weighted", 3), ("lifecycle", 2)])
+def test_windows_in_which_nothing_holds_take_no_room(name: Aggregation, rows: int) -> None:
+    """A month by minutes, in which a server of each of 20 tenants ran for two: some thousand tenants must fit, too."""
+    aggregate = AGGREGATES[name]
+    assert isinstance(aggregate, Timeline)
+    state = {
+        Moment(str(tenant), "{}", minute * 60_000_000, "r", None): Totals(1, latest=level, latest_at=(0, b""))
+        for tenant in range(20)
+        for minute, level in ((10, 1), (12, 0))
+    }
+    spans = [Span(minute * 60_000_000, (minute + 1) * 60_000_000) for minute in range(44_640)]
+    tracemalloc.start()
+    found = aggregate.derive_each(state, spans, Terms(), lambda moment: moment.subject)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == rows * 20
+    assert peak < 5_000_000
