@@ -14,13 +14,14 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from tallyman.aggregations import AGGREGATES
+from tallyman.aggregations import AGGREGATES, terms_of
 from tallyman.asked import Groups, Named, Windows, windows_of
 from tallyman.completeness import Completeness, PartitionProgress, read_completeness
 from tallyman.errors import UsageQueryError
 from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures, reads_alike
 from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
+from tallyman.period import FIRST_MOMENT
 from tallyman.rebuilds import Switches, read_switches
 from tallyman.sealed import decided_to
 from tallyman.stored import Source
@@ -110,7 +111,8 @@ def read_usage(
     defined = _defined(query, meters)
     completeness = _about(known, query, defined)
     bound = _bound(query, completeness)
-    rows, zero = _read_rows(client, query, windows, known.switches, completeness, meters)
+    shape, rows, zero = _read_rows(client, query, windows, known.switches, completeness, meters)
+    since = _carried_from(query, shape)
     return UsageAnswer(
         query=query,
         unit=defined.unit if defined else "",
@@ -118,10 +120,10 @@ def read_usage(
         complete_to=completeness.complete_to,
         sealed_to=bound,
         repaired=tuple(
-            each for each in completeness.repairs if each.touches(query.start, query.end, _last_booking(query, bound))
+            each for each in completeness.repairs if each.touches(since, query.end, _last_booking(query, bound))
         ),
         held_by=completeness.held_by,
-        gaps=_gaps(client, query, completeness, defined),
+        gaps=_gaps(client, query, since, completeness, defined),
         rebuilt=tuple(
             each.generation for each in known.switches if each.about(query.meter, (windows.start, windows.end))
         ),
@@ -137,7 +139,7 @@ def read_rows(client: Client, query: UsageQuery, known: Known, *, meters: Sequen
         UsageQueryError: See `read_usage`.
     """
     windows, about = windows_of(query), _about(known, query, _defined(query, meters))
-    rows, zero = _read_rows(client, query, windows, known.switches, about, meters)
+    _, rows, zero = _read_rows(client, query, windows, known.switches, about, meters)
     return rows or (() if query.group_by else zero)
 
 
@@ -148,8 +150,8 @@ def _read_rows(
     switches: Switches,
     completeness: Completeness,
     meters: Sequence[Meter],
-) -> tuple[tuple[UsageRow, ...], tuple[UsageRow, ...]]:
-    """Return the rows, and those that say 0 instead where there are none."""
+) -> tuple[Shape, tuple[UsageRow, ...], tuple[UsageRow, ...]]:
+    """Return what the meter is, the rows, and those that say 0 instead where there are none."""
     defined = _defined(query, meters)
     source = Source(
         client, query, completeness.sealed_to, _bound(query, completeness), completeness.months, switches
@@ -159,7 +161,7 @@ def _read_rows(
     if defined is not None:
         asked.groups.check_names(defined.dimensions)
     rows = tuple(_rows(figures, windows, query))
-    return rows, _zero(query) if not rows and AGGREGATES[shape.aggregation].zero_if_empty else ()
+    return shape, rows, _zero(query) if not rows and AGGREGATES[shape.aggregation].zero_if_empty else ()
 
 
 def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:
@@ -167,13 +169,22 @@ def _defined(query: UsageQuery, meters: Sequence[Meter]) -> Meter | None:
 
 
 def _gaps(
-    client: Client, query: UsageQuery, completeness: Completeness, defined: Meter | None
+    client: Client, query: UsageQuery, since: datetime, completeness: Completeness, defined: Meter | None
 ) -> tuple[Gap, ...]:
     if not completeness.collectors:
         return ()
     event_type = defined.event_type if defined else None
     followed = completeness.epochs > completeness.collectors
-    return read_gaps(client, query.subjects, event_type, query.start, query.end, any_followed=followed)
+    return read_gaps(client, query.subjects, event_type, since, query.end, any_followed=followed)
+
+
+def _carried_from(query: UsageQuery, shape: Shape) -> datetime:
+    """Return from when on what was read may tell something of the range: what is missing may have ended a level."""
+    if shape.aggregation not in ("time_weighted", "lifecycle"):
+        return query.start
+    believed_for_us = terms_of(shape.parameters, 0).believed_for_us
+    most = query.start - FIRST_MOMENT
+    return query.start - (most if believed_for_us is None else min(most, timedelta(microseconds=believed_for_us)))
 
 
 def _about(known: Known, query: UsageQuery, defined: Meter | None) -> Completeness:

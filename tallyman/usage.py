@@ -229,9 +229,10 @@ class UsageAnswer:
     """Rows in order of (start, groups), and up to which event time nothing is missing that has been sent.
 
     Attributes:
-        repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing.
+        repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing, or what levels
+            are carried into it from.
         held_by: The silent collectors that hold `complete_to` back, the furthest behind first.
-        gaps: What is missing, or may be, in the range that was asked for.
+        gaps: What is missing, or may be, in the range that was asked for, or before it as long as levels are believed.
         rebuilt: The generations that count in some of the range, beside what was booked; of several the last wins.
     """
 

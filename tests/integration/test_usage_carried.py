@@ -42,8 +42,8 @@ def database(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
 
 @pytest.fixture
 def client(database: Client) -> Client:
-    for table in ("usage", "usage_hot", "usage_rolled_up", "rolling_up", "rolled_up", "seals", "progress", "heard",
-                  "heard_newest"):
+    for table in ("usage", "usage_hot", "usage_rolled_up", "rolling_up", "rolled_up", "seals", "progress", "repairs",
+                  "heard", "heard_newest"):
         database.execute(f"TRUNCATE TABLE {table}")
     return database
 
@@ -236,6 +236,42 @@ def silent(client: Client, mark: datetime) -> None:
         " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
         [("laptop", "e", TOPIC, 0, 0, TODAY, 1, 0, 9, mark_us, mark_us, mark_us // 1000, mark_us // 1000, [], [], 5)],
     )
+
+
+def lose_batch(client: Client, after: datetime, before: datetime) -> None:
+    """A collector's batch 4, whose readings lie between two instants, never came."""
+    marks = [round((at).timestamp() * 1_000_000) for at in (after - HOUR, after, before, NOON + HOUR)]
+    runs = [(0, 3, *marks[:2]), (5, 9, *marks[2:])]
+    client.execute(
+        "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
+        " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
+        [("a", "e", TOPIC, 0, chunk, TODAY, 1, first, last, low, high, low // 1000, high // 1000, [], [], 5)
+         for chunk, (first, last, low, high) in enumerate(runs)],
+    )  # fmt: skip
+
+
+def test_what_is_missing_before_the_range_is_told_as_long_as_levels_are_believed(client: Client) -> None:
+    """It may have ended the level that is carried; of what is counted in the range it says nothing."""
+    books = replace(BYTES, incarnation="")
+    for meter in (DISK, UPTIME, books):
+        book(client, reading(meter, NOON - 2 * DAYS, 40, booking=TODAY), reading(meter, NOON, 40, booking=TODAY))
+    lose_batch(client, NOON - 20 * HOUR, NOON - 18 * HOUR)
+    lost_ms = round((NOON - 20 * HOUR).timestamp() * 1000)
+    client.execute(
+        "INSERT INTO repairs (topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms,"
+        " to_clock_ms, from_booking, booking, definitions, counts, reason, note, who, decided_at) VALUES",
+        [(TOPIC, 0, 1, 16, 0, 2, lost_ms, lost_ms + 60_000, TODAY, TODAY, 1, [0] * 7, "retention", "", "zoë", NOON)],
+    )
+    progress(client, 0, 0, 3, NOON + 2 * HOUR, booking=TODAY)
+    shorter, longer = (replace(DISK, believed_for=hours * HOUR, meter=f"disk{hours}") for hours in (17, 30))
+    for meter in (shorter, longer):
+        book(client, reading(meter, NOON, 40, booking=TODAY))
+    for meter, told in ((DISK, 1), (UPTIME, 1), (longer, 1), (shorter, 0), (books, 0)):
+        answer = ask(client, meter)
+        assert answer.rows
+        assert [(gap.first, gap.last) for gap in answer.gaps] == [(4, 4)] * told, meter.meter
+        assert len(answer.repaired) == told
+        assert len(ask(client, meter, NOON - 3 * DAYS).gaps) == 1, "in the longer question each is told"
 
 
 def test_what_is_sealed_gives_the_same_levels_whoever_fell_silent_and_whenever_one_asks(client: Client) -> None:
