@@ -206,15 +206,19 @@ def read_meters(client: Client) -> tuple[MeterSeen, ...]:
 
 
 def _read(asked: Asked, defined: Meter | None, meters: Sequence[Meter]) -> tuple[Shape, Figures]:
-    """Read by the project's definition, and once more where the newest that was booked is another one."""
+    """Read by the project's definition, and once more as whatever else groups were booked last."""
     shape = _LIKELY if defined is None else Shape(defined.aggregation, parameters_of(defined))
-    figures, newest = read_figures(asked, shape)
-    if newest is None and defined is None:
-        newest = _seen_shape(asked.source.client, asked.source.query.meter, meters)
-    if newest is not None and not reads_alike(newest, shape):
-        shape = newest
-        figures, _ = read_figures(asked, shape)
-    return shape, figures
+    figures, found = read_figures(asked, shape)
+    shapes = list(found.shapes())
+    if not shapes and defined is None:
+        shapes.append(_seen_shape(asked.source.client, asked.source.query.meter, meters))
+    read = [shape]
+    for other in shapes:
+        if not any(reads_alike(other, each) for each in read):
+            more, _ = read_figures(asked, other)
+            figures = {**figures, **more}
+            read.append(other)
+    return shapes[-1] if shapes else shape, figures
 
 
 def _bound(query: UsageQuery, completeness: Completeness) -> int:

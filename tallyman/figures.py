@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from tallyman.aggregations import (
     Cell,
     Figure,
     Moment,
+    Span,
     Terms,
     Timeline,
     terms_of,
@@ -39,9 +41,14 @@ from tallyman.stored import (
     sums_before_sql,
 )
 from tallyman.usage import Totals
+from tallyman.worth import Made, Worth, worths
 
 Figures = Mapping[tuple[int, Named], Figure]  # by the second in which a window begins, and by group
-Row = TypeVar("Row", TotalsRow | ValuesRow, MomentsRow)
+Row = TypeVar("Row", bound=TotalsRow | ValuesRow | MomentsRow)
+# What adds up, and what derives the answer of the sum: how many there are is a sum, too, of one for each.
+_ADDS_UP: Mapping[str, Aggregate[Any]] = {
+    "sum": AGGREGATES["sum"], "count": AGGREGATES["sum"], "avg": AGGREGATES["avg"]
+}  # fmt: skip
 _WITH_EXTREMES = frozenset(("min", "max", "latest", "sum_of_maxima"))
 _WITH_LATEST = frozenset(("latest", "first", "time_weighted"))
 _LEAST_LOOK_BACK_S = 86_400  # a counter that was read within it need not be looked for in all of its past
@@ -72,6 +79,28 @@ class Asked:
         return self.windows.start, self.windows.end
 
 
+class Found(NamedTuple):
+    """What a reading met, of whatever aggregation it was.
+
+    Attributes:
+        newest: How the newest rows of each group came to be.
+        subjects: Whose rows there were, as far as the reading tells tenants apart.
+    """
+
+    newest: Mapping[Named, Made]
+    subjects: Collection[str]
+
+    def shapes(self) -> Sequence[Shape]:
+        """Return as what the groups were booked last, the newest definitions last."""
+        made = sorted({(each.definitions, each.aggregation, each.parameters) for each in self.newest.values()})
+        return [Shape(as_aggregation(aggregation), parameters) for _, aggregation, parameters in made]
+
+    def alike(self, shape: Shape) -> Collection[Named]:
+        """Return the groups that have a shape."""
+        same = {(each.aggregation, each.parameters) for each in self.shapes() if reads_alike(each, shape)}
+        return {group for group, made in self.newest.items() if (made.aggregation, made.parameters) in same}
+
+
 def reads_alike(a: Shape, b: Shape) -> bool:
     """Whether two shapes read the same rows; answers are derived by what the rows say in any case."""
     mine, other = terms_of(a.parameters, 0), terms_of(b.parameters, 0)
@@ -79,40 +108,88 @@ def reads_alike(a: Shape, b: Shape) -> bool:
     return a.aggregation == b.aggregation and same
 
 
-def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Shape | None]:
-    """Read the figures of a meter that has a shape.
+def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Found]:
+    """Read the figures of a meter that has a shape, for the groups of which the newest definitions gave it that shape.
 
-    Returns:
-        The figures, and the shape that the newest definitions gave to what was found: where the two do not read alike,
-        the figures are not those of this meter. None where nothing was found.
+    Whose rows are of another group has no say in it, so that a figure does not depend on what is asked for beside it.
     """
     aggregate = AGGREGATES[shape.aggregation]
     if isinstance(aggregate, Timeline):
         return _read_timeline(asked, aggregate, shape)
     if shape.aggregation == "unique_count" and not needs_dimensions(asked.source.query):
-        return _read_distinct(asked)
+        return _read_distinct(asked, shape)
     return _read_windows(asked, aggregate, shape)
 
 
-def _read_windows(asked: Asked, aggregate: Aggregate[Any], shape: Shape) -> tuple[Figures, Shape | None]:
+def _read_windows(asked: Asked, aggregate: Aggregate[Any], shape: Shape) -> tuple[Figures, Found]:
     """Read what windows tell by themselves."""
     buckets = _buckets(asked, shape)
-    rows = _read_rows(asked, shape, buckets)
-    terms, fitting = _terms(rows, aggregate)
-    states: dict[tuple[int, Named], Any] = {}
-    for row in fitting:
-        group = asked.groups.of(row.subject, row.dimensions)
-        if group is not None:
-            key = asked.windows.start_of(row.start_s), group
-            told = _told(row, aggregate, 10 ** (terms.scale - row.scale))
-            states[key] = aggregate.merge(states[key], told) if key in states else told
-    spans = {start: asked.windows.span(start, asked.known_to, buckets) for start in {start for start, _ in states}}
+    rows, naming = _read_rows(asked, shape, buckets)
+    found = _find(asked, naming)
+    spans: dict[int, Span] = {}
     figures = {}
-    for (start, group), state in states.items():
-        figure = aggregate.derive(state, spans[start], terms)
-        if figure is not None:
-            figures[start, group] = figure
-    return figures, _newest(rows)
+    for group, mine in _by_group(asked, rows, found.alike(shape)).items():
+        telling = _Telling(aggregate, found.newest[group], mine)
+        states: dict[int, Any] = {}
+        for row in telling.fitting:
+            start, told = asked.windows.start_of(row.start_s), telling.told(row)
+            states[start] = telling.aggregate.merge(states[start], told) if start in states else told
+        for start, state in states.items():
+            if start not in spans:
+                spans[start] = asked.windows.span(start, asked.known_to, buckets)
+            figure = telling.aggregate.derive(state, spans[start], telling.terms)
+            if figure is not None:
+                figures[start, group] = figure
+    return figures, found
+
+
+def _find(asked: Asked, rows: Sequence[Row]) -> Found:
+    newest: dict[Named, Made] = {}
+    for row in rows:
+        group = asked.groups.of(row.subject, row.dimensions)
+        if group is not None and (group not in newest or row.definitions > newest[group].definitions):
+            newest[group] = _made(row)
+    return Found(newest, frozenset(row.subject for row in rows))
+
+
+def _by_group(asked: Asked, rows: Sequence[Row], groups: Collection[Named]) -> Mapping[Named, Sequence[Row]]:
+    mine: dict[Named, list[Row]] = defaultdict(list)
+    for row in rows:
+        group = asked.groups.of(row.subject, row.dimensions)
+        if group is not None and group in groups:
+            mine[group].append(row)
+    return mine
+
+
+def _made(row: TotalsRow | ValuesRow | MomentsRow) -> Made:
+    return Made(row.definitions, row.aggregation, row.scale, row.parameters)
+
+
+class _Telling:
+    """What the rows of one group tell: those that its aggregation can read, and by which terms its answers follow.
+
+    What is kept together by one aggregation tells something to every other; what is kept apart by one only to it.
+
+    Attributes:
+        aggregate: What derives the answers: how many there are is the sum of one for each.
+    """
+
+    def __init__(self, aggregate: Aggregate[Any], newest: Made, rows: Sequence[TotalsRow | ValuesRow]) -> None:
+        self.aggregate: Aggregate[Any] = _ADDS_UP.get(aggregate.name, aggregate)
+        together = aggregate.kept == "together"
+        self.fitting = [row for row in rows if together or row.aggregation == aggregate.name]
+        self._worths: Mapping[Made, Worth] | None = None
+        if aggregate.name in _ADDS_UP:
+            made = frozenset(_made(row) for row in self.fitting)
+            self._worths, self.terms = worths(made, newest, aggregate.name)
+        else:
+            scale = max((row.scale for row in self.fitting), default=0)
+            self.terms = terms_of(newest.parameters, scale)
+
+    def told(self, row: TotalsRow | ValuesRow) -> Any:
+        if self._worths is None or isinstance(row, ValuesRow):
+            return _told(row, self.aggregate, 10 ** (self.terms.scale - row.scale))
+        return Totals(row.events, self._worths[_made(row)].of(row.sum, row.events))
 
 
 def _buckets(asked: Asked, shape: Shape) -> Sequence[int] | None:
@@ -122,16 +199,21 @@ def _buckets(asked: Asked, shape: Shape) -> Sequence[int] | None:
     return bucket_edges(asked.source.query, terms_of(shape.parameters, 0).bucket)
 
 
-def _read_rows(asked: Asked, shape: Shape, buckets: Sequence[int] | None) -> Sequence[TotalsRow | ValuesRow]:
+def _read_rows(
+    asked: Asked, shape: Shape, buckets: Sequence[int] | None
+) -> tuple[Sequence[TotalsRow | ValuesRow], Sequence[TotalsRow | ValuesRow]]:
+    """Return the rows that tell something, and those that name what there is in each group, whoever can read it."""
     windowed = _windowed(asked)
     if AGGREGATES[shape.aggregation].kept == "by value":
-        return read_values(windowed)
+        values = read_values(windowed)
+        return values, values
     if shape.aggregation == "first":
-        return read_first(windowed)
+        return read_first(windowed), read_totals(windowed, extremes=False)
     if shape.aggregation == "sum_of_maxima":  # a window is read bucket by bucket
         edges = None if windowed.edges is None or buckets is None else sorted({*windowed.edges, *buckets})
         windowed = replace(windowed, edges=edges)
-    return read_totals(windowed, extremes=shape.aggregation in _WITH_EXTREMES)
+    totals = read_totals(windowed, extremes=shape.aggregation in _WITH_EXTREMES)
+    return totals, totals
 
 
 def _windowed(asked: Asked) -> Windowed:
@@ -159,49 +241,67 @@ def _told(row: TotalsRow | ValuesRow, aggregate: Aggregate[Any], factor: int) ->
     return aggregate.of(aggregate.rescaled(Cell(row.subject, row.dimensions, row.start_s, row.item, totals), factor))
 
 
-def _read_distinct(asked: Asked) -> tuple[Figures, Shape | None]:
+def _read_distinct(asked: Asked, shape: Shape) -> tuple[Figures, Found]:
     """Read how many values there were, counted where they are stored: a million need not travel."""
     rows = read_distinct(_windowed(asked))
-    newest = _newest(rows)
-    terms = terms_of(newest.parameters if newest else "", 0)
+    found = _find(asked, rows)
     figures = {}
-    for row in rows:
-        group = asked.groups.of(row.subject, row.dimensions)
-        if group is not None and row.aggregation == "unique_count" and row.sum:
-            figures[row.start_s, group] = Figure(terms.number_of(row.sum), row.events)
-    return figures, newest
+    for group, mine in _by_group(asked, rows, found.alike(shape)).items():
+        terms = terms_of(found.newest[group].parameters, 0)
+        for row in mine:
+            if row.aggregation == "unique_count" and row.sum:
+                figures[row.start_s, group] = Figure(terms.number_of(row.sum), row.events)
+    return figures, found
 
 
-def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Figures, Shape | None]:
+def _read_timeline(asked: Asked, aggregate: Timeline, shape: Shape) -> tuple[Figures, Found]:
     """Read what depends on the order of readings, and on those before the range."""
     terms = terms_of(shape.parameters, 0)
     rows = _read_counters(asked, terms) if shape.aggregation == "counter" else _read_levels(asked, shape, terms)
-    state, terms = _gather(rows, aggregate)
-    missing = _told_by_the_past(asked, shape, state, terms.scale) if shape.aggregation == "counter" else ()
+    state, scale = _gather(rows, aggregate, terms)
+    missing = _told_by_the_past(asked, shape, state, scale) if shape.aggregation == "counter" else ()
     if missing:
-        more = _read_counters_before(asked, terms_of(shape.parameters, 0), missing)
+        more = _read_counters_before(asked, terms, missing)
         rows += more
-        before, before_terms = _gather(more, aggregate)
-        same = not more or before_terms.scale == terms.scale
-        state, terms = (aggregate.merge(state, before), terms) if same else _gather(rows, aggregate)
+        before, before_scale = _gather(more, aggregate, terms)
+        same = not more or before_scale == scale
+        state, scale = (aggregate.merge(state, before), scale) if same else _gather(rows, aggregate, terms)
     starts = asked.windows.starts()
     spans = [asked.windows.span(start, asked.known_to) for start in starts]
+    found = _find(asked, rows)
+    figures: dict[tuple[int, Named], Figure] = {}
+    for parameters, groups in _by_parameters(found, shape).items():
+        each = aggregate.derive_each(state, spans, terms_of(parameters, scale), _only(asked.groups, groups))
+        figures |= {(starts[place], group): figure for (place, group), figure in each.items()}
+    return figures, found
+
+
+def _by_parameters(found: Found, shape: Shape) -> Mapping[str, Collection[Named]]:
+    """Return the groups that have a shape by what else their newest definitions say: nearly always it is one thing."""
+    groups: dict[str, set[Named]] = defaultdict(set)
+    for group in found.alike(shape):
+        groups[found.newest[group].parameters].add(group)
+    return groups
+
+
+def _only(all_groups: Groups, groups: Collection[Named]) -> Callable[[Moment], Named | None]:
+    """Return what says of which of some groups a moment is; readings of others are followed, but make no figure."""
 
     def group_of(moment: Moment) -> Named | None:
-        return asked.groups.of(moment.subject, moment.dimensions)
+        group = all_groups.of(moment.subject, moment.dimensions)
+        return group if group in groups else None
 
-    found = aggregate.derive_each(state, spans, terms, group_of)
-    return {(starts[place], group): figure for (place, group), figure in found.items()}, _newest(rows)
+    return group_of
 
 
-def _gather(rows: Sequence[MomentsRow], aggregate: Timeline) -> tuple[Mapping[Moment, Totals], Terms]:
-    terms, fitting = _terms(rows, aggregate)
+def _gather(rows: Sequence[MomentsRow], aggregate: Timeline, terms: Terms) -> tuple[Mapping[Moment, Totals], int]:
+    """Return what rows tell, and in which scale: that of the finest."""
+    fitting = [row for row in rows if row.aggregation == aggregate.name]
+    scale = max((row.scale for row in fitting), default=0)
     cells = (
-        aggregate.rescaled(cell, 10 ** (terms.scale - row.scale))
-        for row in fitting
-        for cell in _cells(row, terms.level)
+        aggregate.rescaled(cell, 10 ** (scale - row.scale)) for row in fitting for cell in _cells(row, terms.level)
     )
-    return aggregate.gather(cells), terms
+    return aggregate.gather(cells), scale
 
 
 def _cells(row: MomentsRow, level: str) -> Iterator[Cell]:
@@ -293,22 +393,6 @@ def _look_back(start_s: int, terms: Terms) -> int:
     """Return from which whole minute on a reading may still be believed at an instant."""
     silence_s = -(-(terms.believed_for_us or 0) // 60_000_000) * 60
     return max(0, start_s - silence_s)
-
-
-def _terms(rows: Sequence[Row], aggregate: Aggregate[Any]) -> tuple[Terms, Sequence[Row]]:
-    """Return by which terms rows are read, the newest, and which rows the aggregation can read.
-
-    What is kept together by one aggregation tells something to every other; what is kept apart by one only to it.
-    """
-    fitting = rows if aggregate.kept == "together" else [row for row in rows if row.aggregation == aggregate.name]
-    newest = max(fitting, key=lambda row: row.definitions, default=None)
-    scale = max((row.scale for row in fitting), default=0)
-    return terms_of(newest.parameters if newest else "", scale), fitting
-
-
-def _newest(rows: Sequence[TotalsRow | ValuesRow | MomentsRow]) -> Shape | None:
-    newest = max(rows, key=lambda row: row.definitions, default=None)
-    return None if newest is None else Shape(as_aggregation(newest.aggregation), newest.parameters)
 
 
 def as_aggregation(text: str) -> Aggregation:

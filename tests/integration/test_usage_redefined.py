@@ -1,0 +1,172 @@
+"""What an answer says where a meter's definitions changed: by a tenant's own rows, whoever else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from clickhouse_driver import Client
+
+from pipeline.rollup import roll_up
+from tallyman.aggregates import read_usage
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.meter import Meter
+from tallyman.usage import UsageAnswer, UsageQuery
+from tests.integration.test_usage_carried import DAYS, HOUR, MINUTE, NOON, values
+from tests.usage_rows import DAY, Booked, book, fresh_database, seal
+
+pytestmark = pytest.mark.integration
+HOURS_NOW = '{"factor":"3600/1"}'
+
+
+@pytest.fixture(scope="module")
+def database(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
+    with fresh_database(clickhouse_endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+def client(database: Client) -> Client:
+    for table in ("usage", "usage_hot", "usage_rolled_up", "rolled_up", "rolling_up", "seals", "progress"):
+        database.execute(f"TRUNCATE TABLE {table}")
+    return database
+
+
+def sealed(client: Client, meter: str, **options: Any) -> UsageAnswer:
+    asked = {"meter": meter, "start": NOON, "end": NOON + DAYS, "sealed_only": True, **options}
+    return read_usage(client, UsageQuery(**asked))
+
+
+def of(answer: UsageAnswer, subject: str) -> list[Decimal]:
+    return [row.value for row in answer.rows if row.groups["subject"] == subject]
+
+
+# Who else is asked for.
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+def test_a_tenant_used_the_same_whoever_else_is_asked_for(client: Client, rolled: bool) -> None:
+    vcpu = {"meter": "vcpu", "scale": 0}
+    seal(
+        client, DAY,
+        Booked(**vcpu, minute=NOON, value=7200, subject="gone"),
+        Booked(**vcpu, minute=NOON, value=7200, subject="stays"),
+        Booked(**vcpu, minute=NOON + HOUR, value=2, subject="stays", definitions=2, parameters=HOURS_NOW),
+    )  # fmt: skip
+    if rolled:
+        roll_up(client, DAY)
+    assert of(sealed(client, "vcpu", subjects=("gone",)), "gone") == [7200]
+    both = sealed(client, "vcpu", subjects=("gone", "stays"))
+    assert (of(both, "gone"), of(both, "stays")) == ([7200], [14_400]), "two hours are 7200 seconds more"
+    assert values(sealed(client, "vcpu", group_by=())) == [21_600]
+    assert values(sealed(client, "vcpu", group_by=(), window="hour")) == [14_400, 7200]
+
+
+def test_a_tenant_has_usage_whoever_else_is_asked_for(client: Client) -> None:
+    """The meter became another aggregation in the middle of the month."""
+    people = {"meter": "people", "minute": NOON}
+    seal(
+        client, DAY,
+        Booked(**people, value=5, subject="gone"),
+        Booked(**people, aggregation="unique_count", item="=Zoë", definitions=2, subject="stays"),
+    )  # fmt: skip
+    assert of(sealed(client, "people", subjects=("gone",)), "gone") == [5]
+    both = sealed(client, "people", subjects=("gone", "stays"))
+    assert (of(both, "gone"), of(both, "stays")) == ([5], [1])
+
+
+@pytest.mark.parametrize("older", ["sum", "first", "percentile", "counter", "lifecycle", "min"])
+@pytest.mark.parametrize("newer", ["sum", "first", "percentile", "counter", "time_weighted", "max"])
+def test_every_group_is_read_as_what_it_was_booked_as_last(client: Client, older: str, newer: str) -> None:
+    """What one asks for beside it changes no figure: tenants, dimensions, or a project that says otherwise."""
+    book(
+        client,
+        *mixed(older, "early", {"az": "a"}, 1), *mixed(older, "late", {"az": "a"}, 1),
+        *mixed(newer, "late", {"az": "b"}, 2), *mixed(newer, "last", {"az": "b"}, 2),
+    )  # fmt: skip
+    for by in (("subject",), ("subject", "az"), ("az", "subject")):
+        whole = {tuple(row.groups.items()): row for row in asked(client, by)}
+        assert len({named["subject"] for named in map(dict, whole)}) == 3
+        for subject in ("early", "late", "last"):
+            alone = asked(client, by, subjects=(subject,))
+            assert alone == [row for row in whole.values() if row.groups["subject"] == subject]
+        for aggregation in ("sum", "first", "unique_count"):
+            other = Meter(meter="m", event_type="t", aggregation=aggregation, dimensions={"az": "az"})  # type: ignore[arg-type]
+            assert asked(client, by, [other]) == list(whole.values())
+    for place in ("a", "b"):
+        alone = asked(client, ("subject", "az"), where={"az": (place,)})
+        assert alone == [row for row in asked(client, ("subject", "az")) if row.groups["az"] == place]
+
+
+def mixed(aggregation: str, subject: str, named: dict[str, str | None], definitions: int) -> Iterator[Booked]:
+    """Yield an hour of usage under some definitions."""
+    for number in range(3):
+        at = NOON + (20 * definitions + number) * MINUTE
+        time_us = round(at.timestamp() * 1_000_000)
+        item = {"percentile": "7", "sum": "", "min": "", "max": ""}.get(aggregation, f'["{time_us}","r","i"]')
+        yield Booked(
+            meter="m", subject=subject, dimensions=named, aggregation=aggregation, minute=at, value=1 + number, scale=0,
+            item=item, latest_us=time_us, latest_by=b"\1", definitions=definitions,
+            parameters='{"factor":"1/7","percentile":"99"}' if definitions == 2 else "",
+        )  # fmt: skip
+
+
+def asked(client: Client, by: tuple[str, ...], meters: Any = (), **options: Any) -> list[Any]:
+    query = UsageQuery(meter="m", start=NOON, end=NOON + HOUR, group_by=by, **options)
+    return list(read_usage(client, query, meters=meters).rows)
+
+
+# What definitions make of what they booked.
+
+
+def test_each_definition_is_worth_what_it_says_and_the_newest_rounds(client: Client) -> None:
+    same = {"meter": "m", "minute": NOON}
+    rows = [
+        Booked(**same, value=10, scale=2, count=4, parameters='{"factor":"1/3","offset":"1/7"}'),
+        Booked(**same, value=20, scale=0, count=2, definitions=2, parameters='{"factor":"3/1"}'),
+        Booked(**same, value=7, scale=1, definitions=3, parameters='{"digits":"1","rounding":"up"}'),
+    ]
+    book(client, *rows[:2])
+    exactly = Fraction(10, 3) + Fraction(4, 7) + 60
+    (row,) = asked(client, ())
+    assert (row.value, row.events) == (Decimal(exactly.numerator) / exactly.denominator, 6)
+    book(client, rows[2])
+    (row,) = asked(client, ())
+    assert (row.value, row.events) == (Decimal("71.0"), 7)
+
+
+def test_an_average_is_over_what_each_definition_is_worth(client: Client) -> None:
+    same = {"meter": "m", "minute": NOON, "aggregation": "avg"}
+    book(
+        client,
+        Booked(**same, value=7200, scale=0, count=2, parameters='{"offset":"100/1"}'),
+        Booked(**same, value=2, scale=3, definitions=2, parameters=HOURS_NOW),
+    )
+    assert [row.value for row in asked(client, ())] == [(7200 + 200 + 7200) / Decimal(3)]
+
+
+def test_thousands_of_calls_are_thousands_though_they_are_counted_singly_since(client: Client) -> None:
+    same = {"meter": "m", "minute": NOON, "aggregation": "count"}
+    book(
+        client,
+        Booked(**same, count=1500, parameters='{"factor":"1/1000"}'),
+        Booked(**same, count=2, definitions=2),
+        Booked(**{**same, "aggregation": "sum"}, value=3, count=4, definitions=0, parameters=HOURS_NOW),
+    )
+    assert [(row.value, row.events) for row in asked(client, ())] == [(Decimal("7.5"), 1506)]
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "avg"])
+def test_a_count_that_became_a_sum_adds_no_billionths(client: Client, aggregation: str) -> None:
+    """For each event the pipeline writes 1 as its sum, unscaled, beside the meter's scale."""
+    same = {"meter": "m", "minute": NOON, "scale": 9}
+    book(
+        client,
+        Booked(**same, aggregation="count", value=0, sum=Decimal("0.000001"), count=1000),
+        Booked(**{**same, "minute": NOON + MINUTE}, aggregation=aggregation, value=7, definitions=2),
+    )
+    (row,) = asked(client, ())
+    assert (row.value, row.events) == ({"sum": 1007, "avg": Decimal(1007) / 1001}[aggregation], 1001)
