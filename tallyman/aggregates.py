@@ -18,7 +18,16 @@ from tallyman.aggregations import AGGREGATES, terms_of
 from tallyman.asked import Groups, Named, Windows, windows_of
 from tallyman.completeness import Completeness, PartitionProgress, read_completeness
 from tallyman.errors import UsageQueryError
-from tallyman.figures import Asked, Figures, Shape, as_aggregation, read_figures, reads_alike
+from tallyman.figures import (
+    Asked,
+    Figures,
+    Shape,
+    as_aggregation,
+    may_hold_unseen,
+    read_carried,
+    read_figures,
+    reads_alike,
+)
 from tallyman.heard import read_gaps
 from tallyman.meter import Aggregation, Meter, parameters_of
 from tallyman.period import FIRST_MOMENT
@@ -210,15 +219,19 @@ def _read(asked: Asked, defined: Meter | None, meters: Sequence[Meter]) -> tuple
     shape = _LIKELY if defined is None else Shape(defined.aggregation, parameters_of(defined))
     figures, found = read_figures(asked, shape)
     shapes = list(found.shapes())
+    newest = shapes[-1] if shapes else shape
     if not shapes and defined is None:
-        shapes.append(_seen_shape(asked.source.client, asked.source.query.meter, meters))
+        newest = _seen_shape(asked.source.client, asked.source.query.meter, meters)
+        shapes.append(newest)
+    if may_hold_unseen(asked, shape, found):
+        shapes += read_carried(asked)
     read = [shape]
     for other in shapes:
         if not any(reads_alike(other, each) for each in read):
             more, _ = read_figures(asked, other)
             figures = {**figures, **more}
             read.append(other)
-    return shapes[-1] if shapes else shape, figures
+    return newest, figures
 
 
 def _bound(query: UsageQuery, completeness: Completeness) -> int:

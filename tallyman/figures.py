@@ -34,6 +34,7 @@ from tallyman.stored import (
     moments_sql,
     read_distinct,
     read_first,
+    read_made,
     read_moments,
     read_peaks,
     read_totals,
@@ -51,6 +52,7 @@ _ADDS_UP: Mapping[str, Aggregate[Any]] = {
 }  # fmt: skip
 _WITH_EXTREMES = frozenset(("min", "max", "latest", "sum_of_maxima"))
 _WITH_LATEST = frozenset(("latest", "first", "time_weighted"))
+CARRIED: tuple[Aggregation, ...] = ("time_weighted", "lifecycle")  # what holds in a range in which nothing is read
 _LEAST_LOOK_BACK_S = 86_400  # a counter that was read within it need not be looked for in all of its past
 
 
@@ -84,11 +86,9 @@ class Found(NamedTuple):
 
     Attributes:
         newest: How the newest rows of each group came to be.
-        subjects: Whose rows there were, as far as the reading tells tenants apart.
     """
 
     newest: Mapping[Named, Made]
-    subjects: Collection[str]
 
     def shapes(self) -> Sequence[Shape]:
         """Return as what the groups were booked last, the newest definitions last."""
@@ -121,6 +121,24 @@ def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Found]:
     return _read_windows(asked, aggregate, shape)
 
 
+def may_hold_unseen(asked: Asked, shape: Shape, found: Found) -> bool:
+    """Whether levels of before the range may hold in it that a reading by a shape did not look for.
+
+    They were booked under definitions that believed them longer than the project says, and nothing was read since. A
+    question that names no tenants looks for them only if it found nothing: it would look at all that there ever were.
+    """
+    carried, named = shape.aggregation in CARRIED, bool(asked.source.query.subjects)
+    if not found.newest:
+        return carried or named
+    return carried and named and terms_of(shape.parameters, 0).believed_for_us is not None
+
+
+def read_carried(asked: Asked) -> list[Shape]:
+    """Return as what levels and states were booked before the range, of the tenants that are asked for."""
+    rows = read_made(asked.source, asked.windows.start, CARRIED)
+    return [Shape(as_aggregation(aggregation), parameters) for aggregation, parameters in rows]
+
+
 def _read_windows(asked: Asked, aggregate: Aggregate[Any], shape: Shape) -> tuple[Figures, Found]:
     """Read what windows tell by themselves."""
     buckets = _buckets(asked, shape)
@@ -149,7 +167,7 @@ def _find(asked: Asked, rows: Sequence[Row]) -> Found:
         group = asked.groups.of(row.subject, row.dimensions)
         if group is not None and (group not in newest or row.definitions > newest[group].definitions):
             newest[group] = _made(row)
-    return Found(newest, frozenset(row.subject for row in rows))
+    return Found(newest)
 
 
 def _by_group(asked: Asked, rows: Sequence[Row], groups: Collection[Named]) -> Mapping[Named, Sequence[Row]]:

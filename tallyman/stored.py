@@ -330,6 +330,27 @@ def read_distinct(asked: Windowed) -> list[TotalsRow]:
     return [TotalsRow(*row) for row in rows]
 
 
+def read_made(source: Source, before_s: int, aggregations: Sequence[Aggregation]) -> list[tuple[str, str]]:
+    """Read as which of some aggregations, by which parameters, rows before an instant were booked, the newest last.
+
+    Of all the past, so from its largest blocks; what lies behind the last of them is read by minute.
+    """
+    quarters = before_s - before_s % BLOCKS_S[-1]
+    named = "', '".join(aggregations)
+    only = f"aggregation IN ('{named}')"
+    columns = "aggregation, parameters, definitions"
+    begin = min((month.first_s for month in source.months), default=quarters)
+    edges = begin - begin % BLOCKS_S[0], quarters
+    tables = [source.table(columns, (0, quarters), only=only, edges=edges if edges[0] < edges[1] else ())]
+    if quarters < before_s:
+        tables.append(source.table(columns, (quarters, before_s), only=only))
+    rows = source.read(
+        f"SELECT aggregation, parameters FROM ({' UNION ALL '.join(tables)})"  # noqa: S608
+        " GROUP BY aggregation, parameters ORDER BY max(definitions)"
+    )
+    return [(str(aggregation), str(parameters)) for aggregation, parameters in rows]
+
+
 def moments_sql(source: Source, span: Range, aggregation: Aggregation, value: str) -> str:
     """Return the SQL of every reading in a range; those of a moment may lie in several bookings and are not merged.
 

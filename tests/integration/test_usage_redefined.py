@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -15,7 +16,7 @@ from tallyman.aggregates import read_usage
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter
 from tallyman.usage import UsageAnswer, UsageQuery
-from tests.integration.test_usage_carried import DAYS, HOUR, MINUTE, NOON, values
+from tests.integration.test_usage_carried import DAYS, DISK, HOUR, MINUTE, NOON, UPTIME, ask, reading, values
 from tests.usage_rows import DAY, Booked, book, fresh_database, seal
 
 pytestmark = pytest.mark.integration
@@ -170,3 +171,65 @@ def test_a_count_that_became_a_sum_adds_no_billionths(client: Client, aggregatio
     )
     (row,) = asked(client, ())
     assert (row.value, row.events) == ({"sum": 1007, "avg": Decimal(1007) / 1001}[aggregation], 1001)
+
+
+# Levels and states that were booked otherwise than the project says, and of which nothing was read since.
+
+BRIEFLY = replace(DISK, believed_for=HOUR)
+
+
+@pytest.mark.parametrize("rolled", [None, False, True])
+def test_a_level_holds_as_booked_though_the_project_says_otherwise_and_nothing_is_read_in_the_range(
+    client: Client, rolled: bool | None
+) -> None:
+    level = reading(DISK, NOON - 2 * DAYS + 7 * MINUTE, 40)
+    if rolled is None:
+        book(client, level)
+    else:
+        seal(client, DAY, level)
+    if rolled:
+        roll_up(client, DAY)
+    for edited in (BRIEFLY, replace(UPTIME, meter="disk"), Meter(meter="disk", event_type="t", aggregation="sum")):
+        for subjects in ((), ("tenant-zoë",)):
+            if edited.aggregation == "sum" and not subjects:
+                continue
+            day = ask(client, edited, NOON - 3 * DAYS, NOON + HOUR, window="hour", subjects=subjects)
+            assert values(day)[-1] == 40 * 3600
+            for start in (NOON, NOON + 3 * MINUTE):
+                assert values(ask(client, edited, start, start + HOUR, subjects=subjects)) == [40 * 3600]
+
+
+def test_a_level_holds_for_each_tenant_as_it_was_booked(client: Client) -> None:
+    """One was read last under definitions that believed for ever, another under those that believe for an hour."""
+    book(
+        client,
+        reading(DISK, NOON - 2 * DAYS, 40, subject="early"),
+        reading(BRIEFLY, NOON - 30 * MINUTE, 7, subject="late", definitions=2),
+        reading(BRIEFLY, NOON - 2 * DAYS, 9, subject="gone", definitions=2),
+    )
+    for project in (BRIEFLY, DISK, replace(DISK, believed_for=3 * DAYS)):
+        for others in ((), ("late",), ("gone",), ("gone", "late")):
+            answer = ask(client, project, subjects=("early", *others), group_by=("subject",))
+            assert of(answer, "early") == [40 * 3600], (project.believed_for, others)
+            assert of(answer, "late") == [7 * 1800] * ("late" in others)
+            assert not of(answer, "gone")
+
+
+def test_a_level_in_one_zone_holds_whatever_was_read_in_another(client: Client) -> None:
+    book(
+        client,
+        reading(DISK, NOON - 2 * DAYS, 40, dimensions={"az": "a"}),
+        reading(BRIEFLY, NOON - 30 * MINUTE, 7, dimensions={"az": "b"}, definitions=2),
+    )
+    one: dict[str, Any] = {"subjects": ("tenant-zoë",), "group_by": ("az",)}
+    project = replace(BRIEFLY, dimensions={"az": "az"})
+    assert values(ask(client, project, **one)) == [40 * 3600, 7 * 1800]
+    assert values(ask(client, project, where={"az": ("a",)}, **one)) == [40 * 3600]
+
+
+def test_where_nothing_was_ever_booked_a_level_that_is_defined_has_no_row(client: Client) -> None:
+    for subjects in ((), ("tenant-zoë",)):
+        assert values(ask(client, BRIEFLY, subjects=subjects)) == []
+    counted = Meter(meter="n", event_type="t", aggregation="count")
+    book(client, reading(replace(DISK, meter="n"), NOON - DAYS, 0))
+    assert values(ask(client, counted)) == [0], "a count over nothing, whatever it was once booked as"
