@@ -17,7 +17,7 @@ METERS = "meters: [{meter: compute.hours, event_type: server, aggregation: sum, 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project whose store has one event; nothing can be sent."""
+    """A project whose store has one event, and no rebuild; nothing can be sent."""
     monkeypatch.setenv("TALLYMAN_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tallyman.yaml").write_text("clickhouse: {host: ch-1}\n", encoding="utf-8")
@@ -26,6 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     first = Version(number=0, text=json.dumps(WAS, ensure_ascii=False).encode(), position="0:7:0")
     found = History(subject="Zoë Åström", source="nova/berlin-1", id="e-17", versions=(first,))
     monkeypatch.setattr("tallyman.corrections.read_history", lambda *_: found)
+    monkeypatch.setattr("pipeline.rebuilt.read_switches", lambda _: ())
     monkeypatch.setattr("tallyman.corrections.correct", lambda *_: pytest.fail("something was sent"))
     return tmp_path
 
