@@ -150,6 +150,7 @@ class OpenChunk:
         here: How far everything is folded in; `turned`: where the last booking began.
         base: Ids below this offset are asked of ClickHouse, ids from here on are in `accepted`.
         acknowledged: The place of the last progress row that ClickHouse acknowledged, None before the first.
+        sealed_to: The newest booking that was sealed when it was opened; `booked`: how many of its events were booked.
     """
 
     topic_id: str
@@ -168,6 +169,8 @@ class OpenChunk:
     caught_up: bool = False  # since then, there was a moment when the log had no more
     spent_s: float = 0.0  # what it took to come here from the place where a restart begins
     repairs: int = 0  # of how many repairs of the partition this process knows
+    sealed_to: int = 0
+    booked: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
     corrections: list[CorrectionRow] = field(default_factory=list)
@@ -192,6 +195,11 @@ class OpenChunk:
     def unwritten(self) -> bool:
         return self.acknowledged != self.here
 
+    @property
+    def in_sealed(self) -> bool:
+        """Whether events would be booked in what is sealed: those of its own line a partition has left."""
+        return 0 < self.here.booking <= self.sealed_to and self.here.counts.received > self.booked
+
     def forget_written_ids(self) -> None:
         """Let ClickHouse answer for what is acknowledged, before a chunk's ids fill the memory."""
         if len(self.accepted) > MAX_IDS_IN_MEMORY:
@@ -208,6 +216,7 @@ class OpenChunk:
     def go_on(self) -> None:
         """Begin the next chunk: the last flush of this one was acknowledged."""
         self.number += 1
+        self.booked = 0
         self.spent_s = 0.0
         self.base = self.start
         self.here = replace(self.here, counts=Counts())

@@ -71,7 +71,7 @@ def found_books(project: Project) -> books.Topic:
     else:
         topic = books.register_topic(engine, books.Topic(
             info.topic_id, info.name, info.partitions, project.config.kafka.chunk_size, founded=False
-        ))  # fmt: skip
+        ), now=datetime.now(UTC))  # fmt: skip
     if not topic.founded:
         _found(project, engine, topic, line[-2] if topic in line[1:] else None)
     for close in books.unwritten_closes(engine):

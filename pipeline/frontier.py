@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from pipeline.identities import HASHES, Accepted, AcceptedIds, Portion
 from tallyman.clickhouse import store_errors
 from tallyman.errors import StoreError
 from tallyman.repairs import NOT_UNDONE, read_repairs
-from tallyman.topics import ends_of, topic_before
+from tallyman.topics import begin_of, ends_of
 from tallyman.usage import Repair
 
 _ASKED_AT_ONCE, _PORTION = 20_000, 1_000_000  # ids
@@ -33,6 +33,8 @@ class Frontier:
     Attributes:
         chunk: Number of the first open chunk; `start`: the place where it begins.
         repairs: How many repairs of the partition it takes into account.
+        sealed_to: The newest booking that was sealed before the rest was read: the partition has left it, unless
+            another line of topics sealed it.
         turned: Where a restart begins; `reached`: how far any writer's progress goes.
     """
 
@@ -43,13 +45,20 @@ class Frontier:
     turned: Place
     reached: Place
     repairs: int = 0
+    sealed_to: int = 0
+
+    @property
+    def in_sealed(self) -> bool:
+        """Whether it stands in what is sealed."""
+        return bool(self.sealed_to) and self.reached.booking <= self.sealed_to
 
     def open(self, size: int, needs: Needs) -> OpenChunk:
         """Return the open chunk as a restart finds it: nothing folded since its last booking began."""
         earlier = self.reached if self.reached.offset > self.turned.offset else None
+        booked = self.reached.counts.received
         return OpenChunk(self.topic_id, self.partition, size, self.chunk, self.turned, self.turned,
                          self.turned.offset, Table(needs), AcceptedIds(), earlier,
-                         repairs=self.repairs)  # fmt: skip
+                         repairs=self.repairs, sealed_to=self.sealed_to, booked=booked)  # fmt: skip
 
 
 def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
@@ -64,7 +73,7 @@ def read_frontier(client: Client, topic_id: str, partition: int, size: int) -> F
 
 def _read_frontier(client: Client, topic_id: str, partition: int, size: int) -> Frontier:
     repairs = read_repairs(client, topic_id, partition)
-    chunk, start = _sealed_place(client, topic_id, partition)
+    sealed_to, chunk, start = _sealed_place(client, topic_id, partition)
     if repairs and chunk <= repairs[-1].chunk:
         # All before the place where an operator let booking go on is closed by that decision.
         chunk, start = repairs[-1].chunk, repaired_place(repairs[-1])
@@ -85,7 +94,9 @@ def _read_frontier(client: Client, topic_id: str, partition: int, size: int) -> 
             break
         chunk, start = chunk + 1, Place(*_place_values(reached), Counts())
         turned = reached = start
-    return Frontier(topic_id, partition, chunk, start, turned, reached, len(repairs))
+    found = Frontier(topic_id, partition, chunk, start, turned, reached, len(repairs), sealed_to)
+    # What its line booked there was sealed by another one: nobody writes it again.
+    return replace(found, turned=reached) if found.in_sealed else found
 
 
 def repaired_place(repair: Repair) -> Place:
@@ -94,28 +105,31 @@ def repaired_place(repair: Repair) -> Place:
     return Place(repair.to_offset, repair.from_clock_ms, repair.booking, repair.definitions, 0, counts)
 
 
-def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, Place]:
-    rows = client.execute("SELECT places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
-    for place in msgspec.json.decode(rows[0][0]) if rows else ():
+def _sealed_place(client: Client, topic_id: str, partition: int) -> tuple[int, int, Place]:
+    """Return the newest sealed booking, and the chunk to count from with its first place."""
+    rows = client.execute("SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1")
+    sealed_to, places = rows[0] if rows else (0, "[]")
+    for place in msgspec.json.decode(places):
         if (place["topic_id"], place["partition"]) == (topic_id, partition):
             # The seal records the start of the chunk that was open: everything before it is closed.
-            return place["chunk"], Place(
+            return int(sealed_to), place["chunk"], Place(
                 place["offset"], place["clock_ms"], place["booking"], place["definitions"], place["digest"]
             )
-    return 0, read_begin(client, topic_id)
+    return int(sealed_to), 0, read_begin(client, topic_id)
 
 
 def read_begin(client: Client, topic_id: str) -> Place:
     """Return the place where every partition of a topic begins.
 
-    It is the latest clock, booking and definitions at the ends of the topic that it follows, if it follows one.
+    It is the latest clock, booking and definitions at the ends of the topic that it follows, if it follows one; else
+    the booking that was given to it when it was met first, so that nothing of it is booked into what others sealed.
 
     Raises:
         StoreError: That one is not booked to its end yet.
     """
-    before = topic_before(client, topic_id)
+    before, booking = begin_of(client, topic_id)
     if before is None:
-        return Place()
+        return Place(booking=booking)
     ends = ends_of(client, before.topic_id)
     if len(ends) < before.partitions:
         raise StoreError(

@@ -8,6 +8,7 @@ old one accepted is known in it. The model is `tests/model/growth_model.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from clickhouse_driver import Client
@@ -99,6 +100,8 @@ def grow(project: Project, plan: GrowthPlan) -> books.Topic:
 def line_to_book(project: Project, client: Client) -> tuple[books.Topic, ...]:
     """Return the topics up to the one that is booked now: the first of the line that has not ended in every partition.
 
+    From here on this line is the one that is booked: only who books calls it.
+
     Raises:
         ConfigError, LogError, BrokerError: As `found_books`.
         StoreError, StoreRefusedError: ClickHouse did not tell.
@@ -106,9 +109,35 @@ def line_to_book(project: Project, client: Client) -> tuple[books.Topic, ...]:
     newest = found_books(project)
     line = books.read_line(open_books(project), newest.name)
     with store_errors(client, "reading which topics have ended"):
-        now = next((number for number, topic in enumerate(line[:-1]) if not has_ended(client, topic)), len(line) - 1)
-        note_line(client, line[: now + 1])
-    return line[: now + 1]
+        line = _up_to_now(client, line)
+        note_line(client, line)
+    return line
+
+
+def look_at_line(project: Project, client: Client) -> tuple[books.Topic, ...]:
+    """Return what `line_to_book` does, and change nothing: no topic is made, and the line that is booked stays so.
+
+    Raises:
+        ConfigError: Nothing was booked yet.
+        LogError: The topic is missing, was made anew, or has settings that lose usage.
+        BrokerError, StoreError, StoreRefusedError: Kafka or ClickHouse did not tell.
+    """
+    line = books.read_line(open_books(project), project.config.kafka.topic)
+    if not line:
+        raise ConfigError(
+            f'kafka.topic: nothing of "{project.config.kafka.topic}" was booked yet; if that is its name, start the '
+            "pipeline"
+        )
+    with store_errors(client, "reading which topics have ended"):
+        line = _up_to_now(client, line)
+    topic = line[-1]
+    check_topic(project.kafka_brokers, topic.name, topic_id=topic.topic_id, replication=project.kafka_replication)
+    return line
+
+
+def _up_to_now(client: Client, line: Sequence[books.Topic]) -> tuple[books.Topic, ...]:
+    now = next((number for number, topic in enumerate(line[:-1]) if not has_ended(client, topic)), len(line) - 1)
+    return tuple(line[: now + 1])
 
 
 def is_followed(project: Project, topic: books.Topic) -> bool:

@@ -18,6 +18,7 @@ from clickhouse_driver import Client
 from pipeline import metrics as counted
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.runtime import JobConfig
+from pipeline.write import sealed_error
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import DamageError, FencedError, StoreError, StoreRefusedError
 from tallyman.repairs import note_quarantine, read_repairs
@@ -74,6 +75,8 @@ class SetAside:
         Raises:
             StoreError, StoreRefusedError: ClickHouse did not take it; the partition is not set aside.
         """
+        if error.reason == "sealed" and error.partition in self._note_sealed(error):
+            return True
         with self._frontier(error.partition) as (client, frontier):
             place = frontier.reached.offset
             if self._suspects.get(error.partition) != place:
@@ -86,6 +89,20 @@ class SetAside:
                 wait_s = min(max(error.passes_in_s, SOONEST_AGAIN_S), LATEST_AGAIN_S)
                 self._again[error.partition] = self._clock() + wait_s
         return True
+
+    def _note_sealed(self, error: DamageError) -> set[int]:
+        """Set every partition aside that stands in what is sealed, and return them.
+
+        That is a fact, which no second try changes; and all of a topic stand there that was not booked meanwhile.
+        """
+        found = set()
+        for partition in sorted(self.without(self._config.assigned)):
+            with self._frontier(partition) as (client, frontier):
+                if frontier.in_sealed:
+                    sentence = str(sealed_error(partition, frontier.reached.booking))
+                    self._set_aside(client, frontier, error.reason, sentence, f"tallyman repair {partition}")
+                    found.add(partition)
+        return found
 
     def note_fence(self, error: FencedError) -> bool:
         """Note that ClickHouse took no rows of a partition; return whether it is set aside now.

@@ -21,8 +21,9 @@ from clickhouse_driver import Client
 from pipeline.book import Counts
 from pipeline.clock import AHEAD_MS, store_clock_ms
 from pipeline.close import close_books, open_books
+from pipeline.fences import wait_for_inserts
 from pipeline.frontier import Frontier, read_frontier
-from pipeline.growth import end_again, line_to_book
+from pipeline.growth import end_again, look_at_line
 from pipeline.outlet import append, write_ticks
 from pipeline.read import read_range
 from tallyman import books
@@ -55,8 +56,8 @@ class RepairPlan:
     """What a repair would do.
 
     Attributes:
-        problem: What is wrong: retention, cut, digest, bytes or clock; fenced where nothing is but that a repair was
-            begun and not decided.
+        problem: What is wrong: retention, cut, digest, bytes or clock; sealed where another line of topics sealed the
+            booking that it stands in; fenced where nothing is but that a repair was begun and not decided.
         goes_on_at: The next offset that is booked; `ticks`: how many empty records are written first, so that there is
             one.
         log_start, log_end: What Kafka has.
@@ -95,11 +96,11 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
         at: Where booking shall go on; the first offset that can be read unless said otherwise.
 
     Raises:
-        ConfigError: There is no such partition, or booking cannot go on there.
+        ConfigError: There is no such partition, nothing was booked yet, or booking cannot go on there.
         LogError: The whole topic was made anew.
         BrokerError, StoreError: Kafka or ClickHouse does not answer.
     """
-    topic = line_to_book(project, client)[-1]
+    topic = look_at_line(project, client)[-1]
     if not 0 <= partition < topic.partitions:
         raise ConfigError(f"PARTITION: expected one from 0 to {topic.partitions - 1}, got {partition}")
     _tell_decided(project, client, topic, partition)
@@ -169,12 +170,12 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     first = max(booked.reached.offset, _rows_hold(client, booked, topic.chunk_size))
     if first > plan.goes_on_at:
         raise ConfigError(f"partition {plan.partition}: it was booked on to offset {first} meanwhile; look again")
-    newest = max(booked.reached.booking, _newest_booking(client, booked))
+    newest = max(booked.reached.booking, _newest_booking(client, booked), booked.sealed_to)
     close = close_books(project)
     if close.booking <= newest:
         raise StoreError(
-            f"booking {close.booking} is not behind the one in which partition {plan.partition} stands "
-            f"({booked.reached.booking}): the clock of this machine is behind the broker's; set it, or wait until "
+            f"booking {close.booking} is not behind the one in which partition {plan.partition} stands, and all that "
+            f"are sealed ({newest}): the clock of this machine is behind the broker's; set it, or wait until "
             "midnight UTC, then run it again"
         )
     yield "closed"
@@ -360,23 +361,8 @@ def _is_fenced(client: Client, frontier: Frontier) -> bool:
     return any(re.search(rf"\b{name}\b", query) for (query,) in tables)
 
 
-def _wait_for_inserts(client: Client, patience_s: float = 120) -> None:
-    """Wait until every insert has ended that was begun before the fence went up.
-
-    Raises:
-        StoreError: One has not, for `patience_s`.
-    """
-    begun = client.execute(
-        "SELECT query_id FROM system.processes WHERE current_database = currentDatabase() AND query_kind = 'Insert'"
-    )
-    waiting = [query_id for (query_id,) in begun]
-    deadline = time.monotonic() + patience_s
-    while waiting:
-        if time.monotonic() > deadline:
-            raise StoreError(f"{len(waiting)} inserts were under way for {patience_s:.0f} s; run it again later")
-        time.sleep(0.1)
-        rows = client.execute("SELECT query_id FROM system.processes WHERE query_id IN %(ids)s", {"ids": waiting})
-        waiting = [query_id for (query_id,) in rows]
+def _wait_for_inserts(client: Client) -> None:
+    wait_for_inserts(client, time.monotonic, time.sleep)
 
 
 def _decide(engine: sa.Engine, decision: Repair) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 from clickhouse_driver import Client
 
+from pipeline.fences import begin_sealing
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.join import join_heard
 from pipeline.rollup import TAKEN_FOR_S, roll_up, roll_up_missing
@@ -91,6 +92,9 @@ class Sealer:
             self.ended = True
             return
         sealed_to = read_sealed_to(client)
+        mine = {topic for topic, _, _ in self._partitions}
+        if open_from - 1 > sealed_to and not begin_sealing(client, mine, open_from - 1):
+            return
         booking = self._oldest_waiting(sealed_to, open_from)
         yield "frontier"
         if booking is None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from clickhouse_driver import Client
 
 from pipeline.frontier import Frontier, read_frontier
-from pipeline.growth import line_to_book
+from pipeline.growth import look_at_line
 from pipeline.seal import Seal, Sealer, read_sealed_to
-from tallyman.books import Topic
-from tallyman.clickhouse import connect
+from tallyman.clickhouse import connect, store_errors
+from tallyman.errors import ConfigError
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.project import Project
+from tallyman.topics import newest_line, note_line
 
 _LOOK_EVERY_S = 1.0
 
@@ -67,8 +68,8 @@ class SealDesk:
 
     def _begin(self) -> None:
         """Take up the topic that is booked now."""
-        self._topic: Topic = line_to_book(self._project, self._client)[-1]
-        topic = self._topic
+        self._line = look_at_line(self._project, self._client)
+        topic = self._topic = self._line[-1]
         self._partitions = [(topic.topic_id, number, topic.chunk_size) for number in range(topic.partitions)]
         self._sealer = Sealer(self._client, self._partitions)
 
@@ -81,14 +82,31 @@ class SealDesk:
         """Seal every booking that all partitions have left.
 
         Raises:
+            ConfigError: Another line of topics is booked now.
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
         """
         return self._report(self._seal())
 
+    def _note(self) -> None:
+        """Note how the line goes on; which line is booked, only who books decides.
+
+        Raises:
+            ConfigError: It is another one.
+        """
+        with store_errors(self._client, "reading which topics are booked"):
+            if newest_line(self._client) not in ("", self._line[0].topic_id):
+                raise ConfigError(
+                    f'kafka.topic: "{self._topic.name}" is not what is booked now, a pipeline was started on another '
+                    "topic since; correct the name, or start the pipeline on this one"
+                )
+            note_line(self._client, self._line)
+
     def _seal(self) -> tuple[Seal, ...]:
+        self._note()
         sealed = tuple(self._sealer.seal_all())
         if self._sealer.ended:
             self._begin()
+            self._note()
             sealed += tuple(self._sealer.seal_all())
         self._sealer.roll_up_missing()
         self._sealer.join_heard()

@@ -26,7 +26,7 @@ from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
 from pipeline.repeated import repeat
 from tallyman.clickhouse import TYPE_MISMATCH, refusal, store_errors
-from tallyman.errors import FencedError, StoreError
+from tallyman.errors import DamageError, FencedError, SealedError, StoreError
 
 log = logging.getLogger(__name__)
 GENERATION = 0
@@ -150,9 +150,13 @@ class Flush:
 
         Raises:
             StoreError: A write was not acknowledged. What was is there already; write the whole flush again.
+            DamageError: It would be booked in what another line of topics sealed; nothing is written.
         """
         began = time.monotonic()
         chunks = [(self.chunk, self.catalog), *self.others]
+        for chunk, _ in chunks:
+            if chunk.in_sealed:
+                raise sealed_error(chunk.partition, chunk.here.booking)
         forwards = [forward for chunk, _ in chunks for forward in chunk.forwards]
         if forwards:
             outlet.forward(forwards)
@@ -278,6 +282,7 @@ def write(
     Raises:
         StoreError: ClickHouse did not acknowledge for `patience_s`; the caller starts again from the frontier.
         StoreRefusedError: It will not, however often it is asked.
+        DamageError: It would be booked in what another line of topics sealed.
     """
     deadline = time.monotonic() + patience_s
     wait_s = 0.05
@@ -286,12 +291,24 @@ def write(
             for _ in flush.steps(tables, outlet):
                 pass
             return
+        except SealedError as error:
+            mine = [flush.chunk, *(chunk for chunk, _ in flush.others)]
+            first = next(chunk for chunk in mine if chunk.here.booking <= error.booking)
+            raise sealed_error(first.partition, first.here.booking) from error
         except StoreError as error:
             if time.monotonic() > deadline or isinstance(error, FencedError):
                 raise
             log.warning("flush_retried", extra={"partition": flush.chunk.partition, "error": str(error)})
             pause(wait_s)
             wait_s = min(2 * wait_s, 5)
+
+
+def sealed_error(partition: int, booking: int) -> DamageError:
+    """Say that a partition stands in a booking that is sealed: nobody would see what is booked there now."""
+    return DamageError(
+        partition, "sealed",
+        f"booking {booking}, in which the partition stands, was sealed while another topic was booked in its place",
+    )  # fmt: skip
 
 
 def _progress_row(chunk: OpenChunk) -> tuple[Any, ...]:

@@ -51,17 +51,29 @@ _successions = sa.Table(
     sa.Column("topic_id", sa.String, primary_key=True),
     sa.Column("followed_by", sa.String, nullable=False, unique=True),
 )
+_lines = sa.MetaData()
+_begins = sa.Table(
+    "topic_begins",
+    _lines,
+    sa.Column("topic_id", sa.String, primary_key=True),
+    sa.Column("booking", sa.BigInteger, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic that was founded. Its partition count and chunk size never change; growth is a new topic."""
+    """A topic that was founded. Its partition count and chunk size never change; growth is a new topic.
+
+    Attributes:
+        begins: The booking that it begins in, where other topics were booked before and it follows none of them.
+    """
 
     topic_id: str
     name: str
     partitions: int
     chunk_size: int
     founded: bool
+    begins: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +87,27 @@ class Close:
 
 def prepare(engine: sa.Engine) -> None:
     """Make the tables of this module, once."""
-    migrate(engine, "books", [_metadata.create_all, _growth.create_all])
+    migrate(engine, "books", [_metadata.create_all, _growth.create_all, _lines.create_all])
 
 
-def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
+def register_topic(engine: sa.Engine, topic: Topic, *, now: datetime | None = None) -> Topic:
     """Remember a topic when it is met first; refuse other partitions or another chunk size later.
+
+    A topic that follows none begins behind every close that was given out: what lies below may be sealed, and whatever
+    stands in it before its own first close would be booked there.
+
+    Args:
+        now: None where it follows another one.
 
     Raises:
         ConfigError: The configuration differs from what the topic was made with.
         LogError: Another topic of this name was booked before: the topic was made anew.
+        StoreError: A thousand closes on one day.
     """
     if topic.chunk_size < 8 or topic.chunk_size & (topic.chunk_size - 1):
         raise ConfigError(f"kafka.chunk_size: expected a power of two, got {topic.chunk_size}")
     with write(engine) as connection:
-        rows = connection.execute(sa.select(_topics).where(_topics.c.name == topic.name)).all()
-        for row in rows:
-            known = Topic(*row)
+        for known in _read_topics(connection, _topics.c.name == topic.name):
             if known.topic_id != topic.topic_id:
                 raise LogError(
                     f'topic "{topic.name}" has the id {topic.topic_id}, but {known.topic_id} was booked: it was made '
@@ -104,17 +121,32 @@ def register_topic(engine: sa.Engine, topic: Topic) -> Topic:
                     'see docs/operations/topic-growth.md'
                 )
             return known
+        begins = 0
+        if now is not None and connection.execute(sa.select(_topics.c.topic_id).limit(1)).all():
+            begins = _next_number(connection, now)
+            in_force = connection.execute(sa.select(sa.func.max(_closes.c.definitions))).scalar() or 0
+            connection.execute(sa.insert(_closes).values(  # nobody's close: only its number is taken
+                booking=begins, definitions=in_force, made_at=_now(), written=True
+            ))  # fmt: skip
+            connection.execute(sa.insert(_begins).values(topic_id=topic.topic_id, booking=begins))
         connection.execute(sa.insert(_topics).values(
             topic_id=topic.topic_id, name=topic.name, partitions=topic.partitions, chunk_size=topic.chunk_size,
             founded=False,
         ))  # fmt: skip
-    return replace(topic, founded=False)
+    return replace(topic, founded=False, begins=begins)
 
 
 def read_topics(engine: sa.Engine) -> Sequence[Topic]:
     """Return every topic that was ever booked, by name."""
     with engine.connect() as connection:
-        return [Topic(*row) for row in connection.execute(sa.select(_topics).order_by(_topics.c.name))]
+        return _read_topics(connection, sa.true())
+
+
+def _read_topics(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Sequence[Topic]:
+    begins = sa.func.coalesce(_begins.c.booking, 0)
+    both = _topics.outerjoin(_begins, _begins.c.topic_id == _topics.c.topic_id)
+    rows = connection.execute(sa.select(*_topics.c, begins).select_from(both).where(wanted).order_by(_topics.c.name))
+    return [Topic(*tuple(row)) for row in rows]
 
 
 def succeed(engine: sa.Engine, topic_id: str, following: Topic) -> Topic:
@@ -216,18 +248,23 @@ def next_close(engine: sa.Engine, now: datetime) -> Close:
     Raises:
         StoreError: A thousand closes on one day.
     """
-    day = int(now.timestamp()) // 86_400
-    possible = _closes.c.booking < (day + 2) * BOOKINGS_PER_DAY
     with write(engine) as connection:
-        newest = connection.execute(sa.select(sa.func.max(_closes.c.booking)).where(possible)).scalar() or 0
         definitions = connection.execute(sa.select(sa.func.max(_definitions.c.number))).scalar() or 0
-        booking = max(newest, day * BOOKINGS_PER_DAY) + 1
-        if booking % BOOKINGS_PER_DAY == 0:
-            raise StoreError(f"booking {booking} lies past today's range: at most {BOOKINGS_PER_DAY - 1} closes a day")
+        booking = _next_number(connection, now)
         connection.execute(
             sa.insert(_closes).values(booking=booking, definitions=definitions, made_at=_now(), written=False)
         )
     return Close(booking, definitions)
+
+
+def _next_number(connection: sa.Connection, now: datetime) -> int:
+    day = int(now.timestamp()) // 86_400
+    possible = _closes.c.booking < (day + 2) * BOOKINGS_PER_DAY
+    newest = connection.execute(sa.select(sa.func.max(_closes.c.booking)).where(possible)).scalar() or 0
+    booking = int(max(newest, day * BOOKINGS_PER_DAY)) + 1
+    if booking % BOOKINGS_PER_DAY == 0:
+        raise StoreError(f"booking {booking} lies past today's range: at most {BOOKINGS_PER_DAY - 1} closes a day")
+    return booking
 
 
 def mark_written(engine: sa.Engine, booking: int) -> None:

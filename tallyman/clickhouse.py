@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
-from tallyman.errors import FencedError, StoreError, StoreRefusedError
+from tallyman.errors import FencedError, SealedError, StoreError, StoreRefusedError
 
 # ClickHouse's defaults moved in 2025 and 2026 (async inserts, deduplication of every insert): say what we rely on.
 SETTINGS: Mapping[str, Any] = {
@@ -49,6 +49,7 @@ _RIGHTS = "give clickhouse.user the right to read, write and alter this database
 _VERSION = "this server is too old, or forbids a setting on which correctness depends: change that, then start again"
 VIOLATED_CONSTRAINT = 469
 _FENCE = re.compile(r"`repaired_[0-9a-f]+_(\d+)_(\d+)`")  # as `pipeline.repair` names it
+_SEALED = re.compile(r"`sealed_(\d+)_[0-9a-f]+`")  # as `pipeline.fences` names it
 # By ClickHouse's code (`Common/ErrorCodes.cpp`): what stays as it is until somebody mends it, and how. Every other
 # code, also one that nobody has met yet, passes: rows replace themselves by key, so writing them again is always safe,
 # and to stop for what passes would be an outage.
@@ -124,6 +125,8 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
     if code == VIOLATED_CONSTRAINT and (fence := _FENCE.search(str(error))):
         partition, number = map(int, fence.groups())
         return FencedError(partition, number, f"{doing}: a repair fenced the partition since it was read ({said})")
+    if code == VIOLATED_CONSTRAINT and (sealed := _SEALED.search(str(error))):
+        return SealedError(int(sealed[1]), f"{doing}: another line of topics seals that booking ({said})")
     if code in REFUSALS:
         return refusal(code, doing, said)
     hint = f" (code {code}, {HINTS[code][0]}); {HINTS[code][1]}" if code in HINTS else ""

@@ -16,7 +16,8 @@ the next step.
     ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
-    │   └── FencedError    a repair has fenced a partition: read again where it stands, or wait until it is decided
+    │   ├── FencedError    a repair has fenced a partition: read again where it stands, or wait until it is decided
+    │   └── SealedError    another line of topics seals what would be booked in
     ├── BrokerError        Kafka did not acknowledge                                     (retriable)
     └── DeliveryError      the other side did not take it; sending the same bytes again is safe  (retriable)
 """
@@ -90,7 +91,7 @@ class DamageError(LogError):
 
     Attributes:
         partition: Which one.
-        reason: What happened to it, as `quarantines` has it: retention, cut, digest, bytes or clock.
+        reason: What happened to it, as `quarantines` has it: retention, cut, digest, bytes, clock or sealed.
         passes_in_s: After how many seconds it may have passed by itself; None where it never does.
 
     >>> told = str(DamageError(3, "cut", "the log ends at 7"))
@@ -169,6 +170,17 @@ class FencedError(StoreError):
 
     def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
         return type(self), (self.partition, self.number, self.message)
+
+
+class SealedError(StoreError):
+    """Bookings up to this one are sealed, or just being, by who books another line of topics."""
+
+    def __init__(self, booking: int, message: str) -> None:
+        super().__init__(message)
+        self.booking = booking
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return type(self), (self.booking, str(self))
 
 
 class StoreRefusedError(TallymanError):

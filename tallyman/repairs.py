@@ -37,7 +37,7 @@ _LOST = (
     "SELECT topic_id, partition, 0, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, booking, booking,"
     " definitions, [], 'late', '', '', noticed_at FROM late_lost FINAL ORDER BY topic_id, partition, from_offset"
 )
-_CONSTRAINT = re.compile(r"\bCONSTRAINT `?(repaired_\w+)`? ")
+_CONSTRAINT = re.compile(r"\bCONSTRAINT `?((?:repaired|sealed)_\w+)`? ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

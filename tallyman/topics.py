@@ -27,20 +27,31 @@ def note_line(client: Client, line: Sequence[Topic]) -> None:
 
     Topics of any other line are abandoned, until that line is noted once more.
     """
-    known = set(client.execute("SELECT topic_id, follows, line FROM topics FINAL"))
+    known = set(client.execute("SELECT topic_id, follows, line, begins FROM topics FINAL"))
     newest, noted_at = client.execute(_NEWEST_LINE)[0]
     before = ["", *(topic.topic_id for topic in line)]
     first = line[0].topic_id
     rows = [
-        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows, first)
+        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows, first, topic.begins)
         for topic, follows in zip(line, before, strict=False)
-        if newest != first or (topic.topic_id, follows, first) not in known
+        if newest != first or (topic.topic_id, follows, first, topic.begins) not in known
     ]
     if rows:
         client.execute(
-            "INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, noted_at) VALUES",
+            "INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, begins, noted_at) VALUES",
             [(*row, noted_at) for row in rows],
         )
+
+
+def newest_line(client: Client) -> str:
+    """Return the id of the first topic of the line that is booked now; nothing where none was noted."""
+    return str(client.execute(LINE_SQL)[0][0])
+
+
+def is_abandoned(client: Client, topic_id: str) -> bool:
+    """Tell whether another line is booked than the one that a topic belongs to."""
+    return bool(client.execute(f"SELECT topic_id FROM ({ABANDONED_SQL}) WHERE topic_id = %(topic)s",  # noqa: S608
+                               {"topic": topic_id}))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +63,17 @@ class NotedTopic:
     partitions: int
 
 
-def topic_before(client: Client, topic_id: str) -> NotedTopic | None:
-    """Return the topic that a topic follows, if it follows one."""
+def begin_of(client: Client, topic_id: str) -> tuple[NotedTopic | None, int]:
+    """Return the topic that a topic follows, if it follows one; and the booking that it begins in, if it does not."""
     rows = client.execute(
-        "SELECT topic_id, name, partitions FROM topics FINAL"
-        " WHERE topic_id IN (SELECT follows FROM topics FINAL WHERE topic_id = %(topic)s)",
+        "SELECT topic_id, name, partitions, begins FROM topics FINAL WHERE topic_id = %(topic)s"
+        " OR topic_id IN (SELECT follows FROM topics FINAL WHERE topic_id = %(topic)s)",
         {"topic": topic_id},
     )
-    return NotedTopic(str(rows[0][0]), str(rows[0][1]), int(rows[0][2])) if rows else None
+    before = [NotedTopic(str(found), str(name), int(partitions)) for found, name, partitions, _ in rows
+              if found != topic_id]  # fmt: skip
+    begins = [int(booking) for found, _, _, booking in rows if found == topic_id]
+    return before[0] if before else None, begins[0] if begins else 0
 
 
 def topics_before(client: Client, topic_id: str) -> tuple[str, ...]:

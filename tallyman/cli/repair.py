@@ -22,6 +22,7 @@ _PROBLEMS = {
     "digest": "other records stand in the log where booked ones stood",
     "bytes": "records are damaged on the broker's disk",
     "clock": "records were appended in the future: the clock of the partition's leader was ahead",
+    "sealed": "the booking that it stands in was sealed while another topic was booked in its place",
     "fenced": "a repair was begun and not decided, and until it is the database takes no rows of it",
 }
 

@@ -252,7 +252,7 @@ def deployed_repaired(world: RepairedRealWorld) -> Iterator[None]:
         return CloseReport(real_booking(opens), world.meters + 1 if world.meters else 0)  # 0: as the model has it
 
     found: Mapping[str, Any] = {
-        "line_to_book": lambda _project, _client: (topic,),
+        "look_at_line": lambda _project, _client: (topic,),
         "_log": lambda _project, _topic, number: (world.logs[number].start, world.logs[number].end),
         "end_again": lambda _project, _topic: None,
         "open_books": lambda _project: world.control,

@@ -158,3 +158,22 @@ def test_a_topic_keeps_its_partitions_and_its_chunks(engine: sa.Engine) -> None:
         books.register_topic(engine, replace(TOPIC, topic_id="another"))
     with pytest.raises(ConfigError, match=r"kafka\.chunk_size: expected a power of two, got 12"):
         books.register_topic(engine, replace(TOPIC, chunk_size=12))
+
+
+def test_a_topic_that_follows_none_begins_behind_every_close_of_others(engine: sa.Engine) -> None:
+    """Whatever is below may be sealed. Its number is given out once, and no close gets it; who is first needs none."""
+    first = books.register_topic(engine, TOPIC, now=NOON)
+    close = books.next_close(engine, NOON)
+    again = replace(TOPIC, topic_id=f"b{TOPIC.topic_id[1:]}", name="usage.again")
+    new = books.register_topic(engine, again, now=NOON)
+    assert (first.begins, new.begins) == (0, close.booking + 1)
+    assert books.register_topic(engine, again, now=NOON + timedelta(days=1)) == new
+    assert {topic.name: topic.begins for topic in books.read_topics(engine)} == {TOPIC.name: 0, again.name: new.begins}
+    assert books.next_close(engine, NOON).booking == new.begins + 1
+    assert new.begins not in [each.booking for each in books.unwritten_closes(engine)]
+
+
+def test_a_topic_that_follows_another_begins_where_that_one_ends(engine: sa.Engine) -> None:
+    books.register_topic(engine, TOPIC, now=NOON)
+    grown = books.succeed(engine, TOPIC.topic_id, replace(TOPIC, topic_id=f"b{TOPIC.topic_id[1:]}", name="usage.v2"))
+    assert grown.begins == 0

@@ -18,18 +18,20 @@ class Store:
     """What ClickHouse has of partition 3, and a clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.offset, self.booking, self.repairs, self.now_s = 7, 20_000_000, 0, 0.0
+        self.offset, self.booking, self.repairs, self.now_s = 7, 20_787_001, 0, 0.0
+        self.in_sealed: set[int] = set()
         self.notes: list[tuple[int, str]] = []
         monkeypatch.setattr(quarantine, "connect", lambda database: SimpleNamespace(disconnect=lambda: None))
         monkeypatch.setattr(quarantine, "read_frontier", self.read_frontier)
         monkeypatch.setattr(quarantine, "read_repairs", lambda client, topic_id, partition: (None,) * self.repairs)
         monkeypatch.setattr(quarantine, "note_quarantine", self.note_quarantine)
-        config = SimpleNamespace(database=None, topic_id="t", chunk_size=8)
+        config = SimpleNamespace(database=None, topic_id="t", chunk_size=8, assigned=(1, 2, 3))
         self.aside = SetAside(config, clock=lambda: self.now_s)
 
     def read_frontier(self, client: object, topic_id: str, partition: int, size: int) -> SimpleNamespace:
         place = SimpleNamespace(offset=self.offset, booking=self.booking)
-        return SimpleNamespace(topic_id=topic_id, partition=partition, reached=place, repairs=self.repairs)
+        return SimpleNamespace(topic_id=topic_id, partition=partition, reached=place, repairs=self.repairs,
+                               in_sealed=partition in self.in_sealed)  # fmt: skip
 
     def note_quarantine(self, client: object, topic_id: str, partition: int, place: int, *why: str) -> None:
         self.notes.append((place, why[0]))
@@ -112,6 +114,21 @@ def test_a_partition_that_was_set_aside_for_its_clock_and_is_fenced_now_waits_fo
     assert not store.fails(ahead(1500)) and store.fails(ahead(1500)) and store.reads_at(1500)
     assert store.fails(FencedError(3, 1, "INSERT INTO ids: a repair fenced the partition since it was read"))
     assert not store.reads_at(10 * LATEST_AGAIN_S)
+
+
+def test_all_partitions_that_stand_in_what_is_sealed_are_set_aside_at_once(store: Store) -> None:
+    """All of a topic that is gone back to do: each by itself would cost the worker two starts."""
+    store.in_sealed = {1, 3}
+    assert store.fails(DamageError(3, "sealed", "booking 20787001 was sealed"))
+    assert store.notes == [(7, "sealed")] * 2 and store.aside.without([1, 2, 3]) == {2}
+    store.repairs = 1
+    assert store.reads_at(1) and store.aside.without([1, 2, 3]) == {1, 2, 3}
+
+
+def test_what_is_only_about_to_be_sealed_is_tried_once_more(store: Store) -> None:
+    """The database refuses it before the seal is written; who was to write it may be killed."""
+    refused = DamageError(3, "sealed", "booking 20787001 was sealed")
+    assert not store.fails(refused) and store.fails(refused)
 
 
 def test_what_is_no_damage_sets_nothing_aside(store: Store) -> None:

@@ -1,0 +1,169 @@
+"""Topics that follow no other: one that is begun under a new name, and one that is gone back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.close import close_books, found_books, wait_until_sealed
+from pipeline.seal import Sealer
+from tallyman.aggregates import read_completeness
+from tallyman.cli import run
+from tallyman.clickhouse import connect
+from tallyman.kafka import ensure_topics
+from tallyman.local.folder import ClickHouseEndpoint
+from tallyman.topics import note_line
+from tests.integration.booking import OwnProject, wait_for
+from tests.integration.test_books import HOURS, body
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def books(
+    kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> OwnProject:
+    """A topic with five events of 1.5 hours, booked."""
+    own = OwnProject(tmp_path / "b", kafka_broker, clickhouse_endpoint, HOURS)
+    monkeypatch.setenv("TALLYMAN_DATA", str(own.folder / "data"))
+    monkeypatch.chdir(own.folder)
+    with own.running():
+        wait_for(lambda: found_books(own.project).founded, "the topic")
+        own.send(*map(body, range(5)))
+        own.wait_until_booked()
+    return own
+
+
+def test_a_topic_under_a_new_name_that_senders_used_first_counts(books: OwnProject) -> None:
+    """The old topic is abandoned by the book; the new one held records before the pipeline was started on it."""
+    with books.running():
+        report = close_books(books.project)  # somebody closed today: what a repair does, too
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+    books.settings["topic"] = f"{books.settings['topic']}.again"
+    project = books.project
+    ensure_topics(project.kafka_brokers, project.config.kafka, 1)  # by an administrator
+    books.send(*map(body, range(5, 8)))
+    with books.running():
+        wait_for(lambda: accepted(books) == 8, "all to be accepted")
+        wait_for(lambda: books.ask("SELECT uniqExact(topic_id) FROM usage_hot") == [(2,)], "their rows")
+        assert books.usage() == {"compute.hours": 8 * 1500}
+    assert run(["audit", "counts"]) == 0 and run(["audit", "usage", "--source", "log"]) == 0
+
+
+@pytest.mark.parametrize("words", [("repair", "0"), ("seal", "--preview")])
+def test_a_preview_with_an_old_configuration_changes_nothing(books: OwnProject, words: tuple[str, ...]) -> None:
+    old = books.settings["topic"]
+    books.settings["topic"] = new = f"{old}.again"
+    project = books.project
+    client = connect(books.endpoint)
+    with books.running():
+        wait_for(lambda: found_books(project).founded, "the topic")
+        books.send(*map(body, range(5, 8)))
+        wait_for(lambda: books.usage() == {"compute.hours": 8 * 1500}, "all")
+        before = read_completeness(client)
+        books.settings["topic"] = old
+        assert books.project.config.kafka.topic == old  # tallyman.yaml of somebody's laptop
+        assert run(list(words)) == 0
+        books.settings["topic"] = new
+        after = read_completeness(client)
+    assert [each.topic_id for each in before.partitions] == [each.topic_id for each in after.partitions]
+    client.disconnect()
+
+
+def test_a_line_that_is_gone_back_to_counts(books: OwnProject) -> None:
+    """kafka.topic got a wrong name for a while, a booking was sealed meanwhile; then it was set right."""
+    right = books.settings["topic"]
+    books.settings["topic"] = f"{right}.typo"
+    with books.running():
+        report = close_books(books.project)
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+    books.settings["topic"] = right
+    books.send(*map(body, range(5, 8)))
+    with books.running():
+        wait_for(lambda: aside(books), "the partition to be set aside")
+        assert accepted(books) == 5, "what nobody would see is not accepted"
+        goes_on(books)
+        books.send(*map(body, range(5, 8)))  # sent again
+        books.wait_until_booked()
+        assert books.usage() == {"compute.hours": 8 * 1500}
+        assert sum(each["aggregated"] for each in books.counts()) == 8
+    assert run(["audit", "counts"]) == 0
+    assert run(["audit", "usage", "--source", "log"]) == 3, "what lies before a repair is not recounted"
+
+
+def test_a_line_that_is_gone_back_to_goes_on_by_itself_where_nothing_was_sent_meanwhile(books: OwnProject) -> None:
+    right, sealed = books.settings["topic"], f"{books.settings['topic']}.typo"
+    books.settings["topic"] = sealed
+    with books.running():
+        report = close_books(books.project)
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+    books.settings["topic"] = right
+    with books.running():
+        close_books(books.project)
+        books.send(*map(body, range(5, 8)))
+        books.wait_until_booked()
+        assert books.usage() == {"compute.hours": 8 * 1500} and not aside(books)
+
+
+def test_a_worker_that_still_has_the_old_name_books_nothing_into_what_the_new_line_seals(books: OwnProject) -> None:
+    """It runs on, and knows of nothing: the database refuses it, as it would one that slept for a day."""
+    old = books.settings["topic"]
+    client = connect(books.endpoint)
+    with books.running():
+        wait_for(lambda: books.reached(), "the worker to run")
+        books.settings["topic"] = f"{old}.again"
+        new = found_books(books.project)
+        note_line(client, [new])
+        partitions = [(new.topic_id, 0, new.chunk_size)]
+        (seal,) = Sealer(client, partitions).seal_all()
+        assert seal.events == 5 and seal.booking < new.begins
+        books.settings["topic"] = old
+        books.send(*map(body, range(5, 8)))
+        wait_for(lambda: aside(books, known=True), "the partition to be set aside")
+        assert books.ask("SELECT sum(count) FROM usage_hot FINAL") == [(5,)]
+        fence = "SELECT extract(create_table_query, 'sealed_[0-9]+') FROM system.tables WHERE name = 'usage_hot'"
+        found = books.ask(f"{fence} AND database = currentDatabase()")
+        assert found == [(f"sealed_{new.begins - 1}",)]
+    with books.running():  # so that it is what is booked again
+        goes_on(books)
+        assert books.usage() == {"compute.hours": 8 * 1500}
+        assert Sealer(client, partitions).seal_all() == [], "who has the other name seals nothing any more"
+    client.disconnect()
+
+
+def test_who_seals_another_line_than_is_booked_is_told(
+    books: OwnProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = books.settings["topic"]
+    books.settings["topic"] = f"{old}.again"
+    with books.running():
+        wait_for(lambda: found_books(books.project).founded, "the topic")
+        wait_for(lambda: books.ask("SELECT uniqExact(line) FROM topics FINAL") == [(2,)], "its line")
+    books.settings["topic"] = old
+    assert books.project.config.kafka.topic == old
+    assert run(["seal"]) == 2
+    assert f'kafka.topic: "{old}" is not what is booked now' in capsys.readouterr().err
+
+
+def accepted(books: OwnProject) -> int:
+    return int(books.ask("SELECT uniqExact(identity_high, identity_low) FROM ids")[0][0])
+
+
+def aside(books: OwnProject, *, known: bool = False) -> bool:
+    """Tell whether a partition is set aside for what is sealed; `known`: also of a line that is not booked now."""
+    if known:
+        return bool(books.ask("SELECT 1 FROM quarantines WHERE reason = 'sealed'"))
+    client = connect(books.endpoint)
+    try:
+        return [each.reason for each in read_completeness(client).quarantines] == ["sealed"]
+    finally:
+        client.disconnect()
+
+
+def goes_on(books: OwnProject) -> None:
+    """Let booking go on, as an operator does; nothing is skipped."""
+    assert run(["repair", "0"]) == 0
+    assert run(["repair", "0", "--yes"]) == 0
+    assert books.ask("SELECT to_offset - from_offset FROM repairs FINAL") == [(0,)]
+    books.wait_until_booked()
