@@ -21,7 +21,7 @@ _TABLES = (
     "usage_hot", "usage_rolled_up", "usage", "progress", "ids", "seals", "rolling_up", "rolled_up",
     "dead_letters", "conflicts", "corrections", "events", "repairs", "quarantines", "heard", "heard_newest",
     "collectors_retired", "heard_joined", "heard_joined_to",
-    "usage_rebuilt", "rebuilds", "switches",
+    "usage_rebuilt", "rebuilds", "switches", "topics", "late_lost",
 )  # fmt: skip
 _SHOWN = ("usage", "usage_hot", "usage_rebuilt", "rebuilds", "switches", "seals")
 _RUNS = ("heard", "heard_joined", "heard_joined_to")
