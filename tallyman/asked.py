@@ -63,8 +63,10 @@ def windows_of(query: UsageQuery) -> Windows:
 
     Raises:
         UsageQueryError: No such window or zone, an instant without a zone, inside a minute or beyond what the store's
-            times can hold, an empty range.
+            times can hold, an empty range; a name that is no text.
     """
+    _check_texts("meter", (query.meter,))
+    _check_texts("subject", query.subjects)
     for name, moment in (("from", query.start), ("to", query.end)):
         if moment.tzinfo is None:
             raise UsageQueryError(f"{name}: expected an instant with a zone, got {moment.isoformat()}")
@@ -77,6 +79,15 @@ def windows_of(query: UsageQuery) -> Windows:
     by_minute = query.window == "minute"
     edges = window_edges("total" if by_minute else query.window, query.start, query.end, query.zone)
     return Windows(_seconds(edges), by_minute)
+
+
+def _check_texts(key: str, texts: Iterable[str]) -> None:
+    """Refuse what a shell made of bytes that are no UTF-8; nothing can be called so."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageQueryError(f"{key}: expected a text in UTF-8, got {text!a}") from error
 
 
 def bucket_edges(query: UsageQuery, bucket: Bucket) -> tuple[int, ...] | None:

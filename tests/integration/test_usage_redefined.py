@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +13,7 @@ from clickhouse_driver import Client
 
 from pipeline.rollup import roll_up
 from tallyman.aggregates import read_usage
+from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter
 from tallyman.usage import UsageAnswer, UsageQuery
@@ -233,3 +234,55 @@ def test_where_nothing_was_ever_booked_a_level_that_is_defined_has_no_row(client
     counted = Meter(meter="n", event_type="t", aggregation="count")
     book(client, reading(replace(DISK, meter="n"), NOON - DAYS, 0))
     assert values(ask(client, counted)) == [0], "a count over nothing, whatever it was once booked as"
+
+
+# The view of minutes, where late usage brought rows of other definitions into one.
+
+
+@pytest.mark.parametrize("newer", ["sum", "count", "avg", "min", "max", "latest", "sum_of_maxima"])
+@pytest.mark.parametrize("older", ["sum", "count", "min", "max", "latest"])
+def test_the_view_of_minutes_shows_what_is_read_where_a_meter_became_another(
+    client: Client, older: str, newer: str
+) -> None:
+    for meter, value, factor in (("m", 5, "1/1"), ("n", -5, "3600/1"), ("o", 70, "1/1000")):
+        factor = "5/4" if newer in ("sum", "count", "avg") else factor  # the view has one conversion for a minute
+        same = {"meter": meter, "minute": NOON, "scale": 2}
+        book(
+            client,
+            Booked(**same, value=7, aggregation=older, count=2, latest_us=9, parameters='{"factor":"5/4"}'),
+            Booked(**same, value=value, aggregation=newer, latest_us=8, definitions=2,
+                   parameters=f'{{"factor":"{factor}"}}'),
+        )  # fmt: skip
+        (row,) = read_usage(client, UsageQuery(meter=meter, start=NOON, end=NOON + MINUTE)).rows
+        seen = client.execute("SELECT value, events FROM usage_minute WHERE meter = %(meter)s", {"meter": meter})
+        atto = Decimal("1e-18")
+        assert [(value, events) for value, events in seen] == [(row.value.quantize(atto, ROUND_DOWN), row.events)]
+
+
+@pytest.mark.parametrize("newer", ["first", "unique_count", "percentile"])
+@pytest.mark.parametrize("older", ["first", "unique_count", "percentile"])
+def test_the_view_of_minutes_shows_only_the_items_of_what_a_meter_is_now(
+    client: Client, older: str, newer: str
+) -> None:
+    same = {"meter": "m", "minute": NOON, "scale": 0, "latest_us": 5}
+    items = {"first": '["5",null,null,"{}"]', "unique_count": "=x{}", "percentile": "10{}"}
+    book(
+        client,
+        *(Booked(**same, aggregation=older, item=items[older].format(n), value=n) for n in range(9)),
+        Booked(**same, aggregation=newer, item=items[newer].format(99), value=3, definitions=2, count=2,
+               parameters='{"percentile":"50"}'),
+    )  # fmt: skip
+    (row,) = read_usage(client, UsageQuery(meter="m", start=NOON, end=NOON + MINUTE)).rows
+    assert client.execute("SELECT value, events FROM usage_minute WHERE meter = 'm'") == [(row.value, row.events)]
+
+
+# Names.
+
+
+def test_a_name_that_is_no_utf8_is_refused_with_a_sentence(client: Client) -> None:
+    """A shell hands on bytes as they are."""
+    asked: dict[str, Any] = {"start": NOON, "end": NOON + HOUR}
+    with pytest.raises(UsageQueryError, match=r"subject: expected a text in UTF-8, got '\\udcff'"):
+        read_usage(client, UsageQuery(meter="m", subjects=("a", "\udcff"), **asked))
+    with pytest.raises(UsageQueryError, match="meter: expected a text in UTF-8"):
+        read_usage(client, UsageQuery(meter="m\udcff", **asked))
