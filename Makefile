@@ -20,7 +20,7 @@ setup: $(VENV)/.installed ## make .venv from the pinned versions (once; again wh
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@.ci/venv $(VENV)
 	@echo "tallyman: installing the pinned packages into $(VENV) (about two minutes the first time)" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 demo: setup ## this host and a month of a small cloud, through Kafka and ClickHouse, to alarms and invoices

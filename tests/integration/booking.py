@@ -70,16 +70,16 @@ class OwnProject:
         (self.folder / "tallyman.yaml").write_text("\n".join(["operator: Försök AB", *lines, ""]), encoding="utf-8")
         return load_project(self.folder, self.folder / "data")
 
-    def send(self, *records: tuple[bytes, Headers], partition: int = 0, **options: Any) -> None:
-        """Append records in order; all are acknowledged when this returns."""
+    def send(self, *records: tuple[bytes, Headers], partition: int = 0, **options: Any) -> list[int]:
+        """Append records in order; all are acknowledged when this returns. Return their offsets."""
         producer = make_producer((self.kafka,), **options)
         sent = [
             producer.send(self.settings["topic"], value=value, headers=list(headers), partition=partition)
             for value, headers in records
         ]
-        for future in sent:
-            future.get(timeout=30)
+        offsets = [int(future.get(timeout=30).offset) for future in sent]
         producer.close(timeout=5)
+        return offsets
 
     def eat(self, partition: int, below: int) -> None:
         """Remove records as retention does."""

@@ -65,10 +65,11 @@ def kcat(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: P
         yield Kcat(own)
 
 
-@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
-def test_every_codec_is_read(kcat: Kcat, codec: str) -> None:
-    kcat.send(*(event(n) for n in range(300)), options=("-z", codec))
-    assert kcat.hours() == 300 and kcat.reasons() == []
+def test_every_codec_is_read(kcat: Kcat) -> None:
+    codecs = ("none", "gzip", "snappy", "lz4", "zstd")
+    for codec in codecs:
+        kcat.send(*(event(f"{codec}-{n}", subject=codec) for n in range(300)), options=("-z", codec))
+    assert kcat.hours() == 300 * len(codecs) and kcat.reasons() == []
 
 
 def test_what_another_partitioner_put_elsewhere_is_sent_home_and_counts_once(kcat: Kcat) -> None:

@@ -28,6 +28,16 @@ def survey(run_schedule: RunSchedule[AnyRules], rules: AnyRules, schedules: int)
     return {**dict(sorted(found.items())), "first_seed": first}
 
 
+def first_broken(run_schedule: RunSchedule[AnyRules], rules: AnyRules, schedules: int) -> int | None:
+    """Return the seed of the first schedule that breaks; None if so many hold."""
+    for seed in range(schedules):
+        try:
+            run_schedule(seed, rules)
+        except Broken:
+            return seed
+    return None
+
+
 def command(run_schedule: RunSchedule[AnyRules], rules: AnyRules, names: Sequence[str]) -> None:
     """Serve a model's command line: how many schedules, then nothing, `each`, or the rules to do without.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.model.rebuild_model import ADDED, RebuildRules, run_schedule
-from tests.model.survey import survey
+from tests.model.survey import first_broken
 
 
 def test_rebuilds_lose_and_double_nothing_through_60_schedules() -> None:
@@ -17,4 +17,4 @@ def test_rebuilds_lose_and_double_nothing_through_60_schedules() -> None:
 
 @pytest.mark.parametrize("rule", ADDED)
 def test_a_rebuild_goes_wrong_without(rule: str) -> None:
-    assert survey(run_schedule, replace(RebuildRules(), **{rule: False}), 20)["first_seed"] is not None
+    assert first_broken(run_schedule, replace(RebuildRules(), **{rule: False}), 20) is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.model.repair_model import ADDED, RepairRules, run_schedule
-from tests.model.survey import survey
+from tests.model.survey import first_broken
 
 
 def test_a_repair_costs_what_was_skipped_and_nothing_else_through_60_schedules() -> None:
@@ -17,4 +17,4 @@ def test_a_repair_costs_what_was_skipped_and_nothing_else_through_60_schedules()
 
 @pytest.mark.parametrize("rule", ADDED)
 def test_figures_go_wrong_without(rule: str) -> None:
-    assert survey(run_schedule, replace(RepairRules(), **{rule: False}), 100)["first_seed"] is not None
+    assert first_broken(run_schedule, replace(RepairRules(), **{rule: False}), 100) is not None

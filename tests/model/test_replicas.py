@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.model.replica_model import ADDED, ReplicaRules, run_schedule
-from tests.model.survey import survey
+from tests.model.survey import first_broken
 
 
 def test_a_lost_replica_and_a_late_one_change_no_figure_through_60_schedules() -> None:
@@ -17,4 +17,4 @@ def test_a_lost_replica_and_a_late_one_change_no_figure_through_60_schedules() -
 
 @pytest.mark.parametrize("rule", ADDED)
 def test_figures_go_wrong_without(rule: str) -> None:
-    assert survey(run_schedule, replace(ReplicaRules(), **{rule: False}), 20)["first_seed"] is not None
+    assert first_broken(run_schedule, replace(ReplicaRules(), **{rule: False}), 20) is not None
