@@ -142,5 +142,5 @@ def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIEN
                 return found
         except Exception as error:  # noqa: BLE001 - said below, if it never gets better
             problem = f" ({type(error).__name__}: {error})"
-        time.sleep(0.05)
+        time.sleep(0.15)  # each look is a connection and a query; other tests need the core, too
     raise AssertionError(f"not within {patience_s:.0f} s: {what}{problem}")

@@ -7,7 +7,7 @@ import pytest
 from tests.model import real
 from tests.model.store import Store
 
-SCHEDULES, STEPS = 2, 450  # by command there are more of both
+SCHEDULES, STEPS = 2, 300  # by command there are more of both
 
 pytestmark = pytest.mark.integration
 
