@@ -18,10 +18,12 @@ help: ## show this list
 
 setup: $(VENV)/.installed ## make .venv from the pinned versions (once; again when pyproject.toml or constraints.txt change)
 
+# What is imported and compiled once here need not be by each of several processes at once.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@.ci/venv $(VENV)
 	@echo "tallyman: installing the pinned packages into $(VENV) (about two minutes the first time)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -c 'import pipeline.worker; from pipeline.compiled import load_kernel; load_kernel()' >/dev/null 2>&1 || true
 	@touch $@
 
 demo: setup ## this host and a month of a small cloud, through Kafka and ClickHouse, to alarms and invoices

@@ -11,7 +11,21 @@ MARKS = {
     "e2e": "runs the whole path, from the agent to the invoice",
     "chaos": "kills parts with -9 while events flow",
     "contract": "holds a recorded payload of somebody else's against our reading of it",
+    "long": "is more of what shorter tests hold already; runs with --long",
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run also what is more of the same and takes long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 def pytest_configure(config: pytest.Config) -> None:

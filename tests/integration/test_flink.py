@@ -154,6 +154,7 @@ def test_on_flink_a_topic_grows_while_usage_flows_and_every_event_counts_once(
     assert_books_hold(project)
 
 
+@pytest.mark.long
 def test_on_flink_a_damaged_partition_is_set_aside_and_booked_again_when_it_is_repaired(
     project: OwnProject, job_server: JobServer
 ) -> None:

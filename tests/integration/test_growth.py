@@ -265,7 +265,9 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=pytest.mark.long if number % 3 else ()) for number, step in enumerate(STEPS)]
+)
 def test_a_growth_that_was_killed_is_finished_by_running_it_again(
     own: OwnProject, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from tests.model import chunk_check, real
 from tests.model.chunk_model import Rules
 from tests.model.store import Store
 
-SCHEDULES, STEPS = 30, 160  # by command there are more of both
+SCHEDULES, STEPS = 30, 120  # by command there are more of both
 
 
 def test_the_model_itself_holds_through_200_schedules() -> None:
