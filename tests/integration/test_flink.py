@@ -99,6 +99,7 @@ def booked_to(project: OwnProject, ends: dict[int, int]) -> bool:
     return all(reached.get(partition, 0) >= end for partition, end in ends.items())
 
 
+@pytest.mark.long
 def test_a_worker_killed_on_flink_loses_nothing_and_doubles_nothing(
     project: OwnProject, job_server: JobServer
 ) -> None:

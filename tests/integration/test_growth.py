@@ -305,6 +305,7 @@ def refuse(*given: object) -> None:
     raise Killed
 
 
+@pytest.mark.long
 def test_a_topic_grows_twice(own: OwnProject) -> None:
     """What the first topic accepted is known in the third, and what comes late in the first counts there."""
     topics = [str(own.settings["topic"])]

@@ -157,6 +157,7 @@ def test_an_event_of_the_old_topic_is_amended_and_voided_after_the_growth(desk: 
     desk.assert_books_hold()
 
 
+@pytest.mark.long
 def test_the_archive_alone_proves_usage_of_both_topics_when_the_old_one_is_deleted(desk: Desk) -> None:
     old, new = str(desk.own.settings["topic"]), next_topic(desk.own)
     desk.send(old, *(body(f"e-{n}") for n in range(30)))
@@ -197,6 +198,7 @@ def test_a_file_is_sent_to_the_new_topic_whichever_one_is_configured(desk: Desk)
     assert desk.own.ask("SELECT count() FROM ids WHERE topic_id = %(new)s", new=topic_id) == [(5,)]
 
 
+@pytest.mark.long
 def test_an_alarm_counts_usage_of_both_topics_and_hears_of_the_new_one(desk: Desk) -> None:
     """Neither topic's usage alone is above the bound; the push that makes it fire comes from the new topic."""
     receiver = Receiver([SECRET])
@@ -263,6 +265,7 @@ numbers: "NIM-{year}-{number:06d}"
 }
 
 
+@pytest.mark.long
 def test_an_invoice_bills_usage_of_both_topics_once(desk: Desk) -> None:
     """Last month's usage: some booked in the old topic, copies and the rest in the new one, then closed and sealed."""
     for name, text in SELLER.items():
@@ -286,6 +289,7 @@ def test_an_invoice_bills_usage_of_both_topics_once(desk: Desk) -> None:
     desk.assert_books_hold("log", "archive")
 
 
+@pytest.mark.long
 def test_usage_of_both_topics_is_rebuilt_under_new_definitions(desk: Desk) -> None:
     """From now on only Nürnberg counts; half of the events, each once, whichever topic it came in."""
     def events(first: int, behind: int) -> list[bytes]:

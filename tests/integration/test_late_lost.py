@@ -82,6 +82,7 @@ def test_what_retention_took_behind_the_end_of_a_topic_is_named(
     assert "retention took offsets" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_comes_behind_an_end_is_copied_while_another_partition_holds_the_growth_up(own: Damaged) -> None:
     own.pipeline["partitions"] = "[0]"
     with own.running():

@@ -201,6 +201,7 @@ def test_a_new_meter_counts_what_came_before_it_was_thought_of(make: Make) -> No
     assert operator.states() == {1: "in force", 2: "in force"}
 
 
+@pytest.mark.long
 def test_of_two_operators_at_once_one_is_refused(make: Make) -> None:
     operator = redefined(make())
     operator.rebuild()
@@ -215,6 +216,7 @@ def test_of_two_operators_at_once_one_is_refused(make: Make) -> None:
     assert operator.usage() == Decimal("17.5")
 
 
+@pytest.mark.long
 def test_a_rebuild_that_is_killed_leaves_nothing_visible_and_the_next_one_is_right(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +285,7 @@ def test_readers_see_the_old_or_the_new_and_never_a_mix(make: Make) -> None:
     assert seen == {Decimal("27.5"), Decimal("17.5")}
 
 
+@pytest.mark.long
 def test_a_rebuild_is_refused_with_what_to_do_first(make: Make) -> None:
     operator = make()
     own = operator.own

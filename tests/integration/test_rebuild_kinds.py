@@ -83,6 +83,7 @@ def test_a_rebuild_is_proven_against_the_log_and_an_audit_says_what_it_is_about(
     assert "generation 1 against the log: different, 1 row" in told
 
 
+@pytest.mark.long
 def test_usage_of_a_topic_that_grew_is_rebuilt_across_both(make: Make) -> None:
     operator = make()
     own = operator.own

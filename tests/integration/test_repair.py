@@ -281,6 +281,7 @@ def test_of_two_operators_the_first_decides(own: Damaged) -> None:
     assert own.usage() == {"host.cpu": 12}
 
 
+@pytest.mark.long
 def test_a_gap_over_several_chunks_is_closed_by_the_decision_and_sealed_over(own: Damaged) -> None:
     stood = own.end(0)
     own.send_to(0, *[f"lost-{n}" for n in range(30)], *[f"kept-{n}" for n in range(3)])
@@ -336,6 +337,7 @@ def test_a_log_that_ends_before_the_booked_place_is_filled_up_to_it(own: Damaged
     assert own.usage() == {"host.cpu": 11}
 
 
+@pytest.mark.long
 def test_what_is_eaten_below_the_booked_place_costs_nothing(own: Damaged) -> None:
     stood = own.end(0)
     own.eat(0, stood - 1)
@@ -400,6 +402,7 @@ def test_a_repair_while_the_brokers_clock_is_still_ahead_decides_nothing(own: Da
     assert own.usage() == {"host.cpu": 11}
 
 
+@pytest.mark.long
 def test_a_clock_that_is_ahead_passes_and_the_other_partitions_are_not_read_again(
     own: Damaged, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -428,6 +431,7 @@ def test_a_clock_that_is_ahead_passes_and_the_other_partitions_are_not_read_agai
     assert own.usage() == {"host.cpu": 13} and own.completeness().repairs == ()
 
 
+@pytest.mark.long
 def test_a_record_that_only_compression_brought_below_kafkas_limit_is_sent_again(own: Damaged) -> None:
     own.send_ahead("large-0", padding=9 << 20)
     with own.running():

@@ -87,6 +87,7 @@ def test_a_second_stack_on_the_same_folder_is_refused_with_a_sentence(data: Path
     assert "tallyman down" in str(refused.value)
 
 
+@pytest.mark.long
 def test_nothing_that_a_killed_stack_left_is_in_the_way(data: Path, tmp_path: Path) -> None:
     """Locks, pid files, stack.json: status calls it dead, and the next up just works, with the data."""
     order = f"""
@@ -204,6 +205,7 @@ def test_the_data_folder_is_the_option_then_the_environment_then_a_default() -> 
     assert find_data_folder(None, {}) == Path.cwd() / ".tallyman"
 
 
+@pytest.mark.long
 def test_a_broker_comes_back_on_another_port_when_its_own_is_taken(tmp_path: Path) -> None:
     """The listeners are not part of what was formatted, neither the broker's nor the controller's."""
     broker = Broker(tmp_path / "kafka")

@@ -22,8 +22,8 @@ OUTCOMES: Mapping[str, str] = {
     case.get("id", f"case {number}"): case["outcome"]
     for number, case in enumerate(json.loads(OWN.read_text("utf-8"))["vectors"], 1)
 }
-# A third of our own cases, and those that are named below; all of them by command, and with --long.
-SHORT = frozenset((*list(OUTCOMES)[::3], "own-unread", "own-unread-answer"))
+# A sixth of our own cases, and those that are named below; all of them by command, and with --long.
+SHORT = frozenset((*list(OUTCOMES)[::6], "own-unread", "own-unread-answer"))
 Verdicts = Mapping[str, Verdict]
 
 
