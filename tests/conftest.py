@@ -11,12 +11,12 @@ MARKS = {
     "e2e": "runs the whole path, from the agent to the invoice",
     "chaos": "kills parts with -9 while events flow",
     "contract": "holds a recorded payload of somebody else's against our reading of it",
-    "long": "is more of what shorter tests hold already; runs with --long",
+    "long": "takes long and is left out of CI, which has 20 minutes; runs with --long",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run also what is more of the same and takes long")
+    parser.addoption("--long", action="store_true", help="run also what takes long and is left out of CI")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
