@@ -9,15 +9,13 @@ import msgspec
 import pytest
 
 from pipeline import upkeep
-from pipeline.close import found_books
 from pipeline.growth import grow, plan_growth, read_states
 from tallyman.books import Topic
 from tallyman.cli import run
-from tallyman.clickhouse import connect
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import wait_for
-from tests.integration.test_repair import METERS, Damaged
+from tests.integration.test_repair import METERS, Damaged, five_booked_of_each
 
 pytestmark = pytest.mark.integration
 
@@ -31,14 +29,7 @@ def own(
     monkeypatch.setattr(upkeep, "FOLLOWED_EVERY_S", 0.2)
     monkeypatch.setenv("TALLYMAN_DATA", str(own.folder / "data"))
     monkeypatch.chdir(own.folder)
-    with own.running():
-        wait_for(lambda: found_books(own.project).founded, "the topic")
-        for partition in (0, 1):
-            own.send_to(partition, *[f"early-{n}" for n in range(5)])
-        own.wait_until_booked()
-    own.client = connect(own.endpoint)
-    yield own
-    own.client.disconnect()
+    yield from five_booked_of_each(own)
 
 
 def half_grown(own: Damaged) -> Topic:

@@ -126,11 +126,8 @@ def event(partition: int, name: str) -> bytes:
     })  # fmt: skip
 
 
-@pytest.fixture
-def own(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path) -> Iterator[Damaged]:
-    """Five events are booked of each partition, and the pipeline is stopped."""
-    own = Damaged(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=2)
-    own.pipeline["partitions"] = "[0, 1]"
+def five_booked_of_each(own: Damaged) -> Iterator[Damaged]:
+    """Let five events of each partition be booked, and the pipeline stop."""
     with own.running():
         wait_for(lambda: found_books(own.project).founded, "the topic")
         for partition in (0, 1):
@@ -139,6 +136,14 @@ def own(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Pa
     own.client = connect(own.endpoint)
     yield own
     own.client.disconnect()
+
+
+@pytest.fixture
+def own(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path) -> Iterator[Damaged]:
+    """Five events are booked of each partition, and the pipeline is stopped."""
+    own = Damaged(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=2)
+    own.pipeline["partitions"] = "[0, 1]"
+    yield from five_booked_of_each(own)
     counted.note_repaired(0)
 
 

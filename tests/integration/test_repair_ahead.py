@@ -13,14 +13,13 @@ import pytest
 from pipeline import metrics as counted
 from pipeline import worker
 from pipeline import write as room
-from pipeline.close import found_books
 from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import repair
 from tallyman.cli import run
-from tallyman.clickhouse import UNKNOWN_TABLE, connect, refusal
+from tallyman.clickhouse import UNKNOWN_TABLE, refusal
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import wait_for
-from tests.integration.test_repair import METERS, SOURCES, ZOË, Damaged, event
+from tests.integration.test_repair import METERS, SOURCES, ZOË, Damaged, event, five_booked_of_each
 
 pytestmark = pytest.mark.integration
 WHO = (ZOË, SOURCES[0], "early-0")
@@ -35,14 +34,7 @@ def own(
     own.pipeline |= {"partitions": "[0, 1]", "archive": "true"}
     monkeypatch.setenv("TALLYMAN_DATA", str(own.folder / "data"))
     monkeypatch.chdir(own.folder)
-    with own.running():
-        wait_for(lambda: found_books(own.project).founded, "the topic")
-        for partition in (0, 1):
-            own.send_to(partition, *[f"early-{n}" for n in range(5)])
-        own.wait_until_booked()
-    own.client = connect(own.endpoint)
-    yield own
-    own.client.disconnect()
+    yield from five_booked_of_each(own)
 
 
 def die_before(own: Damaged, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
