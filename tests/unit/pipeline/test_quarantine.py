@@ -23,6 +23,7 @@ class Store:
         self.notes: list[tuple[int, str]] = []
         monkeypatch.setattr(quarantine, "connect", lambda database: SimpleNamespace(disconnect=lambda: None))
         monkeypatch.setattr(quarantine, "read_frontier", self.read_frontier)
+        monkeypatch.setattr(counted, "_pulse", counted._Pulse())  # other tests fill it, too
         monkeypatch.setattr(quarantine, "read_repairs", lambda client, topic_id, partition: (None,) * self.repairs)
         monkeypatch.setattr(quarantine, "note_quarantine", self.note_quarantine)
         config = SimpleNamespace(database=None, topic_id="t", chunk_size=8, assigned=(1, 2, 3))
