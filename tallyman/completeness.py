@@ -24,15 +24,18 @@ _PROGRESS = (
     " FROM progress FINAL WHERE generation = 0"
 )
 _TOGETHER, _MOST_BEGINS = 64, 100
+# In two readings, each by an index of its own: with OR every chunk that was ever booked would be looked at.
 _ENDED = (
-    f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
-    f" OR topic_id IN ({ABANDONED_SQL})"
+    f"SELECT groupUniqArray((topic_id, partition)) FROM (SELECT topic_id, partition FROM progress"  # noqa: S608
+    f" WHERE reached_booking = {ENDED} UNION ALL SELECT topic_id, partition FROM progress"
+    f" WHERE topic_id IN ({ABANDONED_SQL}))"
 )
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
-    "SELECT booking, places, (SELECT count() FROM repairs), (SELECT count() FROM quarantines),"  # noqa: S608
-    " (SELECT count() FROM collectors_retired), (SELECT count() FROM late_lost),"
-    f" ({_ENDED}) FROM seals FINAL ORDER BY booking DESC LIMIT 1"
+    "SELECT (SELECT groupArray((booking, places)) FROM"  # noqa: S608
+    " (SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1)), (SELECT count() FROM repairs),"
+    " (SELECT count() FROM quarantines), (SELECT count() FROM collectors_retired), (SELECT count() FROM late_lost),"
+    f" ({_ENDED})"
 )
 # How many partitions the topic of the line has that no other one follows; 0 while nothing was booked.
 _PARTITIONS_NOW = (
@@ -105,6 +108,7 @@ class _Seal(NamedTuple):
     """The newest seal, with its places by (topic id, partition), and which rare things there may be.
 
     Attributes:
+        booking: 0 while nothing is sealed.
         ended: The partitions of topics that have ended or are abandoned: others go on, nothing waits for these.
             `places` has none of them.
     """
@@ -112,10 +116,10 @@ class _Seal(NamedTuple):
     booking: int
     places: Mapping[tuple[str, int], _Place]
     ended: frozenset[tuple[str, int]]
-    any_repairs: bool = True
-    any_quarantines: bool = True
-    any_retired: bool = True
-    any_lost: bool = True
+    any_repairs: bool
+    any_quarantines: bool
+    any_retired: bool
+    any_lost: bool
 
 
 class _Place(msgspec.Struct):
@@ -226,10 +230,8 @@ def _held_back(
 
 
 def _read_seal(client: Client) -> _Seal:
-    rows = client.execute(_SEAL)
-    if not rows:
-        return _Seal(0, {}, frozenset(map(_key, client.execute(_ENDED)[0][0])))
-    booking, written, repairs, quarantines, retired, lost, ends = rows[0]
+    newest, repairs, quarantines, retired, lost, ends = client.execute(_SEAL)[0]
+    booking, written = newest[0] if newest else (0, "")
     ended = frozenset(map(_key, ends))
     found = msgspec.json.decode(written, type=list[_Place]) if written else []
     places = {(place.topic_id, place.partition): place for place in found}
