@@ -30,7 +30,9 @@ demo: setup ## this host and a month of a small cloud, through Kafka and ClickHo
 	@$(BIN)/python -m examples.demo $(DEMO)
 
 test: setup ## all tests, on a real Kafka broker and the real ClickHouse engine
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(wildcard $(addprefix tests/,$(FOLDERS))) $(PYTEST_OPTIONS)
+	@folder=$$(.ci/memory); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $${folder:+--basetemp="$$folder/tests"} \
+		$(wildcard $(addprefix tests/,$(FOLDERS))) $(PYTEST_OPTIONS)
 
 unit: setup ## the tests that need no services
 	@$(PYTEST) $(wildcard tests/unit tests/contract) $(PYTEST_OPTIONS)
