@@ -19,9 +19,18 @@ from tallyman.usage import CollectorSeen, Repair
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
-_PROGRESS = (
+# The runs of closed chunks, each as what its rows cover together and where the last one ends. Without FINAL: the index
+# leads to thousands of chunks of a partition, of which a filter leaves the few that count; FINAL would merge them all.
+_RUNS = (
+    "SELECT topic_id, partition, min(chunk), argMin(reached.1 - covers, chunk), sum(covers), max(chunk),"
+    " argMax(reached, chunk) FROM (SELECT topic_id, partition, chunk, max(covered) AS covers,"
+    " argMax((reached_offset, reached_clock_ms, reached_booking), covered) AS reached FROM progress"
+    " WHERE generation = 0{near} GROUP BY topic_id, partition, chunk) GROUP BY topic_id, partition"
+)
+_CHUNKS = (
     "SELECT topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking"
-    " FROM progress FINAL WHERE generation = 0"
+    " FROM progress FINAL WHERE generation = 0{near} AND (topic_id, partition) IN %(doubtful)s"
+    " ORDER BY topic_id, partition, chunk"
 )
 _TOGETHER, _MOST_BEGINS = 64, 100
 # In two readings, each by an index of its own: with OR every chunk that was ever booked would be looked at.
@@ -191,8 +200,23 @@ def read_reached(client: Client) -> tuple[int, Iterable[PartitionProgress]]:
 def _read_frontiers(client: Client) -> tuple[_Seal, tuple[Repair, ...], Iterable[PartitionProgress]]:
     seal = _read_seal(client)
     repairs = read_repairs(client) if seal.any_repairs else ()
-    rows = _read_progress(client, seal)
-    return seal, repairs, _frontiers(rows, _with_repairs(seal, repairs))
+    begins, repaired = _with_repairs(seal, repairs)
+    near, named = _near(seal)
+    found, doubtful = {}, []
+    for topic_id, partition, first, start, covered, last, reached in client.execute(_RUNS.format(near=near), named):
+        key = str(topic_id), _int(partition)
+        begin = begins[key].chunk if key in begins else 0
+        # Chunks do not overlap, so rows that cover as much as lies between their ends have no hole.
+        if key not in repaired and first <= begin <= last and covered == reached[0] - start:
+            found[key] = _progress(key, *map(_int, reached))
+        else:
+            doubtful.append(key)
+    if doubtful:
+        rows = client.execute(_CHUNKS.format(near=near), {**named, "doubtful": tuple(doubtful)})
+        found |= _follow_each(rows, begins)
+    for key in begins.keys() - found.keys():
+        found[key] = _follow(key, [], begins[key])
+    return seal, repairs, [found[key] for key in sorted(found)]
 
 
 def clocks_of(found: Completeness) -> Clocks:
@@ -200,9 +224,14 @@ def clocks_of(found: Completeness) -> Clocks:
     return Clocks({(each.topic_id, each.partition): each.clock for each in found.partitions if each.clock is not None})
 
 
-def _with_repairs(seal: _Seal, repairs: Sequence[Repair]) -> Mapping[tuple[str, int], _Place]:
-    """Return where each partition's run of chunks begins: what lies before a repair is closed by it."""
-    begins = dict(seal.places)
+def _with_repairs(
+    seal: _Seal, repairs: Sequence[Repair]
+) -> tuple[Mapping[tuple[str, int], _Place], Collection[tuple[str, int]]]:
+    """Return where each partition's run of chunks begins: what lies before a repair is closed by it.
+
+    And those that begin at a repair, in whose chunk a row may stand that was written before it.
+    """
+    begins, repaired = dict(seal.places), set()
     for (topic_id, partition), repair in newest_repairs(repairs).items():
         known = begins.get((topic_id, partition))
         if (topic_id, partition) in seal.ended:
@@ -211,7 +240,8 @@ def _with_repairs(seal: _Seal, repairs: Sequence[Repair]) -> Mapping[tuple[str, 
             begins[topic_id, partition] = _Place(
                 topic_id, partition, repair.chunk, repair.to_offset, repair.from_clock_ms, repair.booking
             )
-    return begins
+            repaired.add((topic_id, partition))
+    return begins, repaired
 
 
 def _held_back(
@@ -250,18 +280,16 @@ def _key(place: tuple[object, object]) -> tuple[str, int]:
     return str(place[0]), _int(place[1])
 
 
-def _read_progress(client: Client, seal: _Seal) -> Sequence[tuple[object, ...]]:
-    """Return what was booked from the last seal on, in order of chunks, and a few chunks before."""
-    asked, lists = _PROGRESS, {"sealed": tuple(seal.places), "ended": tuple(seal.ended)}
+def _near(seal: _Seal) -> tuple[str, dict[str, tuple[tuple[str, int], ...]]]:
+    """Return the SQL of what was booked from the last seal on and a few chunks before, and the lists that it names."""
+    near, lists = "", {"sealed": tuple(seal.places), "ended": tuple(seal.ended)}
     if seal.places:
         begins = []
         for number, (chunk, keys) in enumerate(_begins(seal.places)):
             begins.append(f"(topic_id, partition) IN %(begin_{number})s AND chunk >= {chunk}")
             lists[f"begin_{number}"] = tuple(keys)
-        asked += f" AND ({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
-    asked += " AND (topic_id, partition) NOT IN %(ended)s" if seal.ended else ""
-    rows: Sequence[tuple[object, ...]] = client.execute(f"{asked} ORDER BY topic_id, partition, chunk", lists)
-    return rows
+        near = f" AND ({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
+    return near + (" AND (topic_id, partition) NOT IN %(ended)s" if seal.ended else ""), lists
 
 
 def _begins(places: Mapping[tuple[str, int], _Place]) -> Iterable[tuple[int, Sequence[tuple[str, int]]]]:
@@ -279,16 +307,15 @@ def _begins(places: Mapping[tuple[str, int], _Place]) -> Iterable[tuple[int, Seq
     return [(min(places[key].chunk for key in keys), keys) for keys in found.values()]
 
 
-def _frontiers(
-    rows: Iterable[Sequence[object]], places: Mapping[tuple[str, int], _Place]
-) -> Iterable[PartitionProgress]:
+def _follow_each(
+    rows: Iterable[Sequence[object]], begins: Mapping[tuple[str, int], _Place]
+) -> Mapping[tuple[str, int], PartitionProgress]:
     """Follow each partition's unbroken run of closed chunks to the open one; rows come in order of chunks."""
-    seen = set()
-    for key, group in groupby(rows, key=lambda row: (str(row[0]), _int(row[1]))):
-        seen.add(key)
-        yield _follow(key, [tuple(_int(value) for value in row[2:]) for row in group], places.get(key))
-    for key in sorted(places.keys() - seen):
-        yield _follow(key, [], places[key])
+    groups = groupby(rows, key=lambda row: (str(row[0]), _int(row[1])))
+    return {
+        key: _follow(key, [tuple(_int(value) for value in row[2:]) for row in group], begins.get(key))
+        for key, group in groups
+    }
 
 
 def _follow(key: tuple[str, int], chunks: Sequence[tuple[int, ...]], place: _Place | None) -> PartitionProgress:
@@ -305,6 +332,10 @@ def _follow(key: tuple[str, int], chunks: Sequence[tuple[int, ...]], place: _Pla
         if covered < size:
             break
         expected += 1
+    return _progress(key, offset, clock_ms, booking)
+
+
+def _progress(key: tuple[str, int], offset: int, clock_ms: int, booking: int) -> PartitionProgress:
     clock = datetime.fromtimestamp(clock_ms // 1000, UTC) + timedelta(milliseconds=clock_ms % 1000)
     return PartitionProgress(
         topic_id=key[0], partition=key[1], offset=offset, clock=clock if clock_ms else None, booking=booking
