@@ -46,16 +46,26 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
 
 def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
     """Yield a flush if the chunk has one to make and it is time; what the process's other chunks have goes with it."""
+    if chunk.unwritten and _is_due(chunk, flush_s, caught_up=_caught_up()):
+        yield _flush(chunk, decoders)
+
+
+def _is_due(chunk: OpenChunk, flush_s: float, *, caught_up: bool) -> bool:
+    """Tell whether a chunk has something to write and it is time.
+
+    A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
+    would be more. Who keeps up has the time, and makes one sooner.
+    """
     if not chunk.unwritten:
-        return
-    # A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
-    # would be more. Who keeps up has the time, and makes one sooner.
-    share = _SHARE_CAUGHT_UP if _caught_up() else _SHARE_BEHIND
+        return False
+    share = _SHARE_CAUGHT_UP if caught_up else _SHARE_BEHIND
     pause_s = max(flush_s, min(share * chunk.flush_cost_s, _LONGEST_PAUSE_S))
-    waited = time.monotonic() - chunk.flushed_at >= pause_s
-    if waited or _changed_keys(chunk) > MAX_CHANGED_KEYS:
-        catalog = decoders.catalog(chunk.here.definitions)
-        yield Flush(chunk, catalog, tuple(_companions(chunk, decoders)))
+    return time.monotonic() - chunk.flushed_at >= pause_s or _changed_keys(chunk) > MAX_CHANGED_KEYS
+
+
+def _flush(chunk: OpenChunk, decoders: Decoders) -> Flush:
+    """Return a flush; what the process's other chunks have goes with it."""
+    return Flush(chunk, decoders.catalog(chunk.here.definitions), tuple(_companions(chunk, decoders)))
 
 
 def _caught_up() -> bool:
@@ -65,9 +75,12 @@ def _caught_up() -> bool:
 
 def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
     """Yield the flushes that are due in the other open chunks of this process: flushing needs no timers."""
-    for key, chunk in list(OPEN.items()):
-        if key != (block.topic_id, block.partition):
-            yield from due(chunk, decoders, flush_s)
+    others = [chunk for key, chunk in list(OPEN.items()) if key != (block.topic_id, block.partition)]
+    caught_up = _caught_up()  # asked once for all, not once for each
+    for chunk in others:
+        if _is_due(chunk, flush_s, caught_up=caught_up):
+            yield _flush(chunk, decoders)
+            caught_up = _caught_up()
 
 
 def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChunk, Catalog]]:

@@ -20,8 +20,8 @@ from tallyman.kafka import end_offsets, make_consumer
 from tallyman.metrics import gauge
 
 _REACHED = (
-    "SELECT partition, max(reached_offset), max(reached_clock_ms) FROM progress"
-    " WHERE topic_id = %(topic)s AND generation = 0 GROUP BY partition"
+    "SELECT partition, max(reached_offset), max(reached_clock_ms) FROM progress_newest"
+    " WHERE topic_id = %(topic)s GROUP BY partition"
 )
 
 
