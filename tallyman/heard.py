@@ -38,11 +38,20 @@ _FEEDS = "SELECT collector FROM heard_newest GROUP BY collector HAVING 1"
 HEARD_SQL = "SELECT [uniqExact(collector), uniqExact(collector, epoch)] FROM heard_newest"
 _RETIRED = "SELECT collector, max(heard_ms) FROM collectors_retired GROUP BY collector"
 _GAPS = "SELECT collector, epoch, first, last, after, before FROM collector_gaps"
-_FIRST_WATERMARKS = (
-    "SELECT collector, epoch, min(first_watermark_us) FROM heard_runs WHERE (collector, epoch) IN %(epochs)s"
-    " AND first_watermark_us > 0 GROUP BY collector, epoch"
+# The epochs whose runs cover less than lies between their ends. Most have no gap, and to plan what the view does takes
+# three times as long as to see that.
+_WITH_GAPS = (
+    "SELECT collector, epoch FROM (SELECT collector, epoch, first, last FROM heard_joined WHERE 1{of}"
+    " UNION ALL SELECT collector, epoch, first, last FROM heard WHERE booking >"
+    " (SELECT max(booking) FROM heard_joined_to WHERE joined_at < now64(3) - INTERVAL 10 MINUTE){of})"
+    " GROUP BY collector, epoch HAVING intervalLengthSum(first, last + 1) < max(last) + 1 - min(first)"
 )
-
+_FOLLOWED = "SELECT collector FROM heard_newest WHERE 1{of} GROUP BY collector HAVING uniqExact(epoch) > 1"
+_FIRST_WATERMARKS = (
+    "SELECT collector, epoch, min(first_watermark_us) FROM heard_runs WHERE {which} AND first_watermark_us > 0"
+    " GROUP BY collector, epoch"
+)
+_MOST_NAMED = 100  # more are told by where they come from: a list takes longer than what it saves
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
@@ -134,7 +143,12 @@ def read_gaps(
     Args:
         any_followed: Whether there may be such epochs; if not, nobody needs to ask.
     """
-    feeds, names = _feeds_sql(subjects, event_type), {"subjects": list(subjects), "type": event_type}
+    of, named = _of_feeds(client, subjects, event_type)
+    if of is None:
+        return ()
+    holes = client.execute(_WITH_GAPS.format(of=of), named)
+    only = " WHERE (collector, epoch) IN %(holes)s" if len(holes) <= _MOST_NAMED else f" WHERE 1{of}"
+    rows = client.execute(_GAPS + only, {**named, "holes": tuple(holes)}) if holes else []
     found = [
         Gap(
             collector=collector,
@@ -144,15 +158,28 @@ def read_gaps(
             start=_moment(after),
             end=_moment(before),
         )
-        for collector, epoch, first, last, after, before in client.execute(
-            f"{_GAPS} WHERE collector IN ({feeds})" if subjects or event_type else _GAPS, names
-        )
+        for collector, epoch, first, last, after, before in rows
     ]
     if any_followed:
-        followed = f" WHERE collector IN ({feeds} AND uniqExact(epoch) > 1)"
-        epochs = client.execute(f"SELECT {_NEWEST}{followed}", names)[0][0]
-        found += _tails(client, [_epoch(row) for row in epochs])
+        epochs = client.execute(f"SELECT {_NEWEST} WHERE collector IN ({_FOLLOWED.format(of=of)})", named)[0][0]
+        found += _tails(client, [_epoch(row) for row in epochs], start, end)
     return tuple(sorted((gap for gap in found if gap.touches(start, end)), key=_gap_order))
+
+
+def _of_feeds(
+    client: Client, subjects: Collection[str], event_type: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """Return one more condition on collectors, that they may feed usage, and what its SQL names; None: none may."""
+    if not subjects and event_type is None:
+        return "", {}
+    feeds = _feeds_sql(subjects, event_type)
+    asked: dict[str, Any] = {"subjects": list(subjects), "type": event_type}
+    names = client.execute(f"{feeds} LIMIT {_MOST_NAMED + 1}", asked)
+    if not names:
+        return None, {}
+    if len(names) <= _MOST_NAMED:
+        return " AND collector IN %(feeds)s", {"feeds": tuple(name for (name,) in names)}
+    return f" AND collector IN ({feeds})", asked
 
 
 def _feeds_sql(subjects: Collection[str], event_type: str | None) -> str:
@@ -237,17 +264,23 @@ def _seen(epochs: Sequence[_Epoch], clocks: Clocks, retired_ms: int) -> Collecto
     )
 
 
-def _tails(client: Client, heard: Iterable[_Epoch]) -> list[Gap]:
-    """Return where epochs ended that others followed. Two that were heard at the same time follow no one."""
+def _tails(client: Client, heard: Iterable[_Epoch], start: datetime | None, end: datetime | None) -> list[Gap]:
+    """Return where epochs ended that others followed, as far as it may be in [start, end). Two that were heard at the
+    same time follow no one.
+    """
     pairs = []
     for _, homes in _by_collector(heard):
-        epochs = _joined(homes)
-        pairs += [
-            (old, new) for old, new in pairwise(epochs) if old.clock_ms <= new.first_clock_ms
-        ]
+        pairs += [(old, new) for old, new in pairwise(_joined(homes)) if old.clock_ms <= new.first_clock_ms]
+    if start is not None:  # the next one's first watermark is not behind its newest
+        pairs = [(old, new) for old, new in pairs if not 0 < new.watermark_us < _micros(start)]
+    if end is not None:
+        pairs = [(old, new) for old, new in pairs if old.watermark_us < _micros(end)]
     if not pairs:
         return []
-    rows = client.execute(_FIRST_WATERMARKS, {"epochs": tuple((new.collector, new.epoch) for _, new in pairs)})
+    news = tuple((new.collector, new.epoch) for _, new in pairs)
+    followed = f"collector IN ({_FOLLOWED.format(of='')})"
+    which = "(collector, epoch) IN %(epochs)s" if len(news) <= _MOST_NAMED else followed
+    rows = client.execute(_FIRST_WATERMARKS.format(which=which), {"epochs": news})
     begins = {(collector, epoch): int(first) for collector, epoch, first in rows}
     return [
         Gap(

@@ -95,12 +95,15 @@ def test_a_silent_collector_holds_back_what_it_measures_and_nothing_else(client:
     assert ask(client).complete_to == NOON + 5 * MINUTE
 
 
-def hear_many(client: Client, number: int, epoch: str, first: datetime, last: datetime) -> None:
+def hear_many(
+    client: Client, number: int, epoch: str, first: datetime, last: datetime, *, numbers: tuple[int, int] = (0, 20)
+) -> None:
     """Write a run of each of so many collectors."""
     client.execute(
         "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
         " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered)"
-        f" SELECT concat('host-', toString(number)), '{epoch}', '{TOPIC}', 0, 0, {DAY}, 1, 0, 20, {micros(first)},"
+        f" SELECT concat('host-', toString(number)), '{epoch}', '{TOPIC}', 0, 0, {DAY}, 1,"
+        f" {numbers[0]}, {numbers[1]}, {micros(first)},"
         f" {micros(last)}, {micros(first) // 1000}, {micros(last) // 1000},"
         f" [concat('tenant-', toString(number))], ['vm'], 5 FROM numbers({number})"
     )
@@ -116,6 +119,20 @@ def test_sixty_thousand_collectors_that_began_anew_are_asked_for_at_once(client:
     assert {(gap.first, gap.last, gap.start, gap.end) for gap in found} == {
         (21, None, NOON + 9 * MINUTE, NOON + 10 * MINUTE)
     }
+
+
+def test_of_hundreds_of_collectors_with_gaps_those_are_named_that_may_matter(client: Client) -> None:
+    """So many are not told by their names."""
+    progress(client, 0, 0, 5, NOON + 20 * MINUTE)
+    hear_many(client, 250, "e1", NOON, NOON + 9 * MINUTE)
+    hear_many(client, 250, "e1", NOON + 10 * MINUTE, NOON + 20 * MINUTE, numbers=(22, 30))
+    hear(client, 1, 2, subjects=())  # which may measure anybody's
+    hear(client, 5, 6, subjects=())
+    assert len(found_gaps(client)) == 251
+    assert {gap.collector for gap in read_gaps(client, ["tenant-7"], "vm")} == {"host-7", "värd-1"}
+    assert {gap.collector for gap in read_gaps(client, ["tenant-7"], "disk")} == {"värd-1"}
+    assert len(read_gaps(client, event_type="vm", start=NOON + 9 * MINUTE)) == 250
+    assert read_gaps(client, event_type="vm", start=NOON + 10 * MINUTE) == ()
 
 
 def test_twenty_thousand_collectors_are_looked_through_and_only_those_behind_are_fetched(client: Client) -> None:
