@@ -55,24 +55,25 @@ def definitions_of(engine: sa.Engine, rebuilding: Rebuilding) -> Definitions:
 
 
 def note_accepted(client: Client, name: str, chunks: Iterable[BookedChunk]) -> None:
-    """Make the job's table of accepted positions: `ids` is in the order of identities, and is read once only."""
+    """Make the job's table of accepted positions: `ids` is in the order of identities, so all is read once a topic."""
     client.execute(
         f"CREATE TABLE {name}_accepted (topic_id String, partition UInt32, offset UInt64, event_index UInt32)"
         " ENGINE = MergeTree ORDER BY (topic_id, partition, offset, event_index)"
     )
-    first: dict[tuple[str, int], int] = {}
-    behind: dict[tuple[str, int], int] = {}
+    spans: dict[str, dict[int, tuple[int, int]]] = {}
     for chunk in chunks:
-        key = chunk.topic_id, chunk.partition
-        first[key] = min(first.get(key, chunk.start.offset), chunk.start.offset)
-        behind[key] = max(behind.get(key, 0), chunk.reached.offset)
-    for (topic_id, partition), offset in first.items():
+        of_topic = spans.setdefault(chunk.topic_id, {})
+        first, behind = of_topic.get(chunk.partition, (chunk.start.offset, 0))
+        of_topic[chunk.partition] = min(first, chunk.start.offset), max(behind, chunk.reached.offset)
+    for topic_id, of_topic in spans.items():
+        every = [of_topic.get(partition, (0, 0)) for partition in range(max(of_topic) + 1)]
         client.execute(
             f"INSERT INTO {name}_accepted SELECT topic_id, partition, offset, event_index FROM ids"  # noqa: S608
-            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND offset >= %(first)s AND offset < %(behind)s"
-            f"{NOT_UNDONE}",
-            {"topic": topic_id, "partition": partition, "first": offset, "behind": behind[topic_id, partition]},
-        )
+            " WHERE topic_id = %(topic)s AND partition < %(partitions)s AND offset >= %(first)s[partition + 1]"
+            f" AND offset < %(behind)s[partition + 1]{NOT_UNDONE}",
+            {"topic": topic_id, "partitions": len(every), "first": [first for first, _ in every],
+             "behind": [behind for _, behind in every]},
+        )  # fmt: skip
 
 
 def count_positions(client: Client, name: str, topic_id: str, partition: int, first: int, behind: int) -> int:
