@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 # The runs of closed chunks, each as what its rows cover together and where the last one ends. Without FINAL: the index
 # leads to thousands of chunks of a partition, of which a filter leaves the few that count; FINAL would merge them all.
+# Of the rows of a chunk the longest counts; it is the furthest in all.
 _RUNS = (
-    "SELECT topic_id, partition, min(chunk), argMin(reached.1 - covers, chunk), sum(covers), max(chunk),"
-    " argMax(reached, chunk) FROM (SELECT topic_id, partition, chunk, max(covered) AS covers,"
-    " argMax((reached_offset, reached_clock_ms, reached_booking), covered) AS reached FROM progress"
+    "SELECT topic_id, partition, min(chunk), argMin(begins, chunk), sum(covers), max(chunk),"
+    " argMax((begins + covers, clock_ms, booking), chunk) FROM"
+    " (SELECT topic_id, partition, chunk, max(covered) AS covers, min(reached_offset - covered) AS begins,"
+    " max(reached_clock_ms) AS clock_ms, max(reached_booking) AS booking FROM progress"
     " WHERE generation = 0{near} GROUP BY topic_id, partition, chunk) GROUP BY topic_id, partition"
 )
 _CHUNKS = (
@@ -280,20 +282,30 @@ def _key(place: tuple[object, object]) -> tuple[str, int]:
     return str(place[0]), _int(place[1])
 
 
-def _near(seal: _Seal) -> tuple[str, dict[str, tuple[tuple[str, int], ...]]]:
-    """Return the SQL of what was booked from the last seal on and a few chunks before, and the lists that it names."""
-    near, lists = "", {"sealed": tuple(seal.places), "ended": tuple(seal.ended)}
-    if seal.places:
-        begins = []
-        for number, (chunk, keys) in enumerate(_begins(seal.places)):
-            begins.append(f"(topic_id, partition) IN %(begin_{number})s AND chunk >= {chunk}")
-            lists[f"begin_{number}"] = tuple(keys)
-        near = f" AND ({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
+def _near(seal: _Seal) -> tuple[str, dict[str, object]]:
+    """Return the SQL of what was booked from the last seal on, and the lists that it names."""
+    lists: dict[str, object] = {"sealed": tuple(seal.places), "ended": tuple(seal.ended)}
+    begins = []
+    for number, (chunk, keys) in enumerate(_begins(seal.places)):
+        begins.append(f"(topic_id, partition) IN %(begin_{number})s AND chunk >= {chunk}")
+        lists[f"begin_{number}"] = tuple(keys)
+    near = ""
+    if begins:
+        # The index is asked by lists, which take long to look each row up in; rows by what their partition begins with.
+        near = f" AND indexHint({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
+        topics = sorted({topic_id for topic_id, _ in seal.places})
+        each_from = []
+        for number, topic_id in enumerate(topics):
+            chunks = {partition: place.chunk for (of, partition), place in seal.places.items() if of == topic_id}
+            lists[f"topic_{number}"] = topic_id
+            listed = [chunks.get(partition, 0) for partition in range(max(chunks) + 1)]
+            each_from.append(f"topic_id = %(topic_{number})s, CAST('{listed}' AS Array(UInt64))[partition + 1]")
+        near += f" AND chunk >= multiIf({', '.join(each_from)}, 0)"
     return near + (" AND (topic_id, partition) NOT IN %(ended)s" if seal.ended else ""), lists
 
 
 def _begins(places: Mapping[tuple[str, int], _Place]) -> Iterable[tuple[int, Sequence[tuple[str, int]]]]:
-    """Return from which chunk on to read, and of which partitions.
+    """Return from which chunk on to look, and for which partitions.
 
     A busy partition is half a million chunks a year ahead of a silent one, so that one least chunk for all would read
     them all for ever; one for each of thousands of partitions would be too long a statement.
