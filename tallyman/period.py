@@ -137,7 +137,7 @@ def window_edges(window: Window, start: datetime, end: datetime, zone: str) -> t
 
     The first is `start`, the last is `end`; those between are where the zone's local clock begins a new
     minute, hour, day, week (Monday) or month. In the hour that a clock change repeats, each pass is a window
-    of its own.
+    of its own, also where the clock changes in the middle of an hour.
 
     Raises:
         UsageQueryError: No such window or zone, an instant without a zone, or nothing between start and end.
@@ -179,17 +179,33 @@ def _months(start: datetime, end: datetime, zone: str) -> list[datetime]:
 
 
 def _hours(start: datetime, end: datetime, zone: str) -> list[datetime]:
-    # From each day's own beginning: an offset may change by half an hour (Australia/Lord_Howe) on the way.
+    # From each day's own beginning: an offset may change by half an hour (Australia/Lord_Howe) on the way, and in the
+    # middle of an hour (Pacific/Chatham, at a quarter to): there the local clock begins another one.
     tz = find_zone(zone)
     edges: list[datetime] = []
-    days = _days(start, end, zone)
-    for opens, closes in pairwise(days):
-        edge = opens
+    for opens, closes in pairwise(_days(start, end, zone)):
+        edge, local = opens, opens.astimezone(tz)
         while edge < closes:
             edges.append(edge)
-            into_hour = timedelta(minutes=edge.astimezone(tz).minute, seconds=edge.astimezone(tz).second)
-            edge += timedelta(hours=1) - into_hour
+            following = edge + timedelta(hours=1) - timedelta(minutes=local.minute, seconds=local.second)
+            then = following.astimezone(tz)
+            if then.utcoffset() != local.utcoffset():
+                following = _change_between(edge, following, tz)
+                then = following.astimezone(tz)
+            edge, local = following, then
     return edges
+
+
+def _change_between(early: datetime, late: datetime, tz: ZoneInfo) -> datetime:
+    """Return the first instant, to the second, at which a zone no longer has the offset that it had at `early`."""
+    offset = early.astimezone(tz).utcoffset()
+    while late - early > timedelta(seconds=1):
+        middle = early + timedelta(seconds=int((late - early).total_seconds()) // 2)
+        if middle.astimezone(tz).utcoffset() == offset:
+            early = middle
+        else:
+            late = middle
+    return late
 
 
 def _minutes(start: datetime, end: datetime, zone: str) -> list[datetime]:

@@ -134,6 +134,31 @@ def test_the_hour_that_comes_twice_is_two_windows():
     assert edges == tuple(utc(f"2026-11-01T0{n}:00Z") for n in (5, 6, 7, 8))
 
 
+@pytest.mark.parametrize(
+    ("zone", "change"),
+    [
+        ("Pacific/Chatham", "2026-09-26T14:00Z"),  # 2:45 becomes 3:45
+        ("Pacific/Chatham", "2026-04-04T14:00Z"),  # 3:45 becomes 2:45
+        ("America/Caracas", "2016-05-01T07:00Z"),  # 2:30 becomes 3:00
+        ("Antarctica/Casey", "2020-10-03T16:01Z"),  # 0:01 becomes 3:01
+        ("America/St_Johns", "2007-11-04T02:31Z"),  # 0:01 becomes 23:01 of the day before
+        ("Asia/Colombo", "1996-10-25T18:00Z"),  # 0:30 becomes 0:00
+        ("Australia/Lord_Howe", "2026-04-04T15:00Z"),  # 2:00 becomes 1:30
+        ("Australia/Lord_Howe", "2026-10-03T15:30Z"),  # 2:00 becomes 2:30
+        ("Europe/Berlin", "2026-10-25T01:00Z"),
+    ],
+)
+def test_a_window_of_an_hour_lies_in_one_pass_of_one_hour_of_the_local_clock(zone, change):
+    moment, tz = utc(change), ZoneInfo(zone)
+    edges = window_edges("hour", moment - timedelta(hours=4), moment + timedelta(hours=4), zone)
+    hours_seen = []
+    for start, end in pairwise(edges):
+        minutes = [(start + n * timedelta(minutes=1)).astimezone(tz) for n in range(round((end - start).seconds / 60))]
+        (hour,) = {(local.date(), local.hour, local.utcoffset()) for local in minutes}
+        hours_seen.append(hour)
+    assert len(set(hours_seen)) == len(hours_seen), "no hour is cut in two"
+
+
 def test_hours_follow_the_local_clock_in_half_hour_zones():
     edges = window_edges("hour", utc("2026-10-01T00:00+05:30"), utc("2026-10-01T02:00+05:30"), "Asia/Kolkata")
     assert edges == (utc("2026-09-30T18:30Z"), utc("2026-09-30T19:30Z"), utc("2026-09-30T20:30Z"))
