@@ -21,6 +21,9 @@ STACK_FILE = "stack.json"  # written by tallyman.local.folder, whose libraries a
 
 # It stands in URLs, file names and queries of others.
 _SLUG = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+# Numbers that stand as texts in a meter: Python reads more (spaces, "9_5", digits of all scripts) than others do.
+_PLAIN_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_FRACTION_LETTERS = re.compile(r"[-+0-9./eE]+")
 
 
 class MetersFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +186,7 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
                     f'{places[-1][1]}: expected a slug of small letters, digits and ". _ -", such as server.seconds, '
                     f'got "{meter.meter}"'
                 )
-            for key, told in _find_empty(meter):
+            for key, told in _find_unfit(meter):
                 problems.append(f'{marked.place(f"meters[{i}].{key}")}: expected {told}')
     if problems:
         raise ConfigError("\n".join(problems))
@@ -191,15 +194,39 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
     return tuple(sorted(meters, key=lambda meter: meter.meter))
 
 
+def _find_unfit(meter: Meter) -> Iterator[tuple[str, str]]:
+    """Yield what no file may say: the key, and what is expected there.
+
+    What is in force may say it still, from before it was refused, and is read as it always was (`tallyman.meter`).
+    """
+    yield from _find_empty(meter)
+    if meter.percentile and not _PLAIN_NUMBER.fullmatch(meter.percentile):
+        yield "percentile", f'a plain number such as "95" or "99.9", got {meter.percentile!a}'
+    for key, text in (("multiply_by", meter.multiply_by), ("add", meter.add)):
+        if not _FRACTION_LETTERS.fullmatch(text):
+            yield key, f'a fraction in digits of ASCII, such as "1/3600" or "1.5", got {text!a}'
+    if meter.ends_on and meter.level == "delta":
+        yield "ends_on", (
+            "only with level: absolute, got delta, of which an end changes nothing; "
+            "send what takes the level back to 0 as a change, or send levels"
+        )
+    if "subject" in meter.dimensions:
+        yield "dimensions.subject", (
+            f'another name: usage is grouped by "subject" to tell tenants apart; rename it, e.g. mail_subject: '
+            f"{meter.dimensions['subject']}"
+        )
+
+
 def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
-    """Yield what is empty though nothing would ever count without it: the key, and what is expected there."""
+    """Yield what is empty though nothing would ever count without it, or end."""
     if not meter.event_type:
         yield "event_type", 'the type of the events that it counts, got ""'
     if "" in meter.value_paths:
         yield "value", 'the path of the value inside data, got ""'
-    for name, texts in meter.where.items():
-        if not texts:
-            yield f"where.{name}", "one text at least, got none: no event is like that"
+    for key, condition in (("where", meter.where), ("ends_on", meter.ends_on)):
+        for name, texts in condition.items():
+            if not texts:
+                yield f"{key}.{name}", "one text at least, got none: no event is like that"
 
 
 def read_stack(data: Path) -> _Stack | None:

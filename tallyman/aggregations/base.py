@@ -105,7 +105,7 @@ def terms_of(parameters: str, scale: int) -> Terms:
         offset=Fraction(named.offset),
         rounding=named.rounding,
         digits=int(named.digits),
-        percentile=Fraction(named.percentile),
+        percentile=Fraction(Decimal(named.percentile)),  # which reads all that a meter may ever have said
         bucket=named.bucket,
         level=named.level,
         answer=named.answer,

@@ -82,6 +82,24 @@ def test_the_largest_quantities_of_a_tenant_do_not_overflow_a_block(client: Clie
 HOURS = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + 120 * MINUTE, window="hour")
 
 
+def test_blocks_tile_the_hours_of_a_zone_whose_clock_changes_at_a_quarter_to(client: Client) -> None:
+    """In Chatham 2:45 became 3:45; at Casey 0:01 became 3:01, where blocks fit nothing and minutes are read."""
+    chatham, casey = (datetime.fromisoformat(f"{day}Z") for day in ("2026-09-26 14:00", "2020-10-03 16:01"))
+    for number, change in enumerate((chatham, casey)):
+        booked = [Booked(minute=change + n * MINUTE, value=value) for n, value in ((-40, 1), (5, 2), (70, 4))]
+        peaks = [replace(each, meter="peak", aggregation="sum_of_maxima") for each in booked]
+        seal(client, DAY + number, *booked, *peaks)
+        roll_up(client, DAY + number)
+    for zone, change in (("Pacific/Chatham", chatham), ("Antarctica/Casey", casey)):
+        query = replace(HOURS, zone=zone, start=change - 75 * MINUTE, end=change + 120 * MINUTE)
+        assert [row.value for row in read_usage(client, query).rows] == [1, 2, 4], zone
+        (whole,) = read_usage(client, replace(query, meter="peak", window="total")).rows
+        assert whole.value == 7, zone
+    client.execute("TRUNCATE TABLE usage")
+    query = replace(HOURS, zone="Pacific/Chatham", start=chatham - 75 * MINUTE, end=chatham + 120 * MINUTE)
+    assert [row.value for row in read_usage(client, query).rows] == [1, 2, 4], "from blocks alone"
+
+
 def attempts(client: Client) -> list[tuple[int, int]]:
     """Return the attempts of which there are rows."""
     rows = client.execute("SELECT DISTINCT booking, attempt FROM usage_rolled_up ORDER BY booking, attempt")

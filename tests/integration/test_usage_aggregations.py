@@ -297,3 +297,20 @@ def test_the_view_of_points_shows_every_reading_that_was_not_voided(
             {"meter": name},
         )
         assert sorted(found) == expected
+
+
+def test_a_percentile_that_nobody_else_can_read_breaks_no_view(client: Client) -> None:
+    """As definitions may have it that were put in force before such files were refused: answers read it as ever."""
+    texts = {"plain": "50", "space": "50 ", "under": "5_0", "twice": "5__0\n", "script": "٥٠"}
+    meters = [Meter(meter=name, event_type="t", aggregation="percentile", percentile=texts[name]) for name in texts]
+    book(
+        client,
+        *(Booked(meter=meter.meter, aggregation="percentile", item=str(n * 10**9), parameters=parameters_of(meter),
+                 minute=START) for n in (1, 2) for meter in meters),
+        Booked(meter="other", minute=START, value=7),
+    )  # fmt: skip
+    half = dict.fromkeys(texts, Decimal("1.5"))
+    query = UsageQuery(meter="", start=START, end=START + timedelta(hours=1))
+    assert {name: read_usage(client, replace(query, meter=name)).rows[0].value for name in texts} == half
+    del half["script"]
+    assert dict(client.execute("SELECT meter, value FROM usage_minute")) == half | {"other": 7}

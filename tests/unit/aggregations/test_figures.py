@@ -233,3 +233,5 @@ def test_what_a_meter_says_of_itself_is_what_its_reader_knows() -> None:
     speed = Meter(meter="m", event_type="t", aggregation="counter", of="percentile", percentile="95")
     assert terms_of(parameters_of(speed), 0) == Terms(of="percentile", percentile=Fraction(95))
     assert parameters_of(replace(speed, of="max", percentile="")) == '{"of":"max"}'
+    odd = replace(speed, percentile=" 9__5\n")  # as no file may say it any more, and some definitions in force do
+    assert terms_of(parameters_of(odd), 0).percentile == 95
