@@ -29,6 +29,7 @@ from tallyman.clickhouse import connect
 from tallyman.control import open_control
 from tallyman.errors import ConfigError, TallymanError
 from tallyman.files import nearest
+from tallyman.meter import BY_MOMENT
 from tallyman.period import find_zone
 from tallyman.project import Project
 from tallyman.rebuilds import read_switches
@@ -70,6 +71,7 @@ class Books:
     plans: Mapping[str, Plan]
     accounts: tuple[Account, ...]
     units: Mapping[str, str]
+    in_order: frozenset[str] = frozenset()  # the meters whose readings are read one by one
 
     def plan_of(self, account: Account) -> Plan:
         """Return the plan that an account is on."""
@@ -167,7 +169,9 @@ def read_books(project: Project, accounts: Sequence[str] = ()) -> Books:
     if not chosen:
         raise ConfigError(f"{project.folder / 'accounts'}: no account to invoice; add one")
     entity = read_entity(project.folder / project.config.invoices.entity)
-    return Books(entity, plans, chosen, {meter.meter: meter.unit for meter in project.meters})
+    units = {meter.meter: meter.unit for meter in project.meters}
+    in_order = frozenset(meter.meter for meter in project.meters if meter.aggregation in BY_MOMENT)
+    return Books(entity, plans, chosen, units, in_order)
 
 
 class _Outcomes:
@@ -241,7 +245,8 @@ def _build_some(
 ) -> Iterator[tuple[Account, Invoice | TallymanError | None]]:
     """Yield each account's draft, what is wrong with it, or None when it pays for nobody in this month."""
     up_to_booking = cut_off.booking if cut_off.sealed else None
-    usage = gather_usage(read, month, [(account, books.plan_of(account)) for account in some], up_to_booking)
+    priced = [(account, books.plan_of(account)) for account in some]
+    usage = gather_usage(read, month, priced, up_to_booking, books.in_order)
     for account in some:
         plan = books.plan_of(account)
         period = period_of(plan, month)

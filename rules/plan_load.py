@@ -11,6 +11,11 @@ from tallyman.errors import ConfigError
 from tallyman.files import load_marked_folder, nearest, refuse_repeats
 from tallyman.meter import Meter
 
+_ADDS_UP = (
+    "expected a meter that adds up over a month (sum, count, lifecycle, time_weighted with answer: integral, "
+    "counter with of: sum)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
@@ -51,10 +56,10 @@ def find_meter_problem(charge: Charge, by_meter: dict[str, Meter]) -> tuple[str,
     meter = by_meter.get(charge.meter)
     if meter is None:
         return "meter", f'unknown meter "{charge.meter}"{nearest(charge.meter, by_meter)}'
-    if meter.aggregation not in ("sum", "count"):
+    if not meter.adds_up:
         # A tenant has many series and an account many tenants: peaks and averages of them do not add up to one.
-        adds_up = "expected a meter that adds up over a month (sum or count)"
-        return "meter", f"{adds_up}, {charge.meter} is {meter.aggregation}"
+        makes = {"time_weighted": f", answer: {meter.answer}", "counter": f", of: {meter.of}"}
+        return "meter", f"{_ADDS_UP}, {charge.meter} is {meter.aggregation}{makes.get(meter.aggregation, '')}"
     for name in charge.where:
         if name not in meter.dimensions:
             return f"where.{name}", f"unknown dimension of {charge.meter}{nearest(name, meter.dimensions)}"

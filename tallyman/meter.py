@@ -122,6 +122,23 @@ class Meter:
         return self.aggregation == "percentile" or (self.aggregation == "counter" and self.of == "percentile")
 
     @property
+    def adds_up(self) -> bool:
+        """Whether what parts of a month, tenants and dimensions answer adds up to the whole's: what can be charged."""
+        if self.aggregation == "time_weighted":
+            return self.answer == "integral"
+        return self.aggregation in ("sum", "count", "lifecycle") or (self.aggregation == "counter" and self.of == "sum")
+
+    @property
+    def felt_for(self) -> timedelta | None:
+        """How long behind its time a reading may still decide answers: a level goes on, a counter is counted from it.
+
+        None: for ever.
+        """
+        if self.aggregation in ("time_weighted", "lifecycle"):
+            return self.believed_for
+        return None if self.aggregation == "counter" else timedelta(0)
+
+    @property
     def takes_number(self) -> bool:
         """Whether an event needs a number at `value`."""
         return self.aggregation not in ("count", "unique_count", "lifecycle")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tallyman.generations import May
+    from tallyman.meter import Meter
     from tallyman.project import Project
 
 _WITH_NUMBER = ("use", "undo", "check")
@@ -179,13 +180,15 @@ def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, e
     find, count_final = load_room("invoices.closed:find_invoiced_in"), load_room("invoices.closed:count_final")
 
     def look(connection: Connection) -> None:
-        found = find(connection, meters, start, end)
-        if found is not None:
-            raise RebuildError(
-                f"{found.meter}: invoice {found.number} of account {found.account} says what was used from "
-                f"{show_time(found.start, UTC)} to {show_time(found.end, UTC)}, and what is invoiced stays as it is; "
-                "choose a range outside"
-            )
+        for felt_to, some in _felt_to(project.meters, meters, end).items():
+            found = find(connection, some, start, felt_to)
+            if found is not None:
+                carried = f", which follows from {found.meter} before it, too" if found.start >= end else ""
+                raise RebuildError(
+                    f"{found.meter}: invoice {found.number} of account {found.account} says what was used from "
+                    f"{show_time(found.start, UTC)} to {show_time(found.end, UTC)}{carried}, and what is invoiced "
+                    "stays as it is; choose a range outside"
+                )
 
     engine = open_control(project.control_url)
     try:
@@ -201,6 +204,18 @@ def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, e
             look(connection)
 
     return look_again
+
+
+def _felt_to(defined: Sequence[Meter], names: Sequence[str], end: datetime) -> dict[datetime, list[str]]:
+    """Return up to where answers may change when usage before `end` does: levels go on, counters count on."""
+    from tallyman.period import LAST_MOMENT
+
+    felt_for = {meter.meter: meter.felt_for for meter in defined}
+    found: dict[datetime, list[str]] = {}
+    for name in names:
+        span = felt_for.get(name, timedelta(0))
+        found.setdefault(LAST_MOMENT if span is None else min(LAST_MOMENT, end + span), []).append(name)
+    return found
 
 
 def _list(project: Project, client: Client, as_json: bool) -> None:

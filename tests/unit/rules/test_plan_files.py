@@ -17,6 +17,8 @@ METERS = [
     Meter(meter="object.bytes", event_type="object.stored", aggregation="sum", unit="byte-hours"),
     Meter(meter="api.latency", event_type="api.call", aggregation="max", unit="ms"),
 ]
+COUNTED = {"event_type": "t", "dimensions": {"flavor": "flavor"}, "unit": "s"}
+UPTIME = {"state": "state", "states": ("ACTIVE",), **COUNTED}
 
 GOOD = """\
 plans:
@@ -75,7 +77,7 @@ def test_no_folder_is_no_plan(tmp_path):
     ("was", "now", "line", "message"),
     [
         ("meter: compute.vcpu", "meter: compute.vcpus", 11, '"compute.vcpus"; did you mean "compute.vcpu"?'),
-        ("meter: compute.vcpu", "meter: api.latency", 11, "adds up over a month (sum or count), api.latency is max"),
+        ("meter: compute.vcpu", "meter: api.latency", 11, "of: sum), api.latency is max"),
         ("where: {flavor:", "where: {flavour:", 16, 'unknown dimension of compute.vcpu; did you mean "flavor"?'),
         ("[m1.small, null]", "[]", 16, "where: expected one value of flavor at least, got none"),
         ("unit: vCPU", "units: vCPU", 14, 'unknown key; did you mean "unit"?'),
@@ -104,6 +106,28 @@ def test_what_is_wrong_is_named_with_file_and_line(tmp_path, monkeypatch, was, n
         read_plans(write(tmp_path, GOOD.replace(was, now, 1)), METERS)
     assert str(caught.value).startswith(f"plans/standard.yaml:{line}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("meter", "said"),
+    [
+        (Meter(meter="compute.vcpu", aggregation="time_weighted", **COUNTED), ""),
+        (Meter(meter="compute.vcpu", aggregation="lifecycle", **UPTIME), ""),
+        (Meter(meter="compute.vcpu", aggregation="counter", **COUNTED), ""),
+        (Meter(meter="compute.vcpu", aggregation="time_weighted", answer="average", **COUNTED),
+         "compute.vcpu is time_weighted, answer: average"),
+        (Meter(meter="compute.vcpu", aggregation="counter", of="max", **COUNTED), "compute.vcpu is counter, of: max"),
+        (Meter(meter="compute.vcpu", aggregation="avg", **COUNTED), "compute.vcpu is avg"),
+    ],
+)  # fmt: skip
+def test_what_adds_up_over_a_month_can_be_charged_and_nothing_else(tmp_path, meter, said):
+    folder = write(tmp_path, GOOD)
+    if not said:
+        assert read_plans(folder, [meter, *METERS[1:]])
+        return
+    with pytest.raises(ConfigError, match="expected a meter that adds up over a month") as caught:
+        read_plans(folder, [meter, *METERS[1:]])
+    assert str(caught.value).endswith(said)
 
 
 def test_a_plan_that_is_there_twice_is_refused_with_both_places(tmp_path, monkeypatch):
