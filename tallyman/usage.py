@@ -17,7 +17,8 @@ class Totals:
     """What is known of one series in one span of time, scaled integers as stored.
 
     Merging is associative and commutative; `EMPTY` is its identity. `latest` is ordered by (time, identity),
-    so that two readings at the same time have one winner, whoever adds them and in whichever order.
+    so that two readings at the same time have one winner, whoever adds them and in whichever order (`merge` says where
+    there is none).
     """
 
     count: int = 0
@@ -41,7 +42,11 @@ EMPTY = Totals()
 
 
 def merge(a: Totals, b: Totals) -> Totals:
-    """Return what is known when both are."""
+    """Return what is known when both are.
+
+    Commutative where identities differ, as those of events do. Rows of one numbered batch share theirs: of two of one
+    series and microsecond, which its collector must not write, `latest` is one, and it may be either.
+    """
     newer = a if a.latest_at >= b.latest_at else b
     return Totals(
         a.count + b.count,
