@@ -18,6 +18,7 @@ from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.batches import BatchWalk, Fetch
 from tallyman.errors import BrokerError, DamageError, LogError
+from tallyman.headers import headers_of
 from tallyman.kafka import end_offsets, log_starts, topic_id_text
 
 log = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
 
 def _columns(topic_id: str, partition: int, first: int, behind: int, records: Sequence[Any]) -> Fetch:
     """Return consumer records as a `Fetch`."""
-    headers = [tuple((name, value or b"") for name, value in record.headers or ()) for record in records]
+    headers = [headers_of(record.headers) for record in records]
     return Fetch(
         topic_id,
         partition,

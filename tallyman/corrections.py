@@ -28,7 +28,7 @@ from tallyman.event import (
     split_record,
     version_identity,
 )
-from tallyman.headers import Headers, kind_of
+from tallyman.headers import Headers, headers_of, kind_of
 from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
 from tallyman.line import TopicNow, read_topic_now
 from tallyman.mend import mend
@@ -228,7 +228,7 @@ def _read_log(project: Project, topic: TopicInfo, partition: int, offset: int) -
             while time.monotonic() < deadline:
                 for record in consumer.poll(timeout_ms=500, max_records=1).get(where, ()):
                     if record.offset == offset:
-                        return tuple(record.headers), record.value or b""
+                        return headers_of(record.headers), record.value or b""
     except KafkaError as error:
         raise BrokerError(f"event at {partition}:{offset}: {type(error).__name__}: {error}") from error
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tallyman.binary import PREFIX, is_binary, read_attributes
@@ -60,6 +61,11 @@ class RecordKind(NamedTuple):
 
 
 PLAIN = RecordKind("single", "")
+
+
+def headers_of(sent: Iterable[tuple[str, bytes | None]] | None) -> Headers:
+    """Return a record's headers as Kafka gave them; one without a value, as Java's clients may send it, is empty."""
+    return tuple((name, value or b"") for name, value in sent or ())
 
 
 def kind_of(headers: Headers) -> RecordKind:

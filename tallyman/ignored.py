@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from tallyman.binary import compose
 from tallyman.errors import BrokerError, EventError
 from tallyman.event import SINGLE, Event, decode_record
-from tallyman.headers import Headers, kind_of
+from tallyman.headers import Headers, headers_of, kind_of
 from tallyman.in_force import definitions_in_force
 from tallyman.kafka import TopicInfo, make_consumer
 from tallyman.meter import Definitions, Meter, measure
@@ -97,7 +97,7 @@ def read_records(brokers: Sequence[str], topic: str, offsets: Mapping[int, Runs]
                     found = consumer.poll(timeout_ms=_POLL_MS, max_records=most).get(where, ())
                     if not found and consumer.position(where) == place:  # else it went past a transaction's marker
                         raise BrokerError(f'"{topic}", partition {partition}: nothing came at offset {place}')
-                    yield from ((tuple(each.headers), each.value or b"") for each in found if each.offset <= last)
+                    yield from ((headers_of(each.headers), each.value or b"") for each in found if each.offset <= last)
     except KafkaError as error:
         raise BrokerError(f'"{topic}": expected to read what was sent, got {type(error).__name__}: {error}') from error
     finally:
