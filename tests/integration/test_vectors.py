@@ -23,7 +23,7 @@ OUTCOMES: Mapping[str, str] = {
     for number, case in enumerate(json.loads(OWN.read_text("utf-8"))["vectors"], 1)
 }
 # A sixth of our own cases, and those that are named below; all of them by command, and with --long.
-SHORT = frozenset((*list(OUTCOMES)[::6], "own-unread", "own-unread-answer"))
+SHORT = frozenset((*list(OUTCOMES)[::6], "own-unread", "own-unread-answer", "own-results-other-reason"))
 Verdicts = Mapping[str, Verdict]
 
 

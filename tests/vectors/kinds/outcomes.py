@@ -138,9 +138,11 @@ def _by_list(expected: Mapping[str, Any]) -> dict[str, Any]:
         names = [name for words, name in _RESULTS if status in words or (status[:1] in words and status.isdigit())]
         if not names:
             raise Unknown(f'an event\'s result of a status "{status}"')
-        place = result.get("index", n) if isinstance(result, Mapping) else n
+        told_of = dict(result) if isinstance(result, Mapping) else {}
+        place = told_of.get("index", n)
+        why = {name: told_of[name] for name in _WHY if told_of.get(name)} if names[0] in DEAD else {}
         known = told.get(names[0])
-        told[names[0]] = [*(known if isinstance(known, list) else ()), place]
+        told[names[0]] = [*(known if isinstance(known, list) else ()), {"index": place, **why} if why else place]
     return told
 
 
