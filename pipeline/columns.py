@@ -90,7 +90,8 @@ class Correction:
 
     Attributes:
         home: The partition in which the event counts.
-        before, after: Identities of the version that is corrected and of the one that this makes.
+        first, before, after: Identities of the event itself, of the version that is corrected and of the one that this
+            makes.
         meters: Those that the event's type has under the definitions in force.
         meters_at: Those that it had under earlier ones.
     """
@@ -106,6 +107,7 @@ class Correction:
     reason: str
     body: bytes
     headers: Headers
+    first: Identity
     before: Identity
     after: Identity
     readings: tuple[Readings, ...] = ()

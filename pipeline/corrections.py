@@ -3,7 +3,8 @@
 A correction names the event by its identity and carries its bytes as they count now (`was`) and as they shall count
 (`now`; empty: not at all). It is accepted if exactly these bytes were accepted as the version before, at a smaller
 position, and nobody corrected that version before: a function of the log, like everything else. It is booked where the
-log received it, with the event's own minute; what is booked already stays.
+log received it, with the event's own minute; what is booked already stays. Once an id was used again, after it had
+expired, only what corrects the later event counts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tallyman.headers import Headers
 from tallyman.kafka import partition_of
 from tallyman.meter import BY_MOMENT, CORRECTABLE, Definitions, Meter
 
-Find = Callable[[list[Identity]], dict[Identity, Accepted]]
+Find = Callable[[list[Identity], int], dict[Identity, Accepted]]  # the newest acceptances below an offset
 
 
 def read_correction(body: bytes, version: int, partitions: int, offset: int, clocks: tuple[int, int],
@@ -77,6 +78,7 @@ def read_correction(body: bytes, version: int, partitions: int, offset: int, clo
         reason=str(event.data.get("reason") or "")[:1000],
         body=body,
         headers=headers,
+        first=_words(identity(*who)),
         before=_words(before),
         after=_words(version_identity(*who, version)),
     )
@@ -127,8 +129,7 @@ def count_corrections(block: Block, chunk: OpenChunk, find: Find) -> Counts:
         if correction.home != block.partition:
             block.forwards.append(Forward(correction.home, b"", correction.body, correction.headers))
             continue
-        found = find([correction.before, correction.after])
-        done, first = found.get(correction.after), found.get(correction.before)
+        event, before, done = _find_versions(correction, find)
         if done is not None:
             conflict = done.digest != digest_of(correction.now)
             if conflict:
@@ -136,12 +137,13 @@ def count_corrections(block: Block, chunk: OpenChunk, find: Find) -> Counts:
             counts = counts.plus(Counts(duplicate=1, conflict=int(conflict)))
             continue
         try:
-            _check(correction, first)
+            _check(correction, before)
+            _check_void(correction, event)
         except EventError as error:
             block.dead.append(record_letter(block, correction.offset, error))
             continue
-        assert first is not None
-        _accept(correction, first, block, chunk)
+        assert before is not None
+        _accept(correction, before, block, chunk)
         counts = counts.plus(Counts(aggregated=1))
     return counts
 
@@ -151,25 +153,46 @@ def digest_of(text: bytes) -> int:
     return int(crc32c(text)) | len(text) << 32
 
 
-def _check(correction: Correction, first: Accepted | None) -> None:
-    if first is None or not first.is_before(correction.offset):
+def _find_versions(correction: Correction, find: Find) -> list[Accepted | None]:
+    """Return where the event was accepted before a correction, the version that it corrects, and the one that it makes.
+
+    What lies behind the correction is not known to it, wherever the log was cut into blocks. Versions from before the
+    newest acceptance of the event itself were those of another event under its id.
+    """
+    found = find([correction.first, correction.before, correction.after], correction.offset)
+    event = found.get(correction.first)
+    versions = (event, found.get(correction.before), found.get(correction.after))
+    return [each if each and (event is None or each.place >= event.place) else None for each in versions]
+
+
+def _check(correction: Correction, before: Accepted | None) -> None:
+    if before is None:
         number = correction.version - 1
         what = f"version {number} of it" if number else "no such event"
         raise EventError("unknown_event", f'"{correction.event.id[:100]}": {what} was accepted before')
-    if first.digest != digest_of(correction.was):
-        raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {first.where}")
+    if before.digest != digest_of(correction.was):
+        raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {before.where}")
     if not correction.was:
         return
-    wanted = {meter.event_type for meter in correction.meters}
-    then = [meter for meter in correction.meters_at(first.definitions) if meter.event_type in wanted]
+    # The event's own type may have no meter any more: then nothing would be taken back.
+    wanted = {decode_event(correction.was).type, *(meter.event_type for meter in correction.meters)}
+    then = [meter for meter in correction.meters_at(before.definitions) if meter.event_type in wanted]
     if sorted(then, key=_slug) != sorted(correction.meters, key=_slug):
         raise EventError(
             "not_correctable",
-            f"its meters changed since definitions {first.definitions}; send the difference as an event of its own",
+            f"its meters changed since definitions {before.definitions}; send the difference as an event of its own",
         )
 
 
-def _accept(correction: Correction, first: Accepted, block: Block, chunk: OpenChunk) -> None:
+def _check_void(correction: Correction, event: Accepted | None) -> None:
+    """Refuse to bring a void event back whose id others had: the correction does not say which one of them it means."""
+    if not correction.was and event is not None and event.again:
+        raise EventError(
+            "not_correctable", "it is void, and its id was used before when it had expired; send an event with a new id"
+        )
+
+
+def _accept(correction: Correction, before: Accepted, block: Block, chunk: OpenChunk) -> None:
     high, low = (np.array([word], np.uint64) for word in correction.after)
     remembered = np.array([max(correction.clock_ms * 1000, correction.event.time_us)], np.int64)
     definitions = np.array([block.after.definitions], np.uint32)
@@ -186,7 +209,7 @@ def _accept(correction: Correction, first: Accepted, block: Block, chunk: OpenCh
             correction.event.source,
             correction.event.id,
             correction.version,
-            first.offset,
+            before.offset,
             correction.reason,
             correction.was,
             correction.now,

@@ -6,6 +6,7 @@ The order of the questions is the model's: too late or too early (unless judged 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events
 from pipeline.corrections import count_corrections
 from pipeline.id_filter import IdFilter
-from pipeline.identities import Accepted, IdColumns, IdStore
+from pipeline.identities import EVERYTHING, Accepted, IdColumns, IdStore
 from pipeline.letters import event_letter, record_letter
 from tallyman.errors import EventError
 from tallyman.event import ADMITTED, CONTENT_TYPE, SINGLE, format_time
@@ -43,7 +44,8 @@ def count_once(block: Block, chunk: OpenChunk, catalog: Catalog, judge: Judge) -
         else:
             counts = counts.plus(_count_foreign(part, block, chunk, catalog, judge))
     if block.corrections:
-        counts = counts.plus(count_corrections(block, chunk, lambda wanted: _find(block, chunk, judge, wanted)))
+        find = partial(_find, block, chunk, judge)
+        counts = counts.plus(count_corrections(block, chunk, lambda wanted, below: find(wanted, below=below)))
         block.corrections = []
     block.counts = counts._replace(dead=len(block.dead), forwarded=len(block.forwards))
     block.parts = []
@@ -196,11 +198,12 @@ def _repeated(high: npt.NDArray[np.uint64]) -> Mask:
 
 
 def _find(
-    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]]
+    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]], *, below: int = EVERYTHING
 ) -> dict[tuple[int, int], Accepted]:
-    """Return the newest acceptance of each identity below this block."""
+    """Return the newest acceptance of each identity that is known so far, or of those below an offset of this block."""
     found = judge.ids.find(block.topic_id, block.partition, chunk.base, identities)
-    found.update(chunk.accepted.find(identities))
+    for key, accepted in chunk.accepted.find(identities, below).items():
+        found[key] = accepted.after(found.get(key))
     return found
 
 

@@ -172,7 +172,8 @@ class StoredIds:
             columns = self._ask(
                 "SELECT identity_high, identity_low, offset, event_index, remembered_us, digest,"  # noqa: S608 - integers
                 # By itself ClickHouse would begin with the smaller columns, which rule out nothing.
-                f" definitions, topic_id != %(topic)s FROM ids PREWHERE identity_high IN ({numbers})"
+                " definitions, length(%(line)s) - indexOf(%(line)s, topic_id) FROM ids"
+                f" PREWHERE identity_high IN ({numbers})"
                 " WHERE (topic_id = %(topic)s AND partition = %(partition)s AND offset < %(below)s"
                 f" OR topic_id IN %(before)s){NOT_UNDONE}"
                 " ORDER BY indexOf(%(line)s, topic_id), offset, event_index",
@@ -181,7 +182,7 @@ class StoredIds:
             )  # fmt: skip
             for high, low, *rest in zip(*(np.asarray(column).tolist() for column in columns), strict=True):
                 if (high, low) in wanted:
-                    found[high, low] = Accepted(*rest)  # the newest comes last
+                    found[high, low] = Accepted(*rest).after(found.get((high, low)))
         return found
 
     def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:

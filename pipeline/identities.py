@@ -19,7 +19,8 @@ EVERYTHING = (1 << 63) - 1  # an offset behind all others
 
 class Accepted(NamedTuple):
     """An accepted identity: where, until when its copies count as copies, the digest of its content, the
-    definitions under which it was counted, and whether that was in an earlier topic of the line.
+    definitions under which it was counted, how many topics of the line ago that was, and whether the identity was
+    accepted before as well, and had expired.
     """
 
     offset: int
@@ -27,15 +28,24 @@ class Accepted(NamedTuple):
     remembered_us: int
     digest: int
     definitions: int = 1
-    earlier: bool = False
+    topics_ago: int = 0
+    again: bool = False
 
-    def is_before(self, offset: int) -> bool:
-        """Whether it was accepted before the record at an offset."""
-        return self.earlier or self.offset < offset
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What grows along the line, for one identity and what corrects it: they have one home."""
+        return -self.topics_ago, self.offset, self.event_index
+
+    def after(self, other: Accepted | None) -> Accepted:
+        """Return the newer one of two acceptances of an identity, or of two rows of one."""
+        if other is None:
+            return self
+        newer = self if self.place > other.place else other
+        return newer._replace(again=self.again or other.again or self.place != other.place)
 
     @property
     def where(self) -> str:
-        return f"offset {self.offset}" + (" of an earlier topic" if self.earlier else "")
+        return f"offset {self.offset}" + (" of an earlier topic" if self.topics_ago else "")
 
 
 class IdColumns(NamedTuple):
@@ -111,20 +121,23 @@ class AcceptedIds:
     def acknowledge(self, blocks: int) -> None:
         self._written += blocks
 
-    def find(self, identities: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Accepted]:
-        """Return the newest acceptance of each identity that was accepted since the base. Rare, so it may cost."""
+    def find(self, identities: Iterable[tuple[int, int]], below: int = EVERYTHING) -> dict[tuple[int, int], Accepted]:
+        """Return the newest acceptance below an offset of each identity that was accepted since the base. Rare, so it
+        may cost.
+        """
         wanted = set(identities)
         high = np.fromiter((i[0] for i in wanted), np.uint64, len(wanted))
         found: dict[tuple[int, int], Accepted] = {}
         for block in self._blocks:
             for row in np.flatnonzero(np.isin(block.high, high)).tolist():
                 key = (int(block.high[row]), int(block.low[row]))
-                if key in wanted:
-                    found[key] = Accepted(
+                if key in wanted and int(block.offsets[row]) < below:
+                    this = Accepted(
                         int(block.offsets[row]),
                         int(block.indexes[row]),
                         int(block.remembered_us[row]),
                         int(block.digests[row]),
                         int(block.definitions[row]),
                     )
+                    found[key] = this.after(found.get(key))
         return found

@@ -86,10 +86,11 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     """
     high, low = _words(identity(subject, source, event_id))
     now = read_topic_now(project)
+    line = [*now.before_ids, now.info.topic_id]
     rows = client.execute(
         "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"  # noqa: S608
         f" AND identity_low = %(low)s{NOT_UNDONE} ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
-        {"high": high, "low": low, "line": [*now.before_ids, now.info.topic_id]},
+        {"high": high, "low": low, "line": line},
     )
     if not rows:
         raise UsageQueryError(
@@ -99,7 +100,7 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
     topic_id, partition, offset, index = rows[0]
     headers, body = _read_record(project, client, now, topic_id, partition, offset)
     first = Version(number=0, text=_cut(headers, body, index), position=f"{partition}:{offset}:{index}")
-    later = _read_corrections(client, subject, source, event_id)
+    later = _read_corrections(client, (subject, source, event_id), line, (topic_id, offset))
     return History(subject=subject, source=source, id=event_id, versions=(first, *later))
 
 
@@ -165,24 +166,38 @@ def write_correction(was: bytes, now: bytes, *, event_id: str, time: str, reason
     })  # fmt: skip
 
 
-def _read_corrections(client: Client, subject: str, source: str, event_id: str) -> Iterator[Version]:
+def _read_corrections(
+    client: Client, names: tuple[str, str, str], line: Sequence[str], first: tuple[str, int]
+) -> Iterator[Version]:
     """Yield the corrections of an event that count, oldest first.
 
     They are written before usage, so a repair may have skipped one that is there, or had it judged anew; then `ids`
-    says whether it was accepted.
+    says whether it was accepted. What lies before the event corrected another one, whose id it has.
+
+    Args:
+        names: Subject, source and id.
+        line: The ids of the topics that are booked, the oldest first.
+        first: The event's topic id and offset.
     """
+    subject, source, event_id = names
     rows = client.execute(
         "SELECT version, now, topic_id, partition, offset, booking, appended_at, reason FROM corrections FINAL"
         " WHERE subject = %(subject)s AND source = %(source)s AND id = %(id)s ORDER BY version",
         {"subject": subject, "source": source, "id": event_id},
     )
     repairs = read_repairs(client) if rows else ()
-    accepted = _read_accepted(client, (subject, source, event_id), [row[0] for row in rows]) if repairs else set()
+    accepted = _read_accepted(client, names, [row[0] for row in rows]) if repairs else set()
     for version, now, topic_id, partition, offset, booking, appended, reason in rows:
+        if _place(line, topic_id, offset) < _place(line, *first):
+            continue
         doubtful = any(each.undoes(topic_id, partition, offset, booking) for each in repairs)
         if not doubtful or (version, topic_id, partition, offset) in accepted:
             yield Version(number=version, text=_bytes(now), position=f"{partition}:{offset}:0", booking=booking,
                           at=appended.replace(tzinfo=UTC), reason=reason)  # fmt: skip
+
+
+def _place(line: Sequence[str], topic_id: str, offset: int) -> tuple[int, int]:
+    return line.index(topic_id) if topic_id in line else -1, offset
 
 
 def _read_accepted(

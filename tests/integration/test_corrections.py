@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.close import close_books, found_books
+from pipeline.close import apply_definitions, close_books, found_books
 from tallyman import corrections
 from tallyman.cli import run
 from tallyman.event import CORRECTS, LINES
@@ -137,6 +139,30 @@ def test_an_amendment_that_another_was_faster_than_is_not_told_as_done(
     told = desk.capsys.readouterr().err
     assert "it does not count: the event was corrected by somebody else meanwhile" in told
     assert "tallyman event history 'Zoë Åström' nova/berlin-1 1" in told
+
+
+def test_an_id_that_is_used_again_when_it_has_expired_is_corrected_as_the_later_event(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record has a header without a value besides, as Java's clients may send it and Python's refuses."""
+    own = desk.own
+    own.sections["usage"] = {"oldest_accepted": "2s", "furthest_ahead": "1s"}
+    assert apply_definitions(own.project)
+    own.send((body("1", time=datetime.now(UTC).isoformat(), data={"hours": "10"}), ()))
+    own.wait_until_booked()
+    desk.ask("void", *WHO, "1", "--reason", "test machine", "--yes", "--wait")
+    assert own.usage() == {"compute.hours": 0}
+    time.sleep(3.5)  # remembered for 3 s
+    with monkeypatch.context() as patch:
+        patch.setattr("kafka.producer.kafka.isinstance", lambda a, b: b is bytes or isinstance(a, b), raising=False)
+        patch.setattr("kafka.producer.producer_batch.len", lambda a: 0 if a is None else len(a), raising=False)
+        own.send((body("1", time=datetime.now(UTC).isoformat(), data={"hours": "7"}), (("traceparent", None),)))  # type: ignore[arg-type]
+    own.wait_until_booked()
+    assert own.usage() == {"compute.hours": 7 * HOUR}
+    told = desk.ask("amend", *WHO, "1", "--set", "data.hours=5", "--reason", "wrong flavor", "--yes", "--wait")
+    assert (json.loads(told["was"])["data"], told["aggregated"]) == ({"hours": "7"}, 1)
+    assert own.usage() == {"compute.hours": 5 * HOUR}
+    assert [each["version"] for each in desk.ask("history", *WHO, "1")["versions"]] == [0, 1]
 
 
 def test_a_correction_of_an_event_that_nobody_counted_is_refused_with_the_next_step(desk: Desk) -> None:

@@ -26,17 +26,15 @@ from tests.model.chunk_model import (
     CORRECTABLE,
     DAY,
     Broken,
-    Event,
-    Known,
     Rules,
     World,
     add,
     booking_after,
     close,
-    judge,
     seal,
     work,
 )
+from tests.model.judging import OLDEST, Event, Known, accept, judge
 from tests.model.survey import command
 
 
@@ -99,7 +97,7 @@ class CheckedWorld(World):
                 if event is not None:
                     self.verdicts[partition][record.offset] = verdict
                 if event is not None and verdict == "accepted":
-                    seen[event.identity] = Known(max(clock, event.minute), event.value, meters)
+                    accept(event, max(clock, event.minute), meters, seen)
                     chunk, by_log = record.offset // CHUNK, self.rules.book_by_log_day
                     subject, value = self.meter(event, meters)
                     booked_in = number if by_log else event.minute // DAY * CLOSES
@@ -143,7 +141,8 @@ class CheckedWorld(World):
         for booking in chain.from_iterable(self.bookings()):
             add(by_booking, booking.row[1:], booking.value)
             add(by_minute, booking.row[3:], booking.value)
-        if max(Counter(booking.identity for booking in chain.from_iterable(self.bookings())).values(), default=0) > 1:
+        counted = Counter((each.identity, each.row[-1]) for each in chain.from_iterable(self.bookings()))
+        if max(counted.values(), default=0) > 1:  # used again when it has expired, an id has another minute
             raise Broken("I1 an identity is booked twice")
         usage = self.usage()
         if usage != by_minute:
@@ -234,8 +233,13 @@ def sent(world: CheckedWorld, what: str) -> Event:
         produced.append(version.corrected(now))
         return produced[-1]
     event = rng.choice(of[-8 if rng.random() < 0.6 else 0 :])
-    if what == "copy" and rng.random() < 0.2 and not event.corrects:
-        return event._replace(value=rng.randint(1, 9))  # the first copy that was accepted wins
+    if what == "copy" and not event.corrects:
+        other = event._replace(value=rng.randint(1, 9))
+        if rng.random() < 0.2:
+            return other  # the first copy that was accepted wins
+        if world.now - event.minute > OLDEST and rng.random() < 0.7:
+            produced.append(other._replace(minute=world.now))  # the id is used again: a copy unless it has expired
+            return produced[-1]
     return event
 
 

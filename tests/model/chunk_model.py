@@ -1,7 +1,8 @@
 """Executable specification of how Tallyman books usage: log -> chunks -> usage_hot -> usage.
 
-Every rule of the protocol is a switch in `Rules`; `chunk_check.py` runs seeded interleavings and shows what
-each is for. Workers, sealers and readers are generators: at each `yield` a process may be paused, killed or overtaken.
+What becomes of a record is in `judging.py`. Every rule of the protocol is a switch in `Rules`; `chunk_check.py` runs
+seeded interleavings and shows what each is for. Workers, sealers and readers are generators: at each `yield` a process
+may be paused, killed or overtaken.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tests.model.judging import AHEAD, OLDEST, Event, Known, Record, accept, judge
+
 CHUNK = 8  # offsets in a chunk, fixed for the life of a topic
 DAY = 10  # minutes in a day; small, so that a schedule crosses several
 CLOSES = 100  # booking = day * CLOSES + the number of the close on that day
 BLOCK = 4  # rows of usage that the store takes as one block; what is larger it cuts, and each piece stands alone
-OLDEST, AHEAD = 25, 5  # an event may be so much older or newer than the log clock
 CORRECTABLE, NEVER = "c", (-1, "")  # the subject whose events are corrected; they have no latest value
-REMEMBER = OLDEST + AHEAD  # an accepted id is remembered at least so long; after that its copies are too old anyway
 
 
 @dataclass(frozen=True)
@@ -48,50 +49,6 @@ class Rules:
     private_staging: bool = True  # each sealing attempt has its own staging table
     recheck_before_replace: bool = True  # after reading the rows, check that the booking is still unsealed
     correct_what_counted: bool = True  # a correction is accepted if what it names was accepted before it, as it says
-
-
-class Event(NamedTuple):
-    """One usage event; `identity` is (tenant, source, id), or (collector, epoch, sequence) for a numbered batch.
-
-    A correction has an identity of its own. It names the version before it and what that counted (0: nothing, it was
-    void), which it takes back; `value` is what counts instead, from now on.
-    """
-
-    identity: str
-    subject: str
-    minute: int
-    value: int
-    corrects: str = ""
-    was: int = 0
-
-    @property
-    def first(self) -> str:
-        """The identity of the event itself: version 0."""
-        return self.identity.partition("~")[0]
-
-    def corrected(self, value: int) -> Event:
-        """Return what makes the next version of this one."""
-        number = int(self.identity.partition("~")[2] or 0) + 1
-        return self._replace(identity=f"{self.first}~{number}", value=value, corrects=self.identity, was=self.value)
-
-
-class Known(NamedTuple):
-    """What is remembered of an accepted event or correction."""
-
-    remembered_from: int
-    value: int
-    meters: int
-
-
-class Record(NamedTuple):
-    """One offset of the log. Without event: a tick, which moves the clock of an idle partition, or a close."""
-
-    offset: int
-    appended_at: int
-    event: Event | None
-    admitted: bool  # judged before, as a dead letter or on a foreign partition: only its identity is checked
-    opens: int  # a close record: the booking that begins here (0: none)
-    meters: int  # a close record: the meter definitions in force from here (0: as before)
 
 
 class Place(NamedTuple):
@@ -171,31 +128,6 @@ def add(totals: dict, key: tuple, value: tuple) -> None:
 def booking_after(booking: int, clock: int, record: Record) -> int:
     """Return the record's booking: its log day, or what a close opened (it names it: a second copy is harmless)."""
     return max(booking, clock // DAY * CLOSES, record.opens)
-
-
-def judge(record: Record, clock: int, meters: int, at_home: bool, seen: dict[str, Known]) -> str:
-    """Decide from the log alone: record, log clock, meters in force, what was accepted at smaller offsets."""
-    event = record.event
-    if event is None:
-        return "tick"
-    if event.corrects:
-        if not at_home:
-            return "stray"
-        return "duplicate" if event.identity in seen else judge_correction(event, meters, seen.get(event.corrects))
-    if not record.admitted and not clock - OLDEST <= event.minute <= clock + AHEAD:
-        return "dead"
-    if not at_home:
-        return "stray"
-    known = seen.get(event.identity)
-    if known and (record.admitted or clock - known.remembered_from <= REMEMBER):
-        return "duplicate"
-    return "accepted"
-
-
-def judge_correction(event: Event, meters: int, before: Known | None) -> str:
-    """Accept it if exactly what it names was accepted; what is taken back must be taken back as it was counted."""
-    right = before is not None and before.value == event.was and (not event.was or before.meters == meters)
-    return "accepted" if right else "dead"
 
 
 class World:
@@ -377,8 +309,8 @@ class OpenChunk:
             self.strays.append(event)
         if verdict == "accepted":
             remembered_from = max(clock, event.minute) if rules.remember_from_event_time else clock
-            self.seen[event.identity] = Known(remembered_from, event.value, self.here.meters)
-            self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
+            known = accept(event, remembered_from, self.here.meters, self.seen)
+            self.ids.append(((self.partition, record.offset), 0, (event.identity, known)))
             subject, value = world.meter(event, self.here.meters if rules.meters_from_log else world.meters)
             booked_in = booking if rules.book_by_log_day else event.minute // DAY * CLOSES
             key = (booked_in, self.here.meters if rules.meters_in_key else 0, subject, event.minute)

@@ -21,19 +21,16 @@ from tests.model.chunk_model import (
     CHUNK,
     CLOSES,
     Broken,
-    Event,
-    Known,
     OpenChunk,
     PartitionLog,
     Place,
-    Record,
     Rules,
     add,
     booking_after,
     close,
-    judge,
     seal,
 )
+from tests.model.judging import Event, Known, Record, accept, judge
 from tests.model.survey import command
 
 ENDED = 10**9  # the booking that an end marker opens
@@ -174,7 +171,7 @@ class GrowthWorld(CheckedWorld):
         if event is not None:
             self.verdicts[partition][record.offset] = verdict
         if event is not None and verdict == "accepted":
-            seen[event.identity] = Known(max(place.clock, event.minute), event.value, place.meters)
+            accept(event, max(place.clock, event.minute), place.meters, seen)
             subject, value = self.meter(event, place.meters)
             row = (record.offset // CHUNK, place.booking, place.meters, subject, event.minute)
             mine.append(Booking(record.offset, place.clock, event.identity, row, value))
@@ -231,9 +228,8 @@ class GrowingChunk(OpenChunk):
             self.strays.append(Stray(*event))
             self.strays[-1].home = world.home_in(event, old=world.is_old(self.partition))
         if event is not None and verdict == "accepted":
-            remembered_from = max(self.here.clock, event.minute)
-            self.seen[event.identity] = Known(remembered_from, event.value, self.here.meters)
-            self.ids.append(((self.partition, record.offset), 0, (event.identity, self.seen[event.identity])))
+            known = accept(event, max(self.here.clock, event.minute), self.here.meters, self.seen)
+            self.ids.append(((self.partition, record.offset), 0, (event.identity, known)))
             subject, value = world.meter(event, self.here.meters)
             key = (self.here.booking, self.here.meters, subject, event.minute)
             add(self.totals, key, value)

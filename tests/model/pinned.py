@@ -243,7 +243,9 @@ def recheck_before_replace(script: Script) -> None:
 
 
 def correct_what_counted(script: Script) -> None:
-    """An operator corrects another copy than the one that counted, and one that had yet to come, and one twice."""
+    """An operator corrects another copy than the one that counted, one that had yet to come, one twice, and one whose
+    id is used again later.
+    """
     event = script.send(subject="c", value=3)
     script.correct(event._replace(value=5), 0)
     early = script.event(subject="c", value=2)
@@ -251,7 +253,12 @@ def correct_what_counted(script: Script) -> None:
     script.again(early)
     amended = script.correct(event, 4)
     script.correct(event, 1)
-    script.correct(amended, 0)
+    void = script.correct(amended, 0)
+    again = script.again(event._replace(minute=60, value=6), at=60)  # its id has expired
+    script.correct(void, 8, at=60)
+    amended = script.correct(again, 4, at=60)
+    script.again(void, at=60)
+    script.correct(amended, 0, at=60)
     script.worker().book(flush=True)
     script.end()
 

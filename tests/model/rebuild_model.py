@@ -29,16 +29,15 @@ from tests.model.chunk_model import (
     DAY,
     NEVER,
     Broken,
-    Event,
     InsertError,
     Place,
-    Record,
     Rules,
     add,
     booking_after,
     seal,
     work,
 )
+from tests.model.judging import Event, Record
 from tests.model.survey import command
 
 NEWEST = 3  # more definitions than these are not applied in a schedule

@@ -23,17 +23,15 @@ from tests.model.chunk_model import (
     CLOSES,
     DAY,
     InsertError,
-    Known,
     OpenChunk,
     Place,
-    Record,
     Rules,
     Store,
     booking_after,
     close,
-    judge,
     seal,
 )
+from tests.model.judging import Known, Record, accept, judge
 from tests.model.survey import command
 
 Rows = list[tuple[tuple, int, tuple]]
@@ -144,7 +142,7 @@ class DecidedWorld(CheckedWorld):
                 if event is not None:
                     self.verdicts[partition][record.offset] = verdict
                 if event is not None and verdict == "accepted":
-                    seen[event.identity] = Known(max(place.clock, event.minute), event.value, place.meters)
+                    accept(event, max(place.clock, event.minute), place.meters, seen)
                     subject, value = self.meter(event, place.meters)
                     row = (record.offset // CHUNK, place.booking, place.meters, subject, event.minute)
                     mine.append(Booking(record.offset, place.clock, event.identity, row, value))

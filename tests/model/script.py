@@ -16,7 +16,8 @@ from pipeline.seal import Sealer
 from tallyman import books
 from tests.model.actors import NEVER_S, RESTARTED_AFTER, Worker, deployed, seal, start_all, stepwise
 from tests.model.chunk_check import settle
-from tests.model.chunk_model import CHUNK, DAY, Event, PartitionLog
+from tests.model.chunk_model import CHUNK, DAY, PartitionLog
+from tests.model.judging import Event
 from tests.model.process import Process, running
 from tests.model.store import Store
 from tests.model.switches import Switch

@@ -41,9 +41,10 @@ from tallyman.event import (
 from tallyman.kafka import partition_of
 from tallyman.meter import Definitions, Meter
 from tallyman.usage import UsageAnswer, UsageQuery
-from tests.model import chunk_model
+from tests.model import judging
 from tests.model.chunk_check import CheckedWorld
-from tests.model.chunk_model import AHEAD, CHUNK, CLOSES, CORRECTABLE, NEVER, OLDEST, Broken, Record, Rules
+from tests.model.chunk_model import CHUNK, CLOSES, CORRECTABLE, NEVER, Broken, Rules
+from tests.model.judging import AHEAD, OLDEST, Record
 from tests.model.process import running
 from tests.model.store import Door, Faults, Store
 
@@ -119,7 +120,7 @@ class RealWorld(CheckedWorld):
         self.real = store
         store.empty()
         self.faults = Faults(self.rng, share=0.04)
-        self.events: dict[bytes, chunk_model.Event] = {}
+        self.events: dict[bytes, judging.Event] = {}
         self.start: Sequence[Callable[[RealWorld], Iterator[None]]] = ()
         self.deploy(self.rng)
         self.dropped = 0  # how often hot rows of sealed bookings were dropped
@@ -166,10 +167,10 @@ class RealWorld(CheckedWorld):
 
     # What the log and its events are in reality.
 
-    def home(self, event: chunk_model.Event) -> int:
+    def home(self, event: judging.Event) -> int:
         return partition_of(home_key(event.subject, event.first), len(self.logs))
 
-    def meter(self, event: chunk_model.Event, meters: int) -> tuple[str, tuple]:
+    def meter(self, event: judging.Event, meters: int) -> tuple[str, tuple]:
         """What is expected of an event; the value is scaled as it is stored."""
         if event.subject == CORRECTABLE:
             count = bool(event.value) - bool(event.was)
@@ -303,7 +304,7 @@ class RealWorld(CheckedWorld):
             self._check_letters()
         super().check_end()
 
-    def accepted(self) -> Iterator[tuple[chunk_model.Event, int]]:
+    def accepted(self) -> Iterator[tuple[judging.Event, int]]:
         """Yield what was accepted, and the partition in which it counts."""
         for partition, booked in enumerate(self.bookings()):
             records = {record.offset: record.event for record in self.logs[partition].records}
@@ -374,7 +375,7 @@ def nonzero(totals: Mapping[Any, Any]) -> dict[Any, Any]:
     return {key: value for key, value in totals.items() if value}
 
 
-def _body(event: chunk_model.Event, value: int) -> bytes:
+def _body(event: judging.Event, value: int) -> bytes:
     """Return a version of an event as it is sent: nothing if it is void."""
     if not value:
         return b""

@@ -75,7 +75,7 @@ class StoredHere:
         for key in identities:
             for row in self.rows.get(key, ()):
                 if row.offset < below:
-                    found[key] = row
+                    found[key] = row.after(found.get(key))
         return found
 
     def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -11,8 +13,10 @@ from pipeline.corrections import refuse_dead
 from tallyman.corrections import write_correction
 from tallyman.errors import EventError
 from tallyman.meter import BY_MOMENT, Definitions, Meter
-from tests.unit.pipeline.events import PLAIN, Walk, body, event
+from tests.fetches import NOON_MS, fetch_of
+from tests.unit.pipeline.events import PLAIN, TRAFFIC, Walk, body, event
 
+DAY_MS = 86_400_000
 MOMENTS = Definitions(
     number=1,
     meters=(
@@ -121,6 +125,67 @@ def test_an_event_whose_meters_have_changed_since_is_not_taken_back_by_the_new_o
     walk.send(b"", headers=(("tallyman-close", b"20757001"), ("tallyman-definitions", b"2")))
     send(walk, correction(hours("10"), b""))
     assert walk.reasons == ["not_correctable"]
+
+
+def later(value: str, number: int = 1) -> bytes:
+    return body(number, time="2026-11-30T12:00:00Z", data={"hours": value, "region": "Nürnberg"})
+
+
+def reused(*, cut_at: int) -> Walk:
+    """Book an event, its void when its id had expired, and another event under this id; the log is cut in two."""
+    void, headers = correction(hours("10"), b"")
+    later_ms = NOON_MS + 30 * DAY_MS
+    records: list[Any] = [(hours("10"), (), NOON_MS), (void[0], headers, later_ms), (later("7"), (), later_ms)]
+    walk = Walk(replace(PLAIN, oldest_accepted=timedelta(hours=1), furthest_ahead=timedelta(0)))
+    return walk.go(fetch_of(records[:cut_at])).go(fetch_of(records[cut_at:], first=cut_at))
+
+
+@pytest.mark.parametrize("cut_at", [0, 1, 2, 3])
+def test_a_void_counts_wherever_the_log_was_cut_though_its_id_was_used_again_behind_it(cut_at: int) -> None:
+    walk = reused(cut_at=cut_at)
+    assert (walk.sums(), walk.reasons) == ({"compute.hours": 7_000_000}, [])
+
+
+def test_an_id_that_is_used_again_after_a_void_is_corrected_like_any_other() -> None:
+    walk = reused(cut_at=3)
+    at_ms = walk.chunk.here.clock_ms
+    for fix, counted in (
+        (correction(b"", hours("10"), 2), 7),  # by who was told of the void only
+        (correction(later("7"), later("5")), 5),
+        (correction(later("7"), later("6")), 5),  # there is this version, of this event
+        (correction(later("5"), b"", 2), 0),
+    ):
+        records, headers = fix
+        walk.send(*records, headers=headers, at_ms=at_ms)
+        assert walk.sums() == {"compute.hours": counted * 1_000_000}
+    assert walk.reasons == ["unknown_event"] and walk.counts["duplicate"] == 1
+
+
+def test_what_brings_back_a_void_event_does_not_bring_back_another_one_under_its_id() -> None:
+    """It was outrun, and comes late, when the later event is void too: nothing in it says which one it means."""
+    walk = reused(cut_at=3)
+    at_ms = walk.chunk.here.clock_ms
+    for (record,), headers in (correction(later("7"), b""), correction(b"", hours("9"), 2)):
+        walk.send(record, headers=headers, at_ms=at_ms)
+    assert (walk.sums(), walk.reasons) == ({"compute.hours": 0}, ["not_correctable"])
+
+
+def test_an_event_whose_type_has_no_meter_any_more_is_not_called_voided() -> None:
+    walk = Walk(PLAIN, Definitions(number=2, meters=(TRAFFIC,), ignore=("server", "heartbeat"))).send(hours("10"))
+    walk.send(b"", headers=(("tallyman-close", b"20757001"), ("tallyman-definitions", b"2")))
+    send(walk, correction(hours("10"), b""))
+    send(walk, correction(hours("10"), hours("4")))
+    assert walk.reasons == ["not_correctable"] * 2
+    assert walk.sums() == {"compute.hours": 10_000_000}
+
+
+def test_an_event_is_amended_to_a_type_that_lost_its_meters_since() -> None:
+    """What is taken back is as it was counted; what counts instead counts as its type does now."""
+    first = body(1, type="traffic", data={"bytes": 7})
+    walk = Walk(PLAIN, Definitions(number=2, meters=(TRAFFIC,), ignore=("server",))).send(first)
+    walk.send(b"", headers=(("tallyman-close", b"20757001"), ("tallyman-definitions", b"2")))
+    send(walk, correction(first, hours("10")))
+    assert (walk.sums(), walk.reasons) == ({"net.bytes": 0}, [])
 
 
 def test_a_maximum_has_forgotten_its_single_values_and_says_so() -> None:

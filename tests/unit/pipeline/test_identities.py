@@ -19,7 +19,8 @@ def test_the_newest_acceptance_of_an_id_is_found() -> None:
     accepted = AcceptedIds()
     accepted.add(columns((1, 1, 10), (2, 2, 11)))
     accepted.add(columns((1, 1, 30), (1, 9, 31)))
-    assert accepted.find([(1, 1), (3, 3)]) == {(1, 1): Accepted(30, 0, 0, 0)}
+    assert accepted.find([(1, 1), (3, 3)]) == {(1, 1): Accepted(30, 0, 0, 0, again=True)}
+    assert accepted.find([(1, 1)], below=30) == {(1, 1): Accepted(10, 0, 0, 0)}
 
 
 def test_ids_are_forgotten_below_an_offset_and_only_those() -> None:
