@@ -16,7 +16,7 @@ from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_h
 from tallyman.errors import BrokerError, EventError, UsageQueryError
 from tallyman.kafka import make_producer
 from tallyman.line import read_topic_now
-from tallyman.send import SendReport, runs_of
+from tallyman.send import SendReport, SentBatch, runs_of
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -91,11 +91,12 @@ def retry(
     types: Counter[str] = Counter()
     refused, examples, done, events, size = 0, list[tuple[str, str]](), 0, 0, 0
     offsets: dict[int, list[int]] = {}
+    batches: list[SentBatch] = []
     mended = _written(changes)
     producer = None if preview else make_producer(project.kafka_brokers)
     try:
         for letters in read_slices(client, keys):
-            admitted: list[tuple[DeadLetter, Admission]] = []
+            admitted: list[tuple[DeadLetter, tuple[Admission, ...]]] = []
             for letter in letters:
                 try:
                     admitted.append((letter, admit(letter, changes, topic, before)))
@@ -104,13 +105,17 @@ def retry(
                     if len(examples) < _REFUSALS_KEPT:
                         examples.append((letter.position, f"{error.reason}: {error.detail}"))
             groups.update((each.reason, each.type, each.source) for each, _ in admitted)
+            records = [record for _, each in admitted for record in each]
             if producer is not None:
-                for partition, offset in _send(producer, topic.name, [record for _, record in admitted]):
+                for record, (partition, offset) in zip(records, _send(producer, topic.name, records), strict=True):
                     offsets.setdefault(partition, []).append(offset)
+                    if record.whole:
+                        batches.append(SentBatch(partition, offset, record.events, record.types))
                 mark_handled(client, [letter for letter, _ in admitted], "retried", mended)
-            events += sum(record.events for _, record in admitted)
-            size += sum(len(record.value) for _, record in admitted)
-            types.update(record.type for _, record in admitted)
+            events += sum(record.events for record in records)
+            size += sum(len(record.value) for record in records)
+            for record in records:
+                types.update(record.types if not record.whole else ())
             done += len(letters)
             on_progress(done, len(keys))
     finally:
@@ -120,7 +125,8 @@ def retry(
     if not preview:
         runs = {partition: runs_of(found) for partition, found in sorted(offsets.items())}
         sent = SendReport(topic=topic, events=events, records=sum(map(len, offsets.values())), bytes=size,
-                          took_s=time.monotonic() - began, offsets=runs, types=types)  # fmt: skip
+                          took_s=time.monotonic() - began, offsets=runs, types=types,
+                          batches=tuple(batches))  # fmt: skip
     return ActionReport(
         chosen=len(keys), groups=dict(groups.most_common()), refused=refused, examples=tuple(examples), sent=sent
     )

@@ -10,8 +10,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ Runs = Sequence[tuple[int, int]]
 Ask = Callable[[str, Mapping[str, Any]], Any]  # a statement and its values to the rows of the answer
 
 
+@dataclass(frozen=True, slots=True)
+class SentBatch:
+    """A numbered batch that was sent: one identity for all its events, of these types as far as is known."""
+
+    partition: int
+    offset: int
+    events: int
+    types: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendReport:
     """What was sent and acknowledged.
@@ -48,7 +59,7 @@ class SendReport:
     Attributes:
         events: Events, or lines that are none.
         offsets: Partition -> runs of offsets (first, last), in order, that hold them and nothing else.
-        types: Event type -> how many of them.
+        types: Event type -> how many of them; those in `batches`, which are in all the rest, are not among them.
         too_long: Lines that no Kafka record can hold; they were not sent.
     """
 
@@ -60,6 +71,7 @@ class SendReport:
     offsets: Mapping[int, Runs]
     types: Mapping[str, int]
     too_long: tuple[int, ...] = ()
+    batches: tuple[SentBatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,12 +233,38 @@ def wait_for(
     try:
         ask = partial(_ask, client, patience_s)
         _wait_until_booked(ask, report, on_progress or (lambda left: None), patience_s)
-        aggregated = _count(ask, "ids", report, NOT_UNDONE)
-        dead = _count(ask, "dead_letters", report, NOT_JUDGED_ANEW)
+        fates = [_fate_of_batch(project, ask, report.topic, batch) for batch in report.batches]
+        fates.append(_fate_of_others(project, ask, report))
     finally:
         client.disconnect()
-    rest = report.events - aggregated - dead
-    ignored = count_ignored(project, report.topic, report.offsets, report.types, rest)
+    return Outcome(**{each.name: sum(getattr(fate, each.name) for fate in fates) for each in fields(Outcome)})
+
+
+def _fate_of_batch(project: Project, ask: Ask, topic: TopicInfo, batch: SentBatch) -> Outcome:
+    """Say what became of a numbered batch: a copy or refused as a whole, else event by event."""
+    place = {batch.partition: ((batch.offset, batch.offset),)}
+    accepted = _count(ask, "ids", topic, place, NOT_UNDONE)
+    dead = _count(ask, "dead_letters", topic, place, NOT_JUDGED_ANEW)
+    if not accepted:
+        return Outcome(aggregated=0, duplicate=0 if dead else batch.events, dead=batch.events if dead else 0)
+    rest = batch.events - dead
+    ignored = count_ignored(project, topic, place, batch.types, rest)
+    return Outcome(aggregated=rest - ignored, duplicate=0, dead=dead, ignored=ignored)
+
+
+def _fate_of_others(project: Project, ask: Ask, report: SendReport) -> Outcome:
+    offsets, events = report.offsets, report.events
+    if report.batches:
+        apart = {(each.partition, each.offset) for each in report.batches}
+        places = {number: chain.from_iterable(range(first, last + 1) for first, last in runs)
+                  for number, runs in offsets.items()}  # fmt: skip
+        offsets = {number: runs_of([each for each in there if (number, each) not in apart])
+                   for number, there in places.items()}  # fmt: skip
+        events -= sum(each.events for each in report.batches)
+    aggregated = _count(ask, "ids", report.topic, offsets, NOT_UNDONE)
+    dead = _count(ask, "dead_letters", report.topic, offsets, NOT_JUDGED_ANEW)
+    rest = events - aggregated - dead
+    ignored = count_ignored(project, report.topic, offsets, report.types, rest)
     return Outcome(aggregated=aggregated, duplicate=rest - ignored, dead=dead, ignored=ignored)
 
 
@@ -266,17 +304,17 @@ def _refuse_behind_the_end(report: SendReport, topic_ends: Mapping[int, int]) ->
         )
 
 
-def _count(ask: Ask, table: str, report: SendReport, condition: str) -> int:
+def _count(ask: Ask, table: str, topic: TopicInfo, offsets: Mapping[int, Runs], condition: str) -> int:
     """Count the rows of a table at exactly the places that were sent."""
     total = 0
-    for partition, runs in report.offsets.items():
+    for partition, runs in offsets.items():
         for start in range(0, len(runs), _RUNS_PER_QUERY):
             some = runs[start : start + _RUNS_PER_QUERY]
             places = " OR ".join(f"offset BETWEEN {int(first)} AND {int(last)}" for first, last in some)
             ((count,),) = ask(
                 f"SELECT count() FROM {table} FINAL WHERE topic_id = %(topic_id)s AND partition = %(partition)s"  # noqa: S608
                 f" AND ({places}){condition}",
-                {"topic_id": report.topic.topic_id, "partition": partition},
+                {"topic_id": topic.topic_id, "partition": partition},
             )
             total += count
     return total

@@ -16,7 +16,8 @@ import pytest
 from collectors.arrow import Reading, encode_readings
 from pipeline.close import apply_definitions, found_books
 from tallyman.cli import run
-from tallyman.event import ARROW, LINES, Series
+from tallyman.event import ARROW, BATCH, LINES, Series, home_key
+from tallyman.kafka import partition_of
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import OwnProject
 
@@ -33,6 +34,7 @@ MORE = (
 NOW = datetime.now(UTC).isoformat()
 HOUR = 1_000_000_000
 OLD = "2020-02-29T12:00:00Z"
+ACME = "application/vnd.acme+json"
 
 
 def body(name: str, **changed: Any) -> bytes:
@@ -149,6 +151,23 @@ def test_what_no_meter_wanted_comes_in_once_a_meter_wants_it(desk: Desk) -> None
         assert (done["sent"], done["dead"]) == (5, 0)
         desk.hours()
         assert desk.own.usage() == {"host.cpu": 12, "net.bytes": 30}
+
+
+def test_what_became_of_every_event_of_a_whole_record_is_told(desk: Desk) -> None:
+    """Of foreign ones that were sent to another partition than their home, and of numbered ones, some of them wrong."""
+    own, batch = desk.own, b"[" + b",".join(body(f"e-{n}") for n in range(3)) + b"]"
+    rows = b"[" + b",".join([body("r-0"), body("r-1"), body("r-2", data={}), body("r-3", type="ping")]) + b"]"
+    own.sections["usage"] = {"ignore": "[ping]"}
+    assert apply_definitions(own.project)
+    strayed = 1 - partition_of(home_key("Zoë Åström", "nova/berlin-1"), 2)
+    own.send((batch, (("content-type", ACME.encode()),)), partition=strayed)
+    own.send((rows, numbered(1, ACME)), partition=partition_of(b"host-01", 2))
+    assert (desk.hours(), desk.reasons()) == (0, {"unknown_format": 2})
+    retry = ("retry", "--all", "--reason", "unknown_format", "--set", f"content-type={BATCH}", "--yes", "--wait")
+    told = desk.dead(*retry, code=3)
+    assert (told["aggregated"], told["duplicate"], told["dead"], told["ignored"], desk.hours()) == (5, 0, 1, 1, 5)
+    told = desk.dead(*retry)
+    assert (told["aggregated"], told["duplicate"], told["dead"], told["ignored"], desk.hours()) == (0, 7, 0, 0, 5)
 
 
 def test_what_is_still_wrong_is_a_dead_letter_again_and_the_old_one_is_done_with(desk: Desk) -> None:
