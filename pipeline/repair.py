@@ -179,14 +179,14 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
             "midnight UTC, then run it again"
         )
     yield "closed"
-    reached = booked.reached
+    reached, hot = booked.reached, _newest_hot(client, booked)
     counts = reached.counts.plus(_counts_ahead(client, booked, first))
     _decide(open_books(project), Repair(
         topic_id=topic.topic_id, partition=plan.partition, number=plan.number, chunk_size=topic.chunk_size,
         from_offset=first, to_offset=plan.goes_on_at, from_clock_ms=reached.clock_ms,
-        to_clock_ms=max(plan.to_clock_ms, reached.clock_ms), from_booking=reached.booking, booking=close.booking,
-        definitions=close.definitions, counts=tuple(counts), reason=plan.problem, note=note, who=who,
-        decided_at=datetime.now(UTC).replace(microsecond=0),
+        to_clock_ms=max(plan.to_clock_ms, reached.clock_ms), from_booking=max(reached.booking, hot),
+        booking=close.booking, definitions=close.definitions, counts=tuple(counts), reason=plan.problem, note=note,
+        who=who, decided_at=datetime.now(UTC).replace(microsecond=0),
     ))  # fmt: skip
     yield "decided"
     _tell_decided(project, client, topic, plan.partition)
@@ -305,6 +305,16 @@ def _rows_hold(client: Client, frontier: Frontier, size: int) -> int:
     return int(frontier.chunk * size + rows[0][0])
 
 
+def _newest_hot(client: Client, frontier: Frontier) -> int:
+    """Return the newest booking that rows hold usage of the open chunk in, 0 if none; they may be ahead of progress."""
+    rows = client.execute(
+        "SELECT max(booking) FROM usage_hot WHERE topic_id = %(topic)s AND partition = %(partition)s"
+        " AND chunk = %(chunk)s AND generation = 0",
+        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk},
+    )
+    return int(rows[0][0])
+
+
 def _newest_booking(client: Client, frontier: Frontier) -> int:
     """Return the newest booking of rows at or behind the place reached; a repair's is newer than all of them."""
     mine = "topic_id = %(topic)s AND partition = %(partition)s"
@@ -312,13 +322,11 @@ def _newest_booking(client: Client, frontier: Frontier) -> int:
         f"SELECT max(booking) FROM {table} WHERE {mine} AND offset >= %(offset)s"  # noqa: S608 - our own words
         for table in ("dead_letters", "conflicts", "corrections", "events")
     )
-    by_chunk = f"SELECT max(booking) FROM usage_hot WHERE {mine} AND chunk = %(chunk)s AND generation = 0"  # noqa: S608
     rows = client.execute(
-        " UNION ALL ".join([by_chunk, *by_position]),
-        {"topic": frontier.topic_id, "partition": frontier.partition, "chunk": frontier.chunk,
-         "offset": frontier.reached.offset},
-    )  # fmt: skip
-    return max(int(booking) for (booking,) in rows)
+        " UNION ALL ".join(by_position),
+        {"topic": frontier.topic_id, "partition": frontier.partition, "offset": frontier.reached.offset},
+    )
+    return max(_newest_hot(client, frontier), *(int(booking) for (booking,) in rows))
 
 
 def _counts_ahead(client: Client, frontier: Frontier, first: int) -> Counts:

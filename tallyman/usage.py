@@ -178,7 +178,8 @@ class Repair:
         chunk_size: The topic's. The chunk that was open, and all up to `to_offset`, are closed by this decision.
         from_clock_ms, to_clock_ms: The log clock where booking stopped, and when the first record behind was appended:
             what was skipped was appended in between.
-        from_booking: The booking in which booking stopped; `booking`: the one that begins at `to_offset`.
+        from_booking: The booking in which booking stopped, the newest that what stays is booked in; `booking`: the one
+            that begins at `to_offset`.
         counts: What became of the events of the chunk before.
         reason: What was wrong; `note` and `who` are the operator's.
     """

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline import metrics as counted
 from pipeline import worker
 from pipeline import write as room
+from pipeline.close import close_books, open_books, wait_until_sealed
 from pipeline.growth import grow, plan_growth, read_states
+from pipeline.outlet import write_close
 from pipeline.repair import repair
+from tallyman.books import next_close
 from tallyman.cli import run
 from tallyman.clickhouse import UNKNOWN_TABLE, refusal
+from tallyman.event import ADMITTED
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import wait_for
 from tests.integration.test_repair import METERS, SOURCES, ZOË, Damaged, event, five_booked_of_each
@@ -48,6 +54,20 @@ def die_before(own: Damaged, table: str, monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(room.Tables, f"insert_{table}", refuse)
         assert worker.main(own.project, threading.Event(), None) == 1
     own.pipeline["flush"] = "50ms"
+
+
+def die_before_progress_of(own: Damaged, booking: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the pipeline write all of partition 0's flush in a booking but its progress, and stop there."""
+    real = room.Tables.insert_progress
+
+    def refuse(self: Any, chunks: Any) -> None:
+        if any(chunk.here.booking == booking and chunk.partition == 0 for chunk in chunks):
+            raise refusal(UNKNOWN_TABLE, "progress", "Table does not exist")
+        real(self, chunks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Tables, "insert_progress", refuse)
+        assert worker.main(own.project, threading.Event(), None) == 1
 
 
 def versions(capsys: pytest.CaptureFixture[str]) -> list[int]:
@@ -131,6 +151,39 @@ def test_what_is_judged_anew_behind_a_repair_is_there_once(
     assert positions(capsys) == [letter]
     assert run(["dead", "retry", letter]) in (0, 3), "only the preview"
     assert "expected one dead letter" not in capsys.readouterr().err
+
+
+def test_a_day_that_began_ahead_of_progress_is_known_to_hold_what_was_booked_before_a_repair(
+    own: Damaged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flush behind midnight died before its progress, and a repair took its rows as booked. An audit cannot prove
+    that day, and a rebuild of it would lose them.
+    """
+    day = (datetime.now(UTC) + timedelta(days=1)).replace(hour=2, minute=0, second=0, microsecond=0)
+    close = next_close(open_books(own.project), day)  # stands for midnight
+    write_close((own.kafka,), str(own.settings["topic"]), 2, close.booking, close.definitions)
+
+    def at_two(name: str) -> tuple[bytes, Any]:
+        return msgspec.json.encode(msgspec.json.decode(event(0, name)) | {"time": day.isoformat()}), ((ADMITTED, b"1"),)
+
+    own.send(at_two("new-0"), partition=0)
+    die_before_progress_of(own, close.booking, monkeypatch)
+    own.eat(0, own.end(0))
+    assert repair(own.project, own.client, own.plan(), who="zoë", note="").from_booking == close.booking
+    with own.running():
+        own.send(at_two("new-1"), partition=0)
+        own.wait_for_end(0)
+        wait_until_sealed(own.project, close_books(own.project).booking - 1, timeout_s=60)
+        own.wait_for_end(0)
+        own.wait_for_end(1)
+        assert own.usage() == {"host.cpu": 12}
+        capsys.readouterr()
+        for source in ("log", "archive"):
+            assert run(["audit", "usage", "--source", source]) == 3, capsys.readouterr()
+        assert run(["rebuild", "--meter", "host.cpu", "--from", f"{day:%Y-%m-%dT%H:%M}",
+                    "--to", f"{day + timedelta(hours=2):%Y-%m-%dT%H:%M}", "--yes"]) == 1  # fmt: skip
+        assert f"bookings up to {close.booking} hold what was booked before repair 1" in capsys.readouterr().err
+        assert own.usage() == {"host.cpu": 12}
 
 
 def test_a_partition_that_has_ended_has_nothing_to_repair(
