@@ -2,7 +2,8 @@
 
 Each chunk is counted from the place where the books say it begins, and must come to the place, the counts and the
 accepted identities that the books say it ends with; so each proves the next, and the first begins with nothing. Then
-every row of usage is compared. What cannot be counted again is named, never passed over.
+every row of usage is compared, and what was made of sealed usage with it. What cannot be counted again is named, never
+passed over.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline import recount
 from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Place
 from pipeline.booked import BookedChunk, read_chunks
 from pipeline.compare import Difference, MeterCompared, compare, sides
+from pipeline.derived import BlocksDifference, SealDifference, compare_blocks, compare_seals
 from pipeline.recount import Found, RecountConfig, SourceName, Task
 from pipeline.replay import INDEX_FACTOR, OFFSET_FACTOR, Wanted
 from pipeline.runtime import Database
@@ -98,6 +100,7 @@ class AuditReport:
         first: Where the first difference comes from.
         reach: The first offset of each partition that could be counted again.
         rebuilt: Generations that count in this range instead of what was booked; they are proven by themselves.
+        blocks, seals: Sealed bookings whose blocks, or whose seals, do not say what `usage` holds.
     """
 
     source: SourceName
@@ -110,10 +113,13 @@ class AuditReport:
     rebuilt: tuple[int, ...] = ()
     checked_chunks: int = 0
     checked_events: int = 0
+    blocks: list[BlocksDifference] = field(default_factory=list)
+    seals: list[SealDifference] = field(default_factory=list)
 
     @property
     def different(self) -> int:
-        return sum(meter.different for meter in self.meters) + len(self.chunks)
+        rows = sum(meter.different for meter in self.meters)
+        return rows + len(self.chunks) + len(self.blocks) + len(self.seals)
 
 
 def audit_usage(project: Project, question: AuditQuestion, show: Show = lambda what, done, of: None) -> AuditReport:
@@ -206,6 +212,8 @@ class _Audit:
         both = sides(self._name, sealed_to, self._wanted, skip, self._first_booking)
         self._show("comparing", len(tasks), len(tasks))
         self._report.meters, self._report.differences = compare(self._client, both, LIMIT)
+        self._report.blocks += compare_blocks(self._client, self._first_booking, sealed_to, self._wanted)
+        self._report.seals += compare_seals(self._client, self._first_booking, sealed_to)
         if self._report.differences:
             first = self._report.differences[0]
             self._report.first = trace(self._client, self._config, tasks, first) or self._holding(

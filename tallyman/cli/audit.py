@@ -94,6 +94,7 @@ def _print(report: Any) -> None:
         print_table(["offsets", "what", "booked", "counted again"],
                     [[_span(each.span), each.what, each.booked, each.recounted]
                      for each in report.chunks[:_SHOWN]])  # fmt: skip
+    _print_derived(report)
     if report.unchecked:
         result()
         print_table(["not checked", "bookings", "because"],
@@ -112,6 +113,33 @@ def _print(report: Any) -> None:
         say(f"equal as far as could be checked: {checked}")
     else:
         say(f"equal: {checked}")
+
+
+def _print_derived(report: Any) -> None:
+    """Show where blocks and seals do not say what sealed usage holds, and say what to do."""
+    if report.seals:
+        result()
+        print_table(["sealed booking", "its seal says", "it holds"],
+                    [[each.booking, _extent(each.sealed), _extent(each.held)]
+                     for each in report.seals[:_SHOWN]])  # fmt: skip
+        say("usage, or its seal, is not what was sealed: restore the database from a backup; see docs/operations.md, "
+            '"When a part of a table is damaged"')  # fmt: skip
+    if report.blocks:
+        result()
+        print_table(["blocks of booking", "hours", "meter", "definitions", "events", "in blocks", "what differs"],
+                    [[each.booking, each.seconds / 3600, each.meter, each.definitions, each.events, each.in_blocks,
+                      ", ".join(each.differs)] for each in report.blocks[:_SHOWN]])  # fmt: skip
+        say("blocks are not what the minutes of their booking are, and long ranges are read from them. If nothing else "
+            "is different, throw the blocks away, and they are made anew: see docs/operations.md, "
+            '"Backups"')  # fmt: skip
+
+
+
+def _extent(extent: Any) -> str:
+    if extent is None:
+        return "nothing"
+    minutes = f"{extent.first_minute:%Y-%m-%d %H:%M} to {extent.last_minute:%Y-%m-%d %H:%M}Z"
+    return f"{count(extent.rows, 'row')}, {count(extent.events, 'event')}, {minutes}"
 
 
 def _print_first(report: Any) -> None:
@@ -166,6 +194,8 @@ def _document(report: Any) -> dict[str, object]:
         ],
         "first_difference_from": [asdict(each) for each in report.first],
         "chunks": [asdict(each) for each in report.chunks],
+        "blocks": [asdict(each) for each in report.blocks],
+        "seals": [asdict(each) for each in report.seals],
         "unchecked": [asdict(each) for each in report.unchecked],
         "checked_from": [
             {"topic": topic, "partition": partition, "offset": offset}

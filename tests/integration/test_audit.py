@@ -15,7 +15,9 @@ from kafka import KafkaAdminClient, TopicPartition
 
 from collectors.arrow import Reading, encode_readings
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.rollup import roll_up_missing
 from pipeline.runtime import forget
+from tallyman.blocks import BLOCKS_S
 from tallyman.cli import run
 from tallyman.clickhouse import SETTINGS, connect, migrate
 from tallyman.event import ARROW, LINES, Series, home_key
@@ -158,6 +160,27 @@ def test_a_row_that_was_changed_is_found_with_the_offsets_it_comes_from(auditor:
     shown = auditor.capsys.readouterr().out
     assert "max" not in shown and "1.000000006" in shown and f"partition {host}, offset {numbers[0][0]}" in shown
     assert auditor.tables() == []
+
+
+def test_blocks_that_are_gone_and_seals_that_say_something_else_are_found(auditor: Auditor) -> None:
+    """Long ranges are read from the ones, by the others bookings are chosen: no row of usage shows it."""
+    own = auditor.own
+    client = connect(own.endpoint)
+    (booking,) = roll_up_missing(client)
+    client.disconnect()
+    assert auditor.audit("usage", "--source", "log", code=0)["blocks"] == []
+    own.ask("TRUNCATE TABLE usage_rolled_up")  # as a damaged part that was detached
+    own.ask("ALTER TABLE seals UPDATE last_minute = '2020-02-29 12:00:00' WHERE rows > 0 SETTINGS mutations_sync = 1")
+    found = auditor.audit("usage", "--source", "log", "--meter", "compute.hours", code=1)
+    assert not found["equal"] and found["complete"] and found["differences"] == []
+    assert [(each["booking"], each["seconds"], each["events"], each["in_blocks"]) for each in found["blocks"]] == [
+        (booking, seconds, 73, 0) for seconds in BLOCKS_S
+    ]
+    (seal,) = found["seals"]
+    assert seal["booking"] == booking and seal["sealed"]["last_minute"].startswith("2020-02-29T12:00")
+    assert run(["audit", "usage", "--source", "log"]) == 1
+    shown = auditor.capsys.readouterr()
+    assert "29 12:00Z" in shown.out and "they are made anew" in shown.err and "from a backup" in shown.err
 
 
 def test_rows_that_are_missing_or_too_many_are_found(auditor: Auditor) -> None:

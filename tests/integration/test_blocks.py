@@ -11,6 +11,8 @@ import pytest
 from clickhouse_driver import Client
 
 from pipeline import rollup
+from pipeline.derived import compare_blocks, compare_seals
+from pipeline.replay import Wanted
 from pipeline.rollup import roll_up, roll_up_missing
 from tallyman.aggregates import read_usage
 from tallyman.blocks import BLOCKS_S, tiles_sql
@@ -321,3 +323,64 @@ def test_a_rebuild_counts_in_a_range_that_begins_and_ends_inside_quarters(client
         asked = replace(HOURS, start=NOON + first * MINUTE, end=NOON + end * MINUTE, window="total")
         (row,) = read_usage(client, asked).rows
         assert row.value == sum(100 if 60 <= n < 120 else 1 for n in range(first, end))
+
+
+ALL = Wanted(None, 0, 1 << 32)
+
+
+def test_an_audit_finds_blocks_that_are_not_what_their_minutes_are(client: Client) -> None:
+    """Rows that are gone, of one size or all, and usage of somebody else; blocks that nobody reads do not matter."""
+    kinds = ("sum", "min", "max", "latest", "unique_count")
+    for day in (DAY, DAY + 40_000):
+        seal(client, day, *(
+            Booked(meter=kind, aggregation=kind, subject=who, minute=NOON + n * MINUTE, value=n - 30, scale=0,
+                   latest_us=n, item=f"={n % 3}" if kind == "unique_count" else "")
+            for kind in kinds for who in ("Zoë", "Łukasz") for n in (0, 14, 61)),
+            Booked(meter="net", aggregation="counter", item='["router","boot-1","1"]', minute=NOON, scale=0, count=-1),
+            *(Booked(minute=NOON + n * MINUTE, sum=2**127 - 1, scale=0) for n in range(2)),
+        )  # fmt: skip
+        roll_up(client, day)
+    client.execute("INSERT INTO usage_rolled_up SELECT * REPLACE (9 AS attempt, 7 AS count) FROM usage_rolled_up")
+    # As an older version made it.
+    client.execute("ALTER TABLE usage_rolled_up UPDATE item = '' WHERE meter = 'net' SETTINGS mutations_sync = 1")
+
+    def found(wanted: Wanted = ALL) -> list[tuple[object, ...]]:
+        return [(each.booking, each.seconds, each.meter, each.events, each.in_blocks, each.differs)
+                for each in compare_blocks(client, DAY, DAY + 40_000, wanted)]  # fmt: skip
+
+    assert found() == []
+    gone = "ALTER TABLE usage_rolled_up DELETE WHERE meter = 'min' AND booking = {} AND seconds = 900 AND {}"
+    settings = {"mutations_sync": 1}
+    client.execute(gone.format(DAY, "toHour(start) = 13"), settings=settings)
+    one = (DAY, 900, "min", 6, 4, ("events", "sum", "max", "latest_us", "series"))
+    assert found() == [one]
+    his = f"meter = 'max' AND seconds = 3600 AND booking = {DAY + 40_000} AND subject = 'Zoë'"
+    client.execute("INSERT INTO usage_rolled_up SELECT * REPLACE ('Zoe' AS subject)"
+                   f" FROM (SELECT * FROM usage_rolled_up WHERE {his})")  # fmt: skip
+    client.execute(f"ALTER TABLE usage_rolled_up DELETE WHERE {his}", settings=settings)
+    other = (DAY + 40_000, 3_600, "max", 6, 6, ("series",))
+    assert found() == [one, other]
+    noon = int(NOON.timestamp()) // 60
+    assert found(Wanted(frozenset({"max", "sum"}), noon, noon + 1)) == [other]
+    assert found(Wanted(None, noon + 720, noon + 721)) == []
+    client.execute("TRUNCATE TABLE usage_rolled_up")
+    assert len(found()) == 2 * 7 * len(BLOCKS_S)
+    client.execute("TRUNCATE TABLE rolled_up")
+    assert found() == [], "minutes are read"
+
+
+def test_an_audit_finds_seals_that_do_not_say_what_is_sealed(client: Client) -> None:
+    for n in range(4):
+        seal(client, DAY + n, *(Booked(minute=NOON + n * MINUTE, scale=0, count=3) for n in range(2)))
+    seal(client, DAY + 4)
+    assert list(compare_seals(client, 0, DAY + 4)) == []
+    settings = {"mutations_sync": 1}
+    client.execute(f"ALTER TABLE usage DELETE WHERE booking = {DAY}", settings=settings)
+    client.execute(f"ALTER TABLE seals DELETE WHERE booking = {DAY + 1}", settings=settings)
+    client.execute(f"ALTER TABLE seals UPDATE last_minute = first_minute WHERE booking = {DAY + 2}", settings=settings)
+    lost, unsealed, minutes = compare_seals(client, 0, DAY + 4)
+    assert (lost.booking, lost.held) == (DAY, None) and lost.sealed is not None and lost.sealed.events == 6
+    assert (unsealed.booking, unsealed.sealed) == (DAY + 1, None)
+    assert minutes.sealed is not None and minutes.held is not None
+    assert (minutes.sealed.last_minute, minutes.held.last_minute) == (NOON, NOON + MINUTE)
+    assert list(compare_seals(client, DAY + 3, DAY + 4)) == []
