@@ -8,10 +8,10 @@ passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,11 +19,13 @@ from clickhouse_driver import Client
 
 from pipeline import recount
 from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Place
-from pipeline.booked import BookedChunk, read_chunks
+from pipeline.booked import BookedChunk, expired_to, read_chunks, read_ids
 from pipeline.compare import Difference, MeterCompared, compare, sides
 from pipeline.derived import BlocksDifference, SealDifference, compare_blocks, compare_seals
+from pipeline.frontier import read_frontier
+from pipeline.hot import HotCopy, Rows
 from pipeline.recount import Found, RecountConfig, SourceName, Task
-from pipeline.replay import INDEX_FACTOR, OFFSET_FACTOR, Wanted
+from pipeline.replay import Wanted
 from pipeline.runtime import Database
 from pipeline.seal import read_sealed_to
 from pipeline.trace import Contribution, trace
@@ -36,13 +38,16 @@ from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
 from tallyman.project import Project
 from tallyman.rebuilds import read_switches
-from tallyman.repairs import NOT_UNDONE, newest_repairs, read_repairs, unfence
+from tallyman.repairs import newest_repairs, read_repairs
 from tallyman.usage import Repair
 
+ChunkKey = tuple[str, int, int]  # topic id, partition, chunk
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 LIMIT = 20
-_LOOKS = 8  # at a pipeline that is busy
+_EXPIRED = "a TTL on ids has taken identities that were accepted in it; its usage was compared"
+_LOOKS = 2  # at hot rows that progress does not reach yet
+_LOOK_EVERY_S, _PATIENCE_S = 0.2, 10.0  # until it does; a flush writes the ones before the other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +80,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Unchecked:
-    """A span that could not be counted again, and the bookings that therefore cannot be compared."""
+    """A span that could not be counted again, and its bookings.
+
+    Attributes:
+        compared: Whether their rows can be compared all the same.
+    """
 
     span: Span
     bookings: tuple[int, int]
     reason: str
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,28 +198,28 @@ class _Audit:
             wanted=question.wanted,
         )  # fmt: skip
         self._first_booking = first_booking(client, engine, self._wanted)
+        self._hot = HotCopy(client, f"{name}_hot")
+        self._ahead: dict[ChunkKey, int] = {}  # up to where there are rows that progress does not reach yet
+        self._begun: set[ChunkKey] = set()  # chunks of which there are rows, and no progress at all
 
     def run(self) -> AuditReport:
-        # Made first, so that a busy pipeline gets no further than need be between the two readings.
-        self._client.execute(f"CREATE TABLE {self._name}_hot AS usage_hot")
-        unfence(self._client, f"{self._name}_hot")
         repairs = newest_repairs(read_repairs(self._client))
         self._report.rebuilt = tuple(
             each.generation for each in read_switches(self._client) if self._wanted.overlaps(each)
         )
         # In this order: bookings above the seal are read hot, and hot rows reach at least as far as progress says.
         sealed_to = read_sealed_to(self._client)
-        booked, behind = self._read_books(sealed_to, repairs)
-        chunks = [chunk for chunk in booked if chunk.last_booking >= self._first_booking]
+        chunks, later = self._read_books(sealed_to)
+        self._note_unknown(repairs)
         within_reach = [chunk for chunk in chunks if self._is_within_reach(chunk)]
-        tasks = [_task(chunk, behind) for chunk in within_reach]
+        tasks = [_task(chunk, self._ahead) for chunk in within_reach]
         found, totals = recount.run_tasks(
             self._config, tasks, lambda done, of: self._show("counting again", done, of), self._client
         )
         self._check_totals(totals)
         self._check_chunks(within_reach, found)
-        skip = [each.bookings for each in self._report.unchecked]
-        both = sides(self._name, sealed_to, self._wanted, skip, self._first_booking)
+        skip = [each.bookings for each in self._report.unchecked if not each.compared]
+        both = sides(self._name, sealed_to, self._wanted, skip, self._first_booking, later)
         self._show("comparing", len(tasks), len(tasks))
         self._report.meters, self._report.differences = compare(self._client, both, LIMIT)
         self._report.blocks += compare_blocks(self._client, self._first_booking, sealed_to, self._wanted)
@@ -221,56 +231,87 @@ class _Audit:
             )
         return self._report
 
-    def _read_books(
-        self, sealed_to: int, repairs: dict[tuple[str, int], Repair]
-    ) -> tuple[list[BookedChunk], dict[tuple[str, int], int]]:
-        """Read the chunks, then copy hot rows; again while one began in between, of which nothing would be counted.
-
-        Rows that progress never reaches are still there at the last look, and differ.
+    def _read_books(self, sealed_to: int) -> tuple[list[BookedChunk], list[ChunkKey]]:
+        """Read the chunks, then copy hot rows; return what is to be counted, and the chunks whose rows are left out:
+        those that began in between, if progress reaches them now. Rows that it never reaches differ.
         """
         for _ in range(_LOOKS):
-            self._report.unchecked.clear()
-            booked = list(self._read_chunks(repairs))
-            behind = self._copy_hot(sealed_to)
-            ends = {(chunk.topic_id, chunk.partition): (chunk.chunk + 1) * chunk.size for chunk in booked}
-            if all(offset <= ends.get(key, 0) for key, offset in behind.items()):
+            tails: dict[tuple[str, int], BookedChunk] = {}
+            read: dict[ChunkKey, BookedChunk] = {}
+            for topic in self._topics.values():
+                for chunk in read_chunks(self._client, topic, self._first_booking, begun=True):
+                    read[_key(chunk)] = tails[chunk.topic_id, chunk.partition] = chunk
+            rows = self._hot.take(sealed_to, self._first_booking, {key: each.chunk for key, each in tails.items()})
+            later = [(*key, chunk) for key, tail in tails.items() for chunk in rows.get(key, {}) if chunk > tail.chunk]
+            unreached = self._wait_for_progress(later, rows)
+            if not unreached:
                 break
-        return booked, behind
+        for key, tail in tails.items():
+            read[_key(tail)] = self._with_rows(tail, rows.get(key, {}).get(tail.chunk))
+        chunks = [
+            chunk
+            for chunk in read.values()
+            if chunk.last_booking >= self._first_booking and chunk.reached.offset > chunk.start.offset
+        ]
+        return chunks, [each for each in later if each[:2] not in unreached]
 
-    def _read_chunks(self, repairs: dict[tuple[str, int], Repair]) -> Iterable[BookedChunk]:
-        for topic in self._topics.values():
-            yield from read_chunks(self._client, topic)
+    def _with_rows(self, tail: BookedChunk, rows: Rows | None) -> BookedChunk:
+        """Return the last chunk of a partition as its hot rows have it, which may be ahead of its progress."""
+        behind = tail.chunk * tail.size + rows.covered if rows else 0
+        if rows is None or behind <= tail.reached.offset or behind > tail.end:
+            return tail
+        tail = replace(tail, last_booking=max(tail.last_booking, rows.booking))
+        if tail.reached.offset > tail.start.offset:
+            self._ahead[_key(tail)] = behind
+            return tail
+        self._begun.add(_key(tail))
+        return replace(tail, reached=replace(tail.reached, offset=behind))
+
+    def _wait_for_progress(
+        self, later: Sequence[ChunkKey], rows: Mapping[tuple[str, int], Mapping[int, Rows]]
+    ) -> Set[tuple[str, int]]:
+        """Return the partitions in which progress does not reach the rows of some chunks, nor does when the flush that
+        wrote them should be over.
+        """
+        behind: dict[tuple[str, int], int] = {}
+        for topic_id, partition, chunk in later:
+            place = chunk * self._topics[topic_id].chunk_size + rows[topic_id, partition][chunk].covered
+            behind[topic_id, partition] = max(behind.get((topic_id, partition), 0), place)
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            for (topic_id, partition), place in list(behind.items()):
+                frontier = read_frontier(self._client, topic_id, partition, self._topics[topic_id].chunk_size)
+                if frontier.reached.offset >= place:
+                    del behind[topic_id, partition]
+            if not behind or time.monotonic() >= until:
+                return behind.keys()
+            time.sleep(_LOOK_EVERY_S)
+
+    def _note_unknown(self, repairs: dict[tuple[str, int], Repair]) -> None:
+        """Note what nothing can be counted from: what lies before a repair, and topics of another control store."""
         for each in repairs.values():
+            if each.from_booking < self._first_booking and not self._may_lack(each):
+                continue
             name = self._topics[each.topic_id].name if each.topic_id in self._topics else each.topic_id
             reason = f"repaired: offsets {each.from_offset} to {each.to_offset} were skipped (repair {each.number})"
             span = Span(name, each.partition, 0, each.to_offset - 1)
             self._report.unchecked.append(Unchecked(span, (0, each.from_booking), reason))
         unknown = self._client.execute(
-            "SELECT topic_id, partition, max(reached_offset), min(reached_booking), max(reached_booking) FROM progress"
+            "SELECT topic_id, partition, max(reached_offset), max(reached_booking) FROM progress"
             " WHERE topic_id NOT IN %(known)s GROUP BY topic_id, partition ORDER BY topic_id, partition",
             {"known": list(self._topics) or [""]},
         )
-        for topic_id, partition, end, low, high in unknown:
+        for topic_id, partition, end, high in unknown:
+            if high < self._first_booking:
+                continue
+            # In which booking its first chunk began, nobody knows: progress says where chunks end.
             span = Span(topic_id, partition, 0, end - 1)
-            self._report.unchecked.append(Unchecked(span, (low, high), "this control store does not know the topic"))
+            self._report.unchecked.append(Unchecked(span, (0, high), "this control store does not know the topic"))
 
-    def _copy_hot(self, sealed_to: int) -> dict[tuple[str, int], int]:
-        """Copy hot rows, so that they stand still; return behind which offset of each partition nothing is in them."""
-        hot = f"{self._name}_hot"
-        self._client.execute(f"TRUNCATE TABLE {hot}")
-        self._client.execute(
-            f"INSERT INTO {hot} SELECT * FROM usage_hot FINAL WHERE generation = 0 AND booking > %(sealed_to)s",  # noqa: S608
-            {"sealed_to": sealed_to},
-            settings={"max_partitions_per_insert_block": 0},  # a partition of usage_hot for each booking, sealed or not
-        )
-        rows = self._client.execute(
-            f"SELECT topic_id, partition, max((chunk, covered)) FROM {hot} GROUP BY topic_id, partition"  # noqa: S608
-        )
-        return {
-            (topic_id, partition): chunk * self._topics[topic_id].chunk_size + covered
-            for topic_id, partition, (chunk, covered) in rows
-            if topic_id in self._topics
-        }
+    def _may_lack(self, repair: Repair) -> bool:
+        """Whether usage of the wanted minutes may be among what a repair skipped, by the log's clock."""
+        first_ms, end_ms = self._wanted.first * 60_000, self._wanted.end * 60_000
+        return repair.skipped > 0 and repair.from_clock_ms < end_ms and repair.to_clock_ms >= first_ms
 
     def _is_within_reach(self, chunk: BookedChunk) -> bool:
         """Whether a chunk can be counted again; note why not."""
@@ -304,7 +345,7 @@ class _Audit:
             source.close()
         return first, "" if end > first or self._config.source == "log" else "the archive holds nothing of it"
 
-    def _note_unchecked(self, chunk: BookedChunk, reason: str) -> None:
+    def _note_unchecked(self, chunk: BookedChunk, reason: str, *, compared: bool = False) -> None:
         span = self._span(chunk)
         bookings = chunk.start.booking, chunk.last_booking
         last = self._report.unchecked[-1] if self._report.unchecked else None
@@ -313,7 +354,7 @@ class _Audit:
             span, bookings = Span(span.topic, span.partition, last.span.first, span.last), (
                 last.bookings[0], bookings[1])  # fmt: skip
             self._report.unchecked.pop()
-        self._report.unchecked.append(Unchecked(span, bookings, reason))
+        self._report.unchecked.append(Unchecked(span, bookings, reason, compared))
 
     def _span(self, chunk: BookedChunk) -> Span:
         topic = self._topics[chunk.topic_id].name
@@ -337,42 +378,30 @@ class _Audit:
     def _check_chunks(self, chunks: Sequence[BookedChunk], found: Sequence[Found]) -> None:
         """Compare the place, the counts and the identities of each chunk."""
         marks = {(each.topic_id, each.partition, each.chunk): each for each in found}
-        ids = self._read_ids(chunks)
+        ids = read_ids(self._client, chunks)
+        lacking = [each.start.clock_ms for each in chunks if ids.get(_key(each), (0, 0))[0] < marks[_key(each)].ids]
+        expired = expired_to(self._client, lacking)
         for chunk in chunks:
-            key = chunk.topic_id, chunk.partition, chunk.chunk
-            place = marks[key].place(0)
-            if self._config.source == "archive" and _is_incomplete(place, chunk.reached):
-                events = f"{place.counts.received} of {chunk.reached.counts.received}"
+            key = _key(chunk)
+            place, accepted, booked = marks[key].place(0), ids.get(key, (0, 0)), chunk.reached
+            if key in self._begun:  # what it comes to, its rows and its identities have to say
+                booked = place
+                if self._config.source == "archive" and marks[key].ids < accepted[0]:
+                    events = f"{marks[key].ids} of {accepted[0]}"
+                    self._note_unchecked(chunk, f"the archive holds {events} events accepted in it")
+                    continue
+            if self._config.source == "archive" and _is_incomplete(place, booked):
+                events = f"{place.counts.received} of {booked.counts.received}"
                 self._note_unchecked(chunk, f"the archive holds {events} events received in it")
                 continue
             self._report.checked_chunks += 1
             self._report.checked_events += place.counts.received
-            differences = _place_differences(chunk.reached, place, digests=self._config.source == "log")
-            if (marks[key].ids, marks[key].mark) != ids.get(key, (0, 0)):
-                differences.append(("accepted identities", str(ids.get(key, (0, 0))[0]), str(marks[key].ids)))
+            differences = _place_differences(booked, place, digests=self._config.source == "log")
+            if accepted[0] < marks[key].ids and chunk.start.clock_ms <= expired:
+                self._note_unchecked(chunk, _EXPIRED, compared=True)
+            elif (marks[key].ids, marks[key].mark) != accepted:
+                differences.append(("accepted identities", str(accepted[0]), str(marks[key].ids)))
             self._report.chunks += [ChunkDifference(self._span(chunk), *each) for each in differences]
-
-    def _read_ids(self, chunks: Sequence[BookedChunk]) -> dict[tuple[str, int, int], tuple[int, int]]:
-        """Return how many identities the books hold of each chunk, and their mark."""
-        ids: dict[tuple[str, int, int], tuple[int, int]] = {}
-        for topic_id, group in groupby(chunks, key=lambda chunk: chunk.topic_id):
-            mine = list(group)
-            size, partitions = mine[0].size, self._topics[topic_id].partitions
-            first, behind = [2**63] * partitions, [0] * partitions
-            for chunk in mine:
-                first[chunk.partition] = min(first[chunk.partition], chunk.start.offset)
-                behind[chunk.partition] = max(behind[chunk.partition], chunk.reached.offset)
-            rows = self._client.execute(
-                "SELECT partition, intDiv(offset, %(size)s) AS chunk, count(), groupBitXor(identity_high"  # noqa: S608
-                " + identity_low * 3 + digest + toUInt64(remembered_us)"
-                " + offset * %(offset_factor)s + event_index * %(index_factor)s)"
-                " FROM ids FINAL WHERE topic_id = %(topic)s AND offset >= %(first)s[partition + 1]"
-                f" AND offset < %(behind)s[partition + 1]{NOT_UNDONE} GROUP BY partition, chunk",
-                {"size": size, "topic": topic_id, "first": first, "behind": behind,
-                 "offset_factor": OFFSET_FACTOR, "index_factor": INDEX_FACTOR},
-            )  # fmt: skip
-            ids |= {(topic_id, partition, chunk): (int(count), int(mark)) for partition, chunk, count, mark in rows}
-        return ids
 
 
 def first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
@@ -392,11 +421,14 @@ def first_booking(client: Client, engine: sa.Engine, wanted: Wanted) -> int:
     return max(0, min(by_clock, int(rows[0][0])) if rows[0][1] else by_clock)
 
 
-def _task(chunk: BookedChunk, behind: dict[tuple[str, int], int]) -> Task:
+def _key(chunk: BookedChunk) -> ChunkKey:
+    return chunk.topic_id, chunk.partition, chunk.chunk
+
+
+def _task(chunk: BookedChunk, ahead: Mapping[ChunkKey, int]) -> Task:
     stops = [chunk.reached.offset]
-    seen = behind.get((chunk.topic_id, chunk.partition), 0)
-    if not chunk.closed and chunk.reached.offset < seen <= chunk.end:
-        stops.append(seen)  # rows of the open chunk may be ahead of its progress
+    if _key(chunk) in ahead:
+        stops.append(ahead[_key(chunk)])
     return Task(chunk.topic_id, chunk.partition, chunk.size, chunk.chunk, chunk.start, tuple(stops))
 
 

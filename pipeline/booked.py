@@ -3,16 +3,22 @@ events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
-from clickhouse_driver import Client
+from clickhouse_driver import Client, errors
 
 from pipeline.book import Counts, Place
 from pipeline.frontier import PLACES, place_of, read_begin, repaired_place
+from pipeline.replay import INDEX_FACTOR, OFFSET_FACTOR
 from tallyman.books import Topic
-from tallyman.repairs import read_repairs
+from tallyman.repairs import NOT_UNDONE, read_repairs
 from tallyman.topics import ENDED
+
+_TTL = re.compile(r"\bTTL (.+?)(?: SETTINGS |$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +50,33 @@ class BookedChunk:
         return self.start.booking <= booking <= self.last_booking
 
 
-def read_chunks(client: Client, topic: Topic) -> Iterator[BookedChunk]:
+def read_chunks(
+    client: Client, topic: Topic, first_booking: int = 0, *, begun: bool = False
+) -> Iterator[BookedChunk]:
     """Yield the unbroken run of chunks of each partition of a topic, from its newest repair on; the last one is open,
     or that in which the topic ends.
+
+    Args:
+        first_booking: Closed chunks that hold nothing from there on may be left out.
+        begun: Yield what comes behind a closed chunk, too: progress says nothing of it yet, `reached` is its start.
     """
     begin = read_begin(client, topic.topic_id)
     for partition in range(topic.partitions):
         repairs = read_repairs(client, topic.topic_id, partition)
-        rows = client.execute(
-            f"SELECT chunk, {PLACES} FROM progress FINAL"  # noqa: S608 - our own words
-            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND generation = 0 ORDER BY chunk",
-            {"topic": topic.topic_id, "partition": partition},
-        )
         # All before the newest repair is closed by it: what it was counted from is gone.
         number, start = (repairs[-1].chunk, repaired_place(repairs[-1])) if repairs else (0, begin)
+        if first_booking > start.booking:
+            number, start = _skip(client, topic.topic_id, partition, number, start, first_booking)
+        rows = client.execute(
+            f"SELECT chunk, {PLACES} FROM progress FINAL"  # noqa: S608
+            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND generation = 0 AND chunk >= %(first)s"
+            " ORDER BY chunk",
+            {"topic": topic.topic_id, "partition": partition, "first": number},
+        )
+        goes_on = True
         for chunk, *columns in rows:
             reached, turned = place_of(columns[:6]), place_of(columns[6:])
-            if chunk < number or reached.booking < start.booking:
+            if reached.booking < start.booking:
                 continue
             if chunk != number:
                 break
@@ -69,6 +85,81 @@ def read_chunks(client: Client, topic: Topic) -> Iterator[BookedChunk]:
             last_booking = turned.booking if ends else reached.booking
             booked = BookedChunk(topic.topic_id, partition, topic.chunk_size, chunk, start, reached, last_booking)
             yield booked
-            if ends or not booked.closed:
+            goes_on = booked.closed and not ends
+            if not goes_on:
                 break
             start = replace(booked.reached, counts=Counts())
+        if begun and goes_on:
+            yield BookedChunk(topic.topic_id, partition, topic.chunk_size, number, start, start, start.booking)
+
+
+def _skip(
+    client: Client, topic_id: str, partition: int, number: int, start: Place, first_booking: int
+) -> tuple[int, Place]:
+    """Return the newest chunk that ends before a booking, and its start; where nothing can be skipped, what was given.
+
+    Bookings only grow along chunks, so that all before it end before, too.
+    """
+    asked = {"topic": topic_id, "partition": partition, "number": number, "from": start.booking, "to": first_booking}
+    mine = "topic_id = %(topic)s AND partition = %(partition)s AND generation = 0"
+    rows = client.execute(
+        f"SELECT chunk, {PLACES} FROM progress FINAL WHERE {mine} AND chunk ="  # noqa: S608 - our own words
+        f" (SELECT max(chunk) FROM progress FINAL WHERE {mine} AND chunk > %(number)s AND reached_booking >= %(from)s"
+        " AND reached_booking < %(to)s) - 1 AND chunk >= %(number)s AND reached_booking >= %(from)s",
+        asked,
+    )
+    if not rows:
+        return number, start
+    chunk, *columns = rows[0]
+    return int(chunk) + 1, replace(place_of(columns[:6]), counts=Counts())
+
+
+def read_ids(client: Client, chunks: Sequence[BookedChunk]) -> dict[tuple[str, int, int], tuple[int, int]]:
+    """Return how many identities the books hold of each chunk, by (topic id, partition, chunk), and their mark.
+
+    Args:
+        chunks: Ordered by topic.
+    """
+    ids: dict[tuple[str, int, int], tuple[int, int]] = {}
+    for topic_id, group in groupby(chunks, key=lambda chunk: chunk.topic_id):
+        mine = list(group)
+        size, partitions = mine[0].size, max(chunk.partition for chunk in mine) + 1
+        first, behind = [2**63] * partitions, [0] * partitions
+        for chunk in mine:
+            first[chunk.partition] = min(first[chunk.partition], chunk.start.offset)
+            behind[chunk.partition] = max(behind[chunk.partition], chunk.reached.offset)
+        rows = client.execute(
+            "SELECT partition, intDiv(offset, %(size)s) AS chunk, count(), groupBitXor(identity_high"  # noqa: S608
+            " + identity_low * 3 + digest + toUInt64(remembered_us)"
+            " + offset * %(offset_factor)s + event_index * %(index_factor)s)"
+            " FROM ids FINAL WHERE topic_id = %(topic)s AND partition < %(partitions)s"
+            " AND offset >= %(first)s[partition + 1]"
+            f" AND offset < %(behind)s[partition + 1]{NOT_UNDONE} GROUP BY partition, chunk",
+            {"size": size, "topic": topic_id, "first": first, "behind": behind, "partitions": partitions,
+             "offset_factor": OFFSET_FACTOR, "index_factor": INDEX_FACTOR},
+        )  # fmt: skip
+        ids |= {(topic_id, partition, chunk): (int(count), int(mark)) for partition, chunk, count, mark in rows}
+    return ids
+
+
+def expired_to(client: Client, clocks_ms: Iterable[int]) -> int:
+    """Return the newest of some log clocks at which ids were accepted that a TTL of the operator may have taken since;
+    -1 if none. Ids are remembered from the log clock on, or from the event's time if that is later.
+    """
+    clocks = sorted(set(clocks_ms))
+    (engine,) = client.execute(
+        "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'ids'"
+    )[0]
+    ttl = _TTL.search(engine)
+    if ttl is None:
+        return -1
+
+    def is_kept(clock_ms: int) -> bool:
+        remembered = f"SELECT toInt64({clock_ms * 1000}) AS remembered_us"
+        try:
+            return not client.execute(f"SELECT toDateTime({ttl[1]}) <= now() FROM ({remembered})")[0][0]  # noqa: S608
+        except errors.ServerException:  # it looks at other columns, or is not only one
+            return False
+
+    kept_from = bisect_left(clocks, True, key=is_kept)
+    return clocks[kept_from - 1] if kept_from else -1

@@ -89,13 +89,21 @@ class Sides:
     parameters: dict[str, Any]
 
 
-def sides(name: str, sealed_to: int, wanted: Wanted, skip: Sequence[tuple[int, int]], first: int) -> Sides:
+def sides(
+    name: str,
+    sealed_to: int,
+    wanted: Wanted,
+    skip: Sequence[tuple[int, int]],
+    first: int,
+    later: Sequence[tuple[str, int, int]],
+) -> Sides:
     """Return what an audit compares.
 
     Args:
         name: The job's tables; `<name>_hot` is a copy of the hot rows.
         skip: Ranges of bookings, both ends in it, that cannot be compared.
         first: The first booking.
+        later: Chunks (topic id, partition, number) whose hot rows came too late to be counted again.
     """
     condition = "booking >= %(first)s AND minute >= toDateTime(%(from)s, 'UTC') AND minute < toDateTime(%(to)s, 'UTC')"
     if wanted.meters is not None:
@@ -106,6 +114,7 @@ def sides(name: str, sealed_to: int, wanted: Wanted, skip: Sequence[tuple[int, i
     booked = (
         f"SELECT {columns} FROM usage WHERE generation = 0 AND booking <= %(sealed_to)s AND {condition}"  # noqa: S608
         f" UNION ALL SELECT {columns} FROM {name}_hot FINAL WHERE {condition}"
+        + (" AND (topic_id, partition, chunk) NOT IN %(later)s" if later else "")
     )
     recounted = f"SELECT {columns} FROM {name} FINAL WHERE {condition}"  # noqa: S608 - our own words
     parameters: dict[str, Any] = {
@@ -114,6 +123,7 @@ def sides(name: str, sealed_to: int, wanted: Wanted, skip: Sequence[tuple[int, i
         "to": min(wanted.end * 60, 2**32 - 1),
         "meters": sorted(wanted.meters or ("",)),
         "sealed_to": sealed_to,
+        "later": list(later),
     }
     return Sides(booked, recounted, condition, parameters)
 

@@ -155,7 +155,7 @@ class _Rebuild:
         chunks = [
             chunk
             for topic in self._topics.values()
-            for chunk in read_chunks(self._client, topic)
+            for chunk in read_chunks(self._client, topic, first)
             if first <= chunk.last_booking and chunk.start.booking <= switch.last
         ]
         self._refuse_unread(chunks, self._config(switch, name), first, switch.last)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
+from clickhouse_driver import Client
 from kafka import KafkaAdminClient, TopicPartition
 
 from collectors.arrow import Reading, encode_readings
+from pipeline.booked import read_chunks
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.hot import HotCopy
 from pipeline.rollup import roll_up_missing
 from pipeline.runtime import forget
 from tallyman.blocks import BLOCKS_S
+from tallyman.books import Topic
 from tallyman.cli import run
 from tallyman.clickhouse import SETTINGS, connect, migrate
 from tallyman.event import ARROW, LINES, Series, home_key
 from tallyman.kafka import partition_of
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import OwnProject
+from tests.usage_rows import DAY, TOPIC
 
 pytestmark = pytest.mark.integration
 METERS = """meters:
@@ -207,6 +214,22 @@ def test_identities_and_counts_that_were_tampered_with_are_found_chunk_by_chunk(
     assert faults == ["dead 2, but there are 1 dead letters"]
 
 
+def test_identities_that_a_ttl_has_taken_are_not_checked_and_all_else_is(auditor: Auditor) -> None:
+    """The documentation allows it; a young chunk that lacks some is different all the same."""
+    own = auditor.own
+    for seconds, code in ((10**9, 1), (1, 3)):
+        own.ask("ALTER TABLE ids MODIFY TTL toDateTime(intDiv(remembered_us, 1000000))"
+                f" + toIntervalSecond({seconds}) SETTINGS materialize_ttl_after_modify = 0")  # fmt: skip
+        own.ask("ALTER TABLE ids DELETE WHERE offset >= 16 SETTINGS mutations_sync = 1")
+        found = auditor.audit("usage", "--source", "log", code=code)
+        assert found["differences"] == [] and found["meters"][0]["recounted_events"] == 93
+    assert found["chunks"] == [] and {each["reason"] for each in found["unchecked"]} == {
+        "a TTL on ids has taken identities that were accepted in it; its usage was compared"
+    }
+    own.ask("ALTER TABLE usage_hot UPDATE sum = sum + 1 WHERE meter = 'net.bytes' SETTINGS mutations_sync = 1")
+    assert len(auditor.audit("usage", "--source", "log", code=1)["differences"]) == 1
+
+
 def test_an_archive_with_a_hole_proves_nothing_about_the_chunk_with_the_hole(auditor: Auditor) -> None:
     own = auditor.own
     own.ask("ALTER TABLE events DELETE WHERE partition = %(p)s AND offset = 3 SETTINGS mutations_sync = 1", p=HOME)
@@ -230,6 +253,56 @@ def test_an_audit_beside_a_busy_pipeline_finds_no_difference(auditor: Auditor) -
     assert auditor.audit("usage", code=0)["meters"][0]["recounted_events"] == 93 + 80
 
 
+def test_an_audit_looks_once_however_fast_chunks_begin(auditor: Auditor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading progress and copying hot rows a chunk begins in some partition, as with many busy ones."""
+    own, looks, copy_hot = auditor.own, list[int](), HotCopy.take
+
+    def slow(self: HotCopy, *arguments: Any) -> Any:
+        looks.append(1)
+        own.send(*((body(f"look-{len(looks)}-{n}"), ()) for n in range(33)), partition=HOME)
+        own.wait_until_booked()
+        return copy_hot(self, *arguments)
+
+    with own.running():
+        own.wait_until_booked()
+        monkeypatch.setattr(HotCopy, "take", slow)
+        found = auditor.audit("usage", "--source", "log", code=0)
+    assert looks == [1] and found["complete"] and found["checked"]["chunks"] > 3
+
+
+def test_rows_ahead_of_progress_are_counted_again_and_those_that_it_cannot_reach_differ(
+    auditor: Auditor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker was killed before the first progress of a chunk: its rows are there, and are what the log says."""
+    own = auditor.own
+    begun = "partition = %(p)s AND chunk = (SELECT max(chunk) FROM progress WHERE partition = %(p)s)"
+    events = auditor.audit("usage", "--source", "log", code=0)["checked"]["events"]
+    own.ask(f"ALTER TABLE progress DELETE WHERE {begun} SETTINGS mutations_sync = 1", p=HOME)
+    found = auditor.audit("usage", "--source", "log", code=0)
+    assert found["complete"] and found["checked"]["events"] == events
+    assert found["meters"][0]["recounted_events"] == 93
+    own.ask("ALTER TABLE usage_hot UPDATE sum = sum + 1 WHERE partition = %(p)s AND meter = 'net.bytes'"
+            " SETTINGS mutations_sync = 1", p=HOME)  # fmt: skip
+    (difference,) = auditor.audit("usage", "--source", "log", code=1)["differences"]
+    assert difference["meter"] == "net.bytes"
+    own.ask(f"ALTER TABLE progress DELETE WHERE {begun} SETTINGS mutations_sync = 1", p=HOME)
+    monkeypatch.setattr("pipeline.audit._PATIENCE_S", 0)
+    assert len(auditor.audit("usage", "--source", "log", code=1)["differences"]) > 1
+
+
+def test_a_control_store_that_was_lost_leaves_everything_unchecked(
+    auditor: Auditor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What progress says of a chunk is the booking of its end; where the chunk began, nobody knows any more."""
+    shutil.copy(auditor.own.folder / "data" / "stack.json", tmp_path)
+    monkeypatch.setenv("TALLYMAN_DATA", str(tmp_path))
+    auditor.own.ask("ALTER TABLE progress DELETE WHERE chunk < 2 SETTINGS mutations_sync = 1")
+    found = auditor.audit("usage", "--source", "log", code=3)
+    assert found["differences"] == [] and {each["reason"] for each in found["unchecked"]} == {
+        "this control store does not know the topic"
+    }
+
+
 def test_an_audit_copies_more_bookings_that_are_not_sealed_than_an_insert_may_fill_unless_told(
     auditor: Auditor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +316,15 @@ def test_an_audit_copies_more_bookings_that_are_not_sealed_than_an_insert_may_fi
 def test_a_range_of_one_meter_reads_no_more_than_it_needs(auditor: Auditor) -> None:
     found = auditor.audit("usage", "--from", "1h", "--to", NOW.strftime("%Y-%m-%dT%H:%M"), code=0)
     assert found["meters"] == []
+    own = auditor.own
+    (booking,) = {row[0] for row in own.ask("SELECT max(booking) FROM usage")}
+    own.ask("INSERT INTO repairs (topic_id, partition, number, chunk_size, to_offset, from_booking, booking)"
+            " SELECT topic_id, partition, 1, 16, max(reached_offset), %(booking)s, max(reached_booking) FROM progress"
+            " WHERE partition = %(p)s GROUP BY topic_id, partition", p=1 - HOME, booking=booking)  # fmt: skip
+    (unchecked,) = auditor.audit("usage", "--from", "1h", code=3)["unchecked"]
+    assert unchecked["reason"].startswith("repaired")
     found = auditor.audit("usage", "--from", "2100-01-01", code=0)
-    assert found["checked"] == {"events": 0, "chunks": 0}
+    assert found["checked"] == {"events": 0, "chunks": 0} and found["unchecked"] == [], "long after a repair"
 
 
 def test_what_the_log_no_longer_has_is_named_and_the_archive_still_proves_it(auditor: Auditor) -> None:
@@ -260,3 +340,24 @@ def test_what_the_log_no_longer_has_is_named_and_the_archive_still_proves_it(aud
     reach = {each["partition"]: each["offset"] for each in found["checked_from"]}
     assert reach == {HOME: 32, 1 - HOME: 0}
     assert auditor.audit("usage", "--source", "archive", code=0)["complete"]
+
+
+def test_an_audit_of_a_range_reads_no_chunks_of_years_before(client: Client) -> None:
+    """From the chunk on in which the range begins, with the place where it begins; a repair behind that counts."""
+    topic = Topic(TOPIC, "usage", partitions=1, chunk_size=16, founded=True)
+    client.execute(
+        "INSERT INTO progress (topic_id, partition, chunk, covered, reached_offset, reached_clock_ms, reached_booking)"
+        f" SELECT '{TOPIC}', 0, number, 16, 16 * number + 16, number, {DAY} + 1000 * intDiv(number, 100)"
+        " FROM numbers(5000)"
+    )
+    every = list(read_chunks(client, topic))
+    assert len(every) == 5000
+    assert list(read_chunks(client, topic, DAY + 49_000)) == every[4899:]
+    assert list(read_chunks(client, topic, DAY + 49_500)) == every[4999:]
+    assert list(read_chunks(client, topic, DAY)) == every
+    *_, last = begun = list(read_chunks(client, topic, DAY + 49_000, begun=True))
+    assert begun[:-1] == every[4899:] and (last.chunk, last.start) == (5000, every[-1].reached)
+    client.execute("INSERT INTO repairs (topic_id, partition, number, chunk_size, to_offset, booking) VALUES",
+                   [(TOPIC, 0, 1, 16, 16 * 4950 + 8, DAY + 49_000)])  # fmt: skip
+    for first in (DAY + 30_000, DAY + 49_000):
+        assert list(read_chunks(client, topic, first))[1:] == every[4951:]
