@@ -23,6 +23,7 @@ SETTINGS: Mapping[str, Any] = {
     "max_insert_block_size": 1_048_449,
     "optimize_on_insert": 1,
     "do_not_merge_across_partitions_select_final": 1,
+    "use_skip_indexes_if_final": 0,  # it may leave out the newer of two rows of a key, and so show the older one
     "session_timezone": "UTC",
     # A booking of two billion rows is larger than what a server drops unless told: 50 GB.
     "max_table_size_to_drop": 0,

@@ -271,15 +271,15 @@ def _fate_of_others(project: Project, ask: Ask, report: SendReport) -> Outcome:
 def _wait_until_booked(ask: Ask, report: SendReport, on_progress: Callable[[int], None], patience_s: float) -> None:
     ends = {partition: runs[-1][1] + 1 for partition, runs in report.offsets.items()}
     best, moved = None, time.monotonic()
-    while True:
+    while ends:
         # A chunk begins when the one before is closed, so the furthest place says that all before it is booked.
-        rows = ask(
-            "SELECT partition, max(reached_offset), minIf(turned_offset, reached_booking = %(ended)s)"
-            " FROM progress FINAL WHERE topic_id = %(topic_id)s AND generation = 0 GROUP BY partition",
-            {"topic_id": report.topic.topic_id, "ended": ENDED},
+        where = "FROM progress WHERE topic_id = %(topic_id)s AND partition IN %(partitions)s AND generation = 0"
+        asked = {"topic_id": report.topic.topic_id, "partitions": tuple(ends), "ended": ENDED}
+        reached = dict(ask(f"SELECT partition, max(reached_offset) {where} GROUP BY partition", asked))
+        ended = ask(
+            f"SELECT partition, min(turned_offset) {where} AND reached_booking = %(ended)s GROUP BY partition", asked
         )
-        _refuse_behind_the_end(report, {partition: end for partition, _, end in rows if end})
-        reached = {partition: offset for partition, offset, _ in rows}
+        _refuse_behind_the_end(report, dict(ended))
         left = sum(max(0, end - reached.get(partition, 0)) for partition, end in ends.items())
         on_progress(left)
         if left == 0:
