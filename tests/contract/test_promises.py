@@ -59,7 +59,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "unit/invoices/test_render.py::test_a_float_never_reaches_the_paper",
     ),
     "P6 a row is a pure function of a prefix of the log": (
-        "model/test_real.py::test_the_model_itself_holds_through_200_schedules",
+        "model/test_real.py::test_the_model_itself_holds_through_80_schedules",
         "model/test_real.py::test_kills_zombies_failed_inserts_and_clock_steps_change_no_figure",
         "model/test_pinned.py::test_the_pinned_schedule_breaks_without",
         "integration/test_bad_input.py::test_a_replay_changes_nothing",

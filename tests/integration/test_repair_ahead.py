@@ -84,7 +84,7 @@ def positions(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @pytest.mark.parametrize(("again", "usage"), [
     (["void"], 9),
-    (["amend", "--set", "data.value=3"], 12),
+    pytest.param(["amend", "--set", "data.value=3"], 12, marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_void_whose_record_a_repair_skipped_can_be_done_again(
     own: Damaged, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], again: list[str], usage: int

@@ -80,8 +80,23 @@ def test_a_tenant_has_usage_whoever_else_is_asked_for(client: Client) -> None:
     assert (of(both, "gone"), of(both, "stays")) == ([5], [1])
 
 
-@pytest.mark.parametrize("older", ["sum", "first", "percentile", "counter", "lifecycle", "min"])
-@pytest.mark.parametrize("newer", ["sum", "first", "percentile", "counter", "time_weighted", "max"])
+def pairs(older: list[str], newer: list[str], *, every: int) -> list[Any]:
+    """Return all pairs of aggregations; most are more of the same, and run with --long."""
+    return [
+        pytest.param(first, second, marks=[pytest.mark.long] if (row + column) % every else [])
+        for row, first in enumerate(older)
+        for column, second in enumerate(newer)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    pairs(
+        ["sum", "first", "percentile", "counter", "lifecycle", "min"],
+        ["sum", "first", "percentile", "counter", "time_weighted", "max"],
+        every=3,
+    ),
+)
 def test_every_group_is_read_as_what_it_was_booked_as_last(client: Client, older: str, newer: str) -> None:
     """What one asks for beside it changes no figure: tenants, dimensions, or a project that says otherwise."""
     book(
@@ -244,8 +259,14 @@ def test_where_nothing_was_ever_booked_a_level_that_is_defined_has_no_row(client
 # The view of minutes, where late usage brought rows of other definitions into one.
 
 
-@pytest.mark.parametrize("newer", ["sum", "count", "avg", "min", "max", "latest", "sum_of_maxima"])
-@pytest.mark.parametrize("older", ["sum", "count", "min", "max", "latest"])
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    pairs(
+        ["sum", "count", "min", "max", "latest"],
+        ["sum", "count", "avg", "min", "max", "latest", "sum_of_maxima"],
+        every=2,
+    ),
+)
 def test_the_view_of_minutes_shows_what_is_read_where_a_meter_became_another(
     client: Client, older: str, newer: str
 ) -> None:

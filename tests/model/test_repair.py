@@ -10,8 +10,8 @@ from tests.model.repair_model import ADDED, RepairRules, run_schedule
 from tests.model.survey import first_broken
 
 
-def test_a_repair_costs_what_was_skipped_and_nothing_else_through_40_schedules() -> None:
-    for seed in range(40):
+def test_a_repair_costs_what_was_skipped_and_nothing_else_through_16_schedules() -> None:
+    for seed in range(16):
         run_schedule(seed, RepairRules())
 
 
