@@ -51,13 +51,11 @@ def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]
 
 
 def _is_due(chunk: OpenChunk, flush_s: float, *, caught_up: bool) -> bool:
-    """Tell whether a chunk has something to write and it is time.
+    """Tell whether it is time for a chunk that has something to write.
 
     A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
     would be more. Who keeps up has the time, and makes one sooner.
     """
-    if not chunk.unwritten:
-        return False
     share = _SHARE_CAUGHT_UP if caught_up else _SHARE_BEHIND
     pause_s = max(flush_s, min(share * chunk.flush_cost_s, _LONGEST_PAUSE_S))
     return time.monotonic() - chunk.flushed_at >= pause_s or _changed_keys(chunk) > MAX_CHANGED_KEYS
@@ -78,7 +76,7 @@ def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[
     others = [chunk for key, chunk in list(OPEN.items()) if key != (block.topic_id, block.partition)]
     caught_up = _caught_up()  # asked once for all, not once for each
     for chunk in others:
-        if _is_due(chunk, flush_s, caught_up=caught_up):
+        if chunk.unwritten and _is_due(chunk, flush_s, caught_up=caught_up):
             yield _flush(chunk, decoders)
             caught_up = _caught_up()
 

@@ -291,7 +291,7 @@ def _near(seal: _Seal) -> tuple[str, dict[str, object]]:
         lists[f"begin_{number}"] = tuple(keys)
     near = ""
     if begins:
-        # The index is asked by lists, which take long to look each row up in; rows by what their partition begins with.
+        # Lists tell the index where to look, but take long for each row that it leads to: an array tells those apart.
         near = f" AND indexHint({' OR '.join(begins)} OR (topic_id, partition) NOT IN %(sealed)s)"
         topics = sorted({topic_id for topic_id, _ in seal.places})
         each_from = []

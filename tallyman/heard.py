@@ -53,6 +53,7 @@ _FIRST_WATERMARKS = (
 )
 _MOST_NAMED = 100  # more are told by where they come from: a list takes longer than what it saves
 
+
 @dataclass(frozen=True, slots=True)
 class Clocks:
     """The log clocks up to which partitions are booked, by (topic id, partition), of topics that go on; those that have
