@@ -30,6 +30,7 @@ from tallyman.local.folder import ClickHouseEndpoint
 from tests.integration.booking import OwnProject, wait_for
 from tests.integration.test_dead_retry import HOUR, METERS, MORE, NOW, body, numbered
 from tests.integration.test_growth import growth_states, line, next_topic, send_values, wait_until_all_is_booked
+from tests.nimbus import ENTITY
 
 pytestmark = pytest.mark.integration
 OLD = "2020-02-29T12:00:00Z"
@@ -254,14 +255,7 @@ SELLER = {
   plan: standard
   subjects: [{subject: Zoë Åström, from: 2020-01-01}]
 """,
-    "entity.yaml": """entity: nimbus
-name: Nimbus Compute GmbH
-address: [Torstraße 1, 10119 Berlin]
-country: DE
-vat_id: DE136695976
-zone: UTC
-numbers: "NIM-{year}-{number:06d}"
-""",
+    "entity.yaml": ENTITY.replace("Europe/Berlin", "UTC"),
 }
 
 

@@ -17,11 +17,11 @@ from invoices.check import check_plans_and_accounts
 from invoices.cutoff import needed_booking
 from invoices.gather import Doubts
 from tallyman.cli.invoice import print_doubts
-from tallyman.config import ClickHouseConfig
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.local.folder import ClickHouseEndpoint
-from tallyman.project import Project, load_project, with_config
+from tallyman.project import Project
 from tallyman.sealed import decided_to
+from tests.nimbus import invoicing_project
 from tests.usage_rows import TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
@@ -96,30 +96,12 @@ accounts:
     plan: standard
     subjects: [{subject: tenant-gone, from: 2026-01-01, to: 2026-10-01}]
 """,
-    "entity.yaml": """\
-entity: nimbus
-name: Nimbus Compute GmbH
-address: [Torstraße 1, 10119 Berlin]
-country: DE
-vat_id: DE136695976
-zone: Europe/Berlin
-numbers: "NIM-{year}-{number:06d}"
-""",
 }
 
 
 @pytest.fixture
 def project(tmp_path: Path, clickhouse_endpoint: ClickHouseEndpoint, client: Client) -> Project:
-    folder = tmp_path / "cloud"
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, "utf-8")
-    project = load_project(folder, tmp_path / "data")
-    assert check_plans_and_accounts(project) == []
-    at = clickhouse_endpoint
-    database = client.execute("SELECT currentDatabase()")[0][0]
-    clickhouse = ClickHouseConfig(host=at.host, port=at.port, database=database)
-    return with_config(project, replace(project.config, clickhouse=clickhouse))
+    return invoicing_project(tmp_path, FILES, clickhouse_endpoint, client)
 
 
 def cpu(

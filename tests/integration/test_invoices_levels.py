@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,11 +12,9 @@ import pytest
 from clickhouse_driver import Client
 
 from invoices import batch
-from invoices.check import check_plans_and_accounts
-from tallyman.config import ClickHouseConfig
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter, parameters_of
-from tallyman.project import Project, load_project, with_config
+from tests.nimbus import invoicing_project
 from tests.usage_rows import Booked, seal
 
 pytestmark = pytest.mark.integration
@@ -64,15 +61,6 @@ accounts:
     plan: levels
     subjects: [{subject: tenant-zoë, from: 2026-10-16}]
 """,
-    "entity.yaml": """\
-entity: nimbus
-name: Nimbus Compute GmbH
-address: [Torstraße 1, 10119 Berlin]
-country: DE
-vat_id: DE136695976
-zone: Europe/Berlin
-numbers: "NIM-{year}-{number:06d}"
-""",
 }
 
 
@@ -90,12 +78,7 @@ def test_what_goes_on_by_itself_is_invoiced_to_the_cent(
     tmp_path: Path, clickhouse_endpoint: ClickHouseEndpoint, client: Client
 ) -> None:
     """October of Berlin has 745 hours; the tenant moves to another account after 360 of them."""
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, "utf-8")
-    project = load_project(tmp_path, tmp_path / "data")
-    assert check_plans_and_accounts(project) == []
-    project = at_clickhouse(project, clickhouse_endpoint, client)
+    project = invoicing_project(tmp_path, FILES, clickhouse_endpoint, client)
     traffic, uptime, volume = project.meters
     seal(
         client, SEPTEMBER_20,
@@ -132,13 +115,6 @@ def test_what_goes_on_by_itself_is_invoiced_to_the_cent(
     seal(client, NOVEMBER_1 + 1, read_at(volume, "2026-10-12T00:00", 1, "v1"))  # late
     again = batch.run(project, "2026-10", now=now, client=client)
     assert (again.issued, again.unchanged) == ((), report.issued)
-
-
-def at_clickhouse(project: Project, at: ClickHouseEndpoint, client: Client) -> Project:
-    database = client.execute("SELECT currentDatabase()")[0][0]
-    return with_config(
-        project, replace(project.config, clickhouse=ClickHouseConfig(host=at.host, port=at.port, database=database))
-    )
 
 
 def lines(document: Path) -> list[tuple[str, Decimal, str]]:

@@ -11,6 +11,7 @@ from invoices import number
 from invoices.load import read_accounts, read_entity
 from invoices.number import check_pattern, format_number, series_of
 from tallyman.errors import ConfigError, InvoiceError
+from tests import nimbus
 
 ACCOUNTS = """\
 accounts:
@@ -33,16 +34,7 @@ accounts:
     subjects: [{subject: tenant-zoe, from: 2026-10-16}]
 """
 
-ENTITY = """\
-entity: nimbus
-name: Nimbus Compute GmbH
-address: [Torstraße 1, 10119 Berlin]
-country: DE
-vat_id: DE136695976
-zone: Europe/Berlin
-numbers: "NIM-{year}-{number:06d}"
-payment_days: 14
-"""
+ENTITY = nimbus.ENTITY + "payment_days: 14\n"
 
 
 def accounts_of(folder, text=ACCOUNTS):
