@@ -30,7 +30,7 @@ from tallyman.log import setup
 from tallyman.usage import UsageQuery
 
 NOON, TOPIC, BOOKING, PARTITIONS = datetime(2026, 10, 5, 12, tzinfo=UTC), "Ecl5Q0nRQo2TbJGAGKdzDA", 20_731_000, 12
-_HEARD = """
+HEARD = """
 INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last, first_watermark_us,
     last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered)
 SELECT concat('host-', toString(number % {collectors})), 'e1', '{topic}', number % {collectors} % {partitions}, turn,
@@ -47,7 +47,7 @@ def hear(client: Client, collectors: int, rows: int) -> None:
     now_ms = round(NOON.timestamp()) * 1000
     turns = rows // collectors
     client.execute(
-        _HEARD.format(collectors=collectors, rows=turns * collectors, topic=TOPIC, partitions=PARTITIONS,
+        HEARD.format(collectors=collectors, rows=turns * collectors, topic=TOPIC, partitions=PARTITIONS,
                       booking=BOOKING, from_ms=now_ms - turns * 8000 + 1000, left_out=collectors + 1)
     )  # fmt: skip
     silent_ms = now_ms - 60_000

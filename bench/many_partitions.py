@@ -19,6 +19,7 @@ from pathlib import Path
 
 from clickhouse_driver import Client
 
+from bench.many_collectors import HEARD
 from bench.tables import table, times
 from pipeline.seal import Sealer
 from pipeline.watch import Watch
@@ -43,14 +44,6 @@ SELECT {sealed} - {seals} + 1 + number, 0, 1, 1, toDateTime({begin_s}), toDateTi
     concat('[', arrayStringConcat(arrayMap(p -> concat('{{"topic_id":"{topic}","partition":', toString(p), ',"chunk":',
     toString({chunk}), ',"offset":', toString({chunk} * {size}), ',"clock_ms":{begin_ms},"booking":{sealed},',
     '"definitions":1,"digest":0}}'), range({partitions})), ','), ']') FROM numbers({seals})"""
-_HEARD = """
-INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last, first_watermark_us,
-    last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered)
-SELECT concat('host-', toString(number % {collectors})), 'e1', '{topic}', number % {collectors} % {partitions}, turn,
-    {booking}, 1, turn * 8, turn * 8 + 7, at_ms * 1000, (at_ms + 7000) * 1000, at_ms, at_ms + 7000,
-    [concat('tenant-', toString(number % {collectors}))], ['vm'], 5
-FROM (SELECT number, intDiv(number, {collectors}) AS turn, {now_ms} - ({turns} - turn) * 8000 + 1000 AS at_ms
-    FROM numbers({rows}))"""
 
 
 @dataclass(frozen=True)
@@ -79,9 +72,7 @@ def fill(client: Client, size: Size) -> None:
     """Write what a pipeline would have written by then."""
     names = {
         "topic": TOPIC, "size": CHUNK, "partitions": size.partitions, "chunk": size.chunks // size.partitions,
-        "begin_ms": _ms(BEGIN), "begin_s": _ms(BEGIN) // 1000, "now_ms": _ms(size.now), "sealed": SEALED,
-        "booking": OPEN, "seals": size.seals, "collectors": size.collectors, "rows": size.heard,
-        "turns": size.heard // size.collectors,
+        "begin_ms": _ms(BEGIN), "begin_s": _ms(BEGIN) // 1000, "sealed": SEALED, "seals": size.seals,
     }  # fmt: skip
     client.execute(
         "INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, begins) VALUES",
@@ -94,7 +85,11 @@ def fill(client: Client, size: Size) -> None:
     client.execute(_SEALS.format(**names))
     client.execute("INSERT INTO rolled_up (booking, attempt) SELECT booking, 1 FROM seals")
     client.execute("INSERT INTO heard_joined_to (booking, joined_at) VALUES", [(SEALED, BEGIN)])
-    client.execute(_HEARD.format(**names))
+    turns = size.heard // size.collectors
+    client.execute(
+        HEARD.format(collectors=size.collectors, rows=size.heard, topic=TOPIC, partitions=size.partitions, booking=OPEN,
+                     from_ms=_ms(size.now) - turns * 8000 + 1000, left_out=size.heard)
+    )  # fmt: skip
     client.execute(
         "INSERT INTO usage_hot (meter, subject, dimensions, minute, booking, definitions, topic_id, partition, chunk,"
         " generation, covered, aggregation, scale, parameters, count, sum) SELECT 'vm.seconds', 'tenant-7', '{}',"

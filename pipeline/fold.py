@@ -78,7 +78,6 @@ def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[
     for chunk in others:
         if chunk.unwritten and _is_due(chunk, flush_s, caught_up=caught_up):
             yield _flush(chunk, decoders)
-            caught_up = _caught_up()
 
 
 def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChunk, Catalog]]:

@@ -99,6 +99,32 @@ def test_any_block_flushes_what_is_due_in_the_other_open_chunks() -> None:
     assert [flush.chunk for flush in due_elsewhere(block, walk.decoders, flush_s=0)] == [walk.chunk]
 
 
+def test_what_went_along_with_a_flush_is_not_flushed_again() -> None:
+    walk, other = Walk().send(body(1)), Walk(chunk=new_chunk(partition=1)).send(body(2))
+    for each in (walk.chunk, other.chunk):
+        OPEN[each.topic_id, each.partition] = each
+    block = walk.blocks[0]
+    block.partition = 2
+    flushes = due_elsewhere(block, walk.decoders, flush_s=0)
+    flush = next(flushes)
+    assert [flush.chunk, *(chunk for chunk, _ in flush.others)] == [walk.chunk, other.chunk]
+    for each in (walk.chunk, other.chunk):
+        each.acknowledged = each.here
+    assert not list(flushes)
+
+
+def test_beside_hundreds_of_partitions_a_block_looks_once_whether_all_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look goes through all of them."""
+    walk, looks = Walk().send(body(1)), []
+    for partition in range(300):
+        chunk = new_chunk(partition=partition)
+        chunk.acknowledged = None
+        OPEN[chunk.topic_id, partition] = chunk
+    monkeypatch.setattr(folding, "_caught_up", lambda: looks.append(1) or True)
+    assert not list(due_elsewhere(walk.blocks[0], walk.decoders, flush_s=60))
+    assert len(looks) == 1
+
+
 def test_a_booking_without_usage_turns_without_a_flush() -> None:
     walk = (
         Walk()
