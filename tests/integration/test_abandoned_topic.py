@@ -67,3 +67,13 @@ def test_lines_that_an_older_version_noted_are_told_apart_from_the_next_start_on
     note_line(client, [Topic(*row[:4], founded=True) for row in rows[1:]])
     found = read_completeness(client, expected_delay=timedelta(0))
     assert (found.complete_to, len(found.partitions)) == (NOON, 2)
+
+
+def test_a_partition_that_has_ended_is_not_set_aside_though_another_one_goes_on(client: Client) -> None:
+    """What retention takes behind its end is nobody's: nothing of it can be repaired."""
+    note_line(client, [Topic(TOPIC, "usage", 2, 16, founded=True)])
+    progress(client, 0, 0, 5, NOON, booking=ENDED)
+    progress(client, 1, 0, 5, NOON + HOUR)
+    for partition in (0, 1):
+        note_quarantine(client, TOPIC, partition, 5, "retention", "retention removed 40 offsets")
+    assert [each.partition for each in read_completeness(client).quarantines] == [1]

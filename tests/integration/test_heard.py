@@ -18,7 +18,7 @@ from tallyman.completeness import clocks_of
 from tallyman.errors import UsageQueryError
 from tallyman.heard import RETIRED_AFTER, SILENT_AFTER, count_collectors, read_collectors, read_gaps, retire
 from tallyman.local.folder import ClickHouseEndpoint
-from tallyman.topics import note_line
+from tallyman.topics import ENDED, note_line
 from tallyman.usage import CollectorSeen, Gap, UsageQuery
 from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
@@ -198,12 +198,16 @@ def test_a_watermark_of_years_ahead_that_was_written_once_counts_until_the_next_
     assert client.execute("SELECT watermark FROM collectors") == [(NOON + 3 * MINUTE,)]
 
 
-def test_who_was_heard_in_a_topic_that_was_replaced_is_judged_by_the_clock_of_the_new_one(client: Client) -> None:
+@pytest.mark.parametrize("ended", [False, True])
+def test_who_was_heard_in_a_topic_that_another_follows_or_replaced_is_judged_by_its_clock(
+    client: Client, *, ended: bool
+) -> None:
     fresh = "PqL1mTn0Rk6wYx8cVb2aZg"
-    note_line(client, [Topic(TOPIC, "usage", 1, 16, founded=True)])
-    progress(client, 0, 0, 5, NOON + 5 * MINUTE)
+    old, new = Topic(TOPIC, "usage", 1, 16, founded=True), Topic(fresh, "usage.again", 1, 16, founded=True)
+    note_line(client, [old])
+    progress(client, 0, 0, 5, NOON + 5 * MINUTE, booking=ENDED if ended else DAY)
     hear(client, 1, 5)
-    note_line(client, [Topic(fresh, "usage.again", 1, 16, founded=True)])
+    note_line(client, [old, new] if ended else [new])
     progress(client, 0, 0, 5, NOON + HOUR, topic=fresh)
     for state, clock in (("silent", NOON + HOUR), ("retired", NOON + HOUR + RETIRED_AFTER)):
         progress(client, 0, 0, 5 + len(state), clock, topic=fresh)
