@@ -96,7 +96,7 @@ def fill(client: Client, size: Size) -> None:
         f" toDateTime({_ms(size.now) // 60_000 * 60 - 3600} + 60 * number, 'UTC'), {OPEN}, 1, '{TOPIC}', 0, 0, 0, 10,"
         " 'sum', 0, '', 1, 5 FROM numbers(60)"
     )
-    for name in ("progress", "heard", "heard_newest", "progress_newest"):
+    for name in ("progress", "heard", "heard_newest"):
         client.execute(f"OPTIMIZE TABLE {name} FINAL")
 
 

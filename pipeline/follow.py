@@ -19,10 +19,7 @@ from tallyman.clickhouse import connect
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.metrics import gauge
 
-_REACHED = (
-    "SELECT partition, max(reached_offset), max(reached_clock_ms) FROM progress_newest"
-    " WHERE topic_id = %(topic)s GROUP BY partition"
-)
+_REACHED = "SELECT partition, offset, clock_ms FROM reached WHERE topic_id = %(topic)s"
 
 
 @dataclass(slots=True)

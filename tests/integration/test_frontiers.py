@@ -12,6 +12,7 @@ import pytest
 from clickhouse_driver import Client
 
 from tallyman.completeness import read_reached
+from tallyman.topics import ENDED
 from tests.usage_rows import DAY, TOPIC
 
 pytestmark = pytest.mark.integration
@@ -48,6 +49,27 @@ def test_holes_short_rows_rows_of_zombies_and_repairs_end_a_run_where_they_are(c
     for partition, chunks in written.items():
         expected = _followed(chunks, sealed.get(partition), repaired.get(partition))
         assert told.get(partition, (0, 0)) == expected, partition
+
+
+def test_what_dashboards_look_at_is_the_seal_or_what_was_booked_since(client: Client) -> None:
+    seals = "INSERT INTO seals (booking, generation, rows, events, places) VALUES"
+    booked = (
+        "INSERT INTO progress (topic_id, partition, chunk, generation, covered, reached_offset, reached_clock_ms,"
+        " reached_booking) VALUES"
+    )
+    reached = "SELECT topic_id, partition, offset, clock_ms FROM reached ORDER BY topic_id, partition"
+    ended = [("Before", 0, 900, 0, 8, 7208, 40, ENDED)]
+    client.execute(booked, [*ended, *((TOPIC, 0, chunk, 0, 8, chunk * 8 + 8, 1000 + chunk, DAY) for chunk in range(9))])
+    unsealed = [("Before", 0, 7208, 40), (TOPIC, 0, 72, 1008)]
+    assert client.execute(reached) == unsealed
+    # Partition 1 said nothing since the seal, and what is older than its chunk it said before.
+    client.execute(booked, [(TOPIC, 1, 4, 0, 8, 40, 1004, DAY), (TOPIC, 0, 9, 1, 8, 999, 9999, DAY)])
+    client.execute(seals, [(DAY, 0, 0, 0, json.dumps([_place(0, 9), _place(1, 7)])), (DAY - 1, 0, 0, 0, "[]")])
+    assert client.execute(reached) == [("Before", 0, 7208, 40), (TOPIC, 0, 72, 1008), (TOPIC, 1, 56, 5)]
+    client.execute(booked, [(TOPIC, 0, 9, 0, 5, 77, 2000, DAY + 1), ("next", 0, 0, 0, 2, 2, 2001, DAY + 1)])
+    assert client.execute("SELECT topic_id, partition, now_ms FROM clocks ORDER BY topic_id, partition") == [
+        (TOPIC, 0, 2000), (TOPIC, 1, 5), ("next", 0, 2001)
+    ]  # fmt: skip
 
 
 def _chunks(rng: random.Random) -> Iterator[tuple[int, int, int]]:
