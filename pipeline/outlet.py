@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class KafkaOutlet:
-    """See `pipeline.write.Outlet`. One producer for the process, made when it is first needed."""
+    """See `pipeline.write.Outlet`. One producer for each lane, made when it is first needed."""
 
     def __init__(self, brokers: Sequence[str], topic: str, progress_topic: str, expected_delay_us: int) -> None:
         self._brokers = tuple(brokers)

@@ -4,7 +4,7 @@ the next step.
     TallymanError
     ├── ConfigError        a file of the project is wrong; the message names the file and the line
     ├── EventError         an event cannot be accepted; carries the reason code of its dead letter
-    ├── QuantityError      a value is no exact number that the meter can hold
+    │   └── QuantityError  a value is no exact number that the meter can hold
     ├── EventFileError     a file of events cannot be read to its end
     ├── UsageQueryError    a question about usage that has no answer
     ├── PriceError         a plan cannot price this

@@ -352,11 +352,6 @@ def encode_lines(events: list[Event]) -> bytes:
     return b"\n".join(map(encode_event, events))
 
 
-def encode_batch(events: list[Event]) -> bytes:
-    """Write events as a JSON array, for a record of type `BATCH`."""
-    return b"[" + b",".join(map(encode_event, events)) + b"]"
-
-
 def identity(subject: str, source: str, event_id: str) -> bytes:
     """Return the 16 bytes by which a foreign event is counted once: (tenant, source, id), never its time.
 

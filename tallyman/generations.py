@@ -55,7 +55,7 @@ class Attempt:
 
     Attributes:
         began_with: The generations that were in force then: it comes into force only after exactly these.
-        ready: All its rows are there, and it was compared with what is in force.
+        ready: All its rows are there, so that it can be compared and put in force.
     """
 
     switch: Switch

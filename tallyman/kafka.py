@@ -239,7 +239,7 @@ def make_producer(brokers: Sequence[str], **options: Any) -> Any:
 def make_consumer(brokers: Sequence[str], **options: Any) -> Any:
     """Return a consumer that reads committed records in small fetches, checks checksums and never jumps.
 
-    It belongs to no group and commits nothing: progress lives with the data.
+    It belongs to no group unless `options` name one, and commits nothing: progress lives with the data.
 
     Raises:
         BrokerError: Kafka does not answer.

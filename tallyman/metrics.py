@@ -108,9 +108,6 @@ METRICS: tuple[Metric, ...] = (
         "tallyman_rules_delivery_seconds", "histogram", "Time that one webhook request took.", ("endpoint",)
     ),
     Metric("tallyman_rules_outbox_messages", "gauge", "Webhooks that wait to be delivered.", ("endpoint",)),
-    # invoices
-    Metric("tallyman_invoices_issued_total", "counter", "Invoices that got a number."),
-    Metric("tallyman_invoices_failed_total", "counter", "Invoices that could not be built."),
 )
 
 REGISTRY = CollectorRegistry()

@@ -48,12 +48,6 @@ def newest_line(client: Client) -> str:
     return str(client.execute(LINE_SQL)[0][0])
 
 
-def is_abandoned(client: Client, topic_id: str) -> bool:
-    """Tell whether another line is booked than the one that a topic belongs to."""
-    return bool(client.execute(f"SELECT topic_id FROM ({ABANDONED_SQL}) WHERE topic_id = %(topic)s",  # noqa: S608
-                               {"topic": topic_id}))  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class NotedTopic:
     """A topic as ClickHouse knows it."""

@@ -120,3 +120,29 @@ def test_the_docs_name_no_metric_that_does_not_exist() -> None:
     named = set(re.findall(r"\btallyman_(?:collectors|pipeline|rules|invoices)_[a-z_]+", text))
     assert named - {metric.name for metric in METRICS} == set()
     assert len(named) > 5
+
+
+def named_code() -> Iterator[tuple[Path, str]]:
+    """Yield (file, name) of the table in the architecture that says where things stand."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Where things stand")[2]
+    for row in (line for line in text.splitlines() if line.startswith("| ")):
+        file = None
+        for word in re.findall(r"`([^`]+)`", row):
+            if word.endswith((".py", ".sql")):
+                file = ROOT / word if "/" in word else (file or ROOT).with_name(word)
+            elif file is not None:
+                yield file, word
+
+
+def test_every_name_in_the_table_of_the_architecture_stands_where_it_says() -> None:
+    named = list(named_code())
+    assert len(named) > 100
+    missing = [f"{file.relative_to(ROOT)}: {name}" for file, name in named if not stands_in(file, name)]
+    assert missing == []
+
+
+def stands_in(file: Path, name: str) -> bool:
+    """Whether a file defines a name, or is where it is to be imported from."""
+    python = rf"^\s*(?:def|class) {name}\b|^{name}\b.*=|^from .* import .*\b{name}\b"
+    sql = rf"^CREATE (?:OR REPLACE )?(?:TABLE|VIEW)(?: IF NOT EXISTS)? {name}(?: AS)?$"
+    return re.search(f"{python}|{sql}", file.read_text(encoding="utf-8"), re.MULTILINE) is not None

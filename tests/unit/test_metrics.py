@@ -35,7 +35,7 @@ def ask() -> object:
 
 @pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
 def test_every_metric_is_named_after_its_room_and_a_base_unit(metric: metrics.Metric) -> None:
-    assert re.fullmatch(r"tallyman_(collectors|pipeline|rules|invoices)_[a-z_]+", metric.name)
+    assert re.fullmatch(r"tallyman_(collectors|pipeline|rules)_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|us|millis|kb|mb)(_|$)", metric.name)
     assert not {"tenant", "subject", "account", "message"} & set(metric.labels)
@@ -47,7 +47,7 @@ def test_a_metric_has_one_line_in_the_table() -> None:
 
 
 def test_asking_twice_gives_the_same_metric() -> None:
-    name = "tallyman_invoices_issued_total"
+    name = "tallyman_pipeline_seals_total"
     assert metrics.counter(name) is metrics.counter(name)
 
 
@@ -57,20 +57,20 @@ def test_every_metric_of_the_table_can_be_made() -> None:
 
 
 def test_a_misspelt_metric_names_the_nearest_one() -> None:
-    with pytest.raises(LookupError, match='did you mean "tallyman_invoices_issued_total"'):
-        metrics.counter("tallyman_invoices_isued_total")
+    with pytest.raises(LookupError, match='did you mean "tallyman_pipeline_seals_total"'):
+        metrics.counter("tallyman_pipeline_seels_total")
 
 
 def test_a_counter_asked_for_as_a_gauge_is_a_mistake() -> None:
     with pytest.raises(LookupError, match="no gauge of that name"):
-        metrics.gauge("tallyman_invoices_issued_total")
+        metrics.gauge("tallyman_pipeline_seals_total")
 
 
 def test_metrics_are_shown_in_the_text_format(ask) -> None:
-    metrics.counter("tallyman_invoices_failed_total").inc(0)
+    metrics.counter("tallyman_pipeline_seals_total").inc(0)
     status, text = ask(lambda: (True, "ready"))("/metrics")
     assert status == 200
-    assert "tallyman_invoices_failed_total " in text
+    assert "tallyman_pipeline_seals_total " in text
     assert "process_resident_memory_bytes" in text
 
 
