@@ -46,8 +46,8 @@ Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 LIMIT = 20
 _EXPIRED = "a TTL on ids has taken identities that were accepted in it; its usage was compared"
-_LOOKS = 2  # at hot rows that progress does not reach yet
-_LOOK_EVERY_S, _PATIENCE_S = 0.2, 10.0  # until it does; a flush writes the ones before the other
+_LOOKS = 2  # how often hot rows that progress does not reach are read again
+_LOOK_EVERY_S, _PATIENCE_S = 0.2, 10.0  # while progress may catch up: a flush writes it behind the rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,8 +270,8 @@ class _Audit:
     def _wait_for_progress(
         self, later: Sequence[ChunkKey], rows: Mapping[tuple[str, int], Mapping[int, Rows]]
     ) -> Set[tuple[str, int]]:
-        """Return the partitions in which progress does not reach the rows of some chunks, nor does when the flush that
-        wrote them should be over.
+        """Return the partitions whose progress does not reach their rows even when the flush that wrote them should be
+        over.
         """
         behind: dict[tuple[str, int], int] = {}
         for topic_id, partition, chunk in later:

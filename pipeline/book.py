@@ -51,7 +51,8 @@ class Place:
 
 
 def booking_after(booking: int, clock_ms: int, opens: int = 0) -> int:
-    """Return a record's booking: its log day, or what a close opened (it names it: a second copy is harmless).
+    """Return a record's booking: the day of the log clock, or a later one that a close opened. A close names the
+    booking, so that a second copy of it changes nothing.
 
     A close that names a booking beyond tomorrow's range is nobody's close and opens nothing.
     """
@@ -197,7 +198,7 @@ class OpenChunk:
 
     @property
     def in_sealed(self) -> bool:
-        """Whether events would be booked in what is sealed: those of its own line a partition has left."""
+        """Whether its events would land in a sealed booking, which only another line of topics can have sealed."""
         return 0 < self.here.booking <= self.sealed_to and self.here.counts.received > self.booked
 
     def forget_written_ids(self) -> None:

@@ -122,9 +122,9 @@ class Block:
     Attributes:
         after: The place behind it; its counts are filled in when the block is folded.
         begins: The place of its first record, if a booking begins here.
-        turn: A booking begins here: what is dirty is written before.
-        closes: The chunk ends behind it: everything is written before the next begins.
-        idle: It is none, nothing has come; `at_end`: and for a moment the log had no more.
+        turn: A booking begins here; what is not written yet is flushed first.
+        closes: The chunk ends behind it; all of it is flushed before the next one begins.
+        idle: The poll brought nothing; `at_end`: and the broker said that the log ends here.
     """
 
     topic_id: str

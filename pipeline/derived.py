@@ -48,7 +48,7 @@ class BlocksDifference:
 
     Attributes:
         events, in_blocks: How many events its minutes and the blocks count.
-        differs: What does not agree, of `FIGURES`; `series`: whose it is, or when.
+        differs: Which of `FIGURES` do not agree; `series`: all do in sum, but not for each series and time.
     """
 
     booking: int
@@ -72,7 +72,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealDifference:
-    """A sealed booking whose seal says something else than usage holds; None: it says, or there is, nothing."""
+    """A sealed booking whose seal and usage disagree; None stands for the side that has nothing."""
 
     booking: int
     sealed: Extent | None

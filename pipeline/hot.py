@@ -32,7 +32,7 @@ class HotCopy:
 
         Args:
             above, first: Bookings above the one and from the other on.
-            tails: Chunks; of other partitions all chunks are told.
+            tails: The chunk from which on a partition's are returned; of partitions that are not named, all are.
         """
         table = self._table
         self._client.execute(f"TRUNCATE TABLE {table}")

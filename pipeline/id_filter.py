@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 _PROBES, _BITS_EACH = 8, 20
 _DENSER = {20: 14, 14: 10, 10: 7}  # bits for each id, where there is no room for another layer
 _DENSE_LAYERS = 3  # the largest; the others hold few ids, and would be as unsure
-_SHARES = 64  # in which the range of hashes is given up, the upper half of those that are left at a time
+_SHARES = 64  # of the range of hashes; without room for all, the upper half of those still covered is given up
 _SHARE_BITS = 58  # of a hash lie below the number of its share
 _FIRST_BITS, LIMIT_BYTES = 1 << 28, 1 << 30
-_DENSE = "none is needed: more new ids are looked up, up to a third; to have fewer, raise id_filter_bytes"
-_FULL = "none is needed: ids that it does not cover are looked up; to have more of them covered, raise id_filter_bytes"
+_DENSE = "no action is needed: up to a third of new ids are looked up; raise id_filter_bytes to make that fewer"
+_FULL = "no action is needed: ids that it does not cover are looked up; raise id_filter_bytes to cover more of them"
 
 
 class _Cover(NamedTuple):
@@ -110,8 +110,8 @@ class IdFilter:
         tried once more.
 
         Args:
-            below: Where this process began to read each of them: what it accepts from there on it adds itself. Were
-                those in that stand there already, all that is read again after a restart would be asked of ClickHouse.
+            below: Where this process began to read each of them. Ids from there on are added as they are accepted:
+                loading them now would make every event that is read again after a restart look like a copy.
             before: The topics before and how many partitions each has: theirs are read once for all partitions.
         """
         keys, this = [(topic_id, partition) for partition in below], object()
@@ -138,7 +138,7 @@ class IdFilter:
     def _take_in(self, store: IdStore, topic_id: str, below: Mapping[int, int], start: int) -> Iterator[int]:
         """Add what is accepted of some partitions, from a hash on as far as the filter covers; yield how far all is.
 
-        What is let go meanwhile takes with it what was added: who asked for this load then counts no more.
+        If the filter is emptied meanwhile, what was added is gone, and the load has to be asked for again.
         """
         if start >= self._cover.end:
             return

@@ -68,7 +68,7 @@ class IdColumns(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """Accepted identities as columns, and the hash (`identity_high`) below which all of them are told with these."""
+    """Accepted identities as columns. `end`: with these, all whose `identity_high` is below it have been given."""
 
     end: int
     high: U64

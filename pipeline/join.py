@@ -1,7 +1,7 @@
 """Join what is known of numbered batches: readers find gaps in few rows, however long collectors have been sending.
 
 A row of `heard` says that some numbers stand in the log, which stays true. So runs may be joined at any time, by
-anybody, twice or by halves; what counts is that none is left out before it is joined, and readers see to that.
+anybody, repeatedly or in part: readers take in whatever is not joined yet.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class _Rebuild:
         return chunks
 
     def _refuse_older_behind(self, switch: Switch) -> None:
-        """Refuse while usage behind it was or can still be booked by older definitions (`older_ones_are_sealed`)."""
+        """Refuse while later usage was, or can still be, booked by older definitions (`older_ones_are_sealed`)."""
         for topic in self._line():
             frontiers = [
                 read_frontier(self._client, topic.topic_id, partition, topic.chunk_size)

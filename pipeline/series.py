@@ -101,11 +101,11 @@ class SeriesTable:
 
 
 class LastMet:
-    """When each series without an item was last met, counted in tables that were cleared, as one is when a chunk or a
-    booking ends.
+    """When each series without an item was last met. The clock is the number of tables cleared: one for each chunk or
+    booking that ended.
 
     Attributes:
-        cleared: How many were.
+        cleared: How many tables were.
     """
 
     def __init__(self) -> None:

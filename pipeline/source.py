@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 IDLE_MS = 200  # how long an idle process sleeps; also how soon it notices a stop
 POLL_EVERY_S = 0.02  # so that a fetch for a quiet partition is always under way while busy ones are folded
-FULL_BYTES = 6 * PORTION_BYTES  # that wait in a queue before nothing more is fetched for its partition
-ALL_FULL_BYTES = 128 * PORTION_BYTES  # that wait in all of them before only who has nothing gets something, a fetch
+FULL_BYTES = 6 * PORTION_BYTES  # waiting for one partition: no more is fetched for it
+ALL_FULL_BYTES = 128 * PORTION_BYTES  # waiting in all: only partitions with nothing waiting get a fetch
 
 
 class _Queue:

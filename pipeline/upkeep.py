@@ -146,9 +146,9 @@ class Upkeep:
         )
 
     def _send_on_early(self) -> None:
-        """See whether this topic is followed now; then what comes behind its ends is copied, partition by partition.
+        """See whether another topic follows this one now; then copy what comes behind its ends, partition by partition.
 
-        One partition may hold the growth up for longer than the others keep what comes late.
+        Not only when all have ended: one may take longer than Kafka keeps what comes late in the others.
         """
         config = self._config
         if self._followed:

@@ -91,7 +91,7 @@ class Found(NamedTuple):
     newest: Mapping[Named, Made]
 
     def shapes(self) -> Sequence[Shape]:
-        """Return as what the groups were booked last, the newest definitions last."""
+        """Return the shapes that groups were booked with last, by definitions, the newest last."""
         made = sorted({(each.definitions, each.aggregation, each.parameters) for each in self.newest.values()})
         return [Shape(as_aggregation(aggregation), parameters) for _, aggregation, parameters in made]
 
@@ -134,7 +134,7 @@ def may_hold_unseen(asked: Asked, shape: Shape, found: Found) -> bool:
 
 
 def read_carried(asked: Asked) -> list[Shape]:
-    """Return as what levels and states were booked before the range, of the tenants that are asked for."""
+    """Return the shapes that levels and states of the tenants asked for were booked with before the range."""
     rows = read_made(asked.source, asked.windows.start, CARRIED)
     return [Shape(as_aggregation(aggregation), parameters) for aggregation, parameters in rows]
 
@@ -186,7 +186,8 @@ def _made(row: TotalsRow | ValuesRow | MomentsRow) -> Made:
 class _Telling:
     """What the rows of one group tell: those that its aggregation can read, and by which terms its answers follow.
 
-    What is kept together by one aggregation tells something to every other; what is kept apart by one only to it.
+    Totals that are kept together can answer any aggregation; rows that are kept apart, by value or moment, only their
+    own.
 
     Attributes:
         aggregate: What derives the answers: how many there are is the sum of one for each.

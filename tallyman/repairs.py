@@ -17,8 +17,8 @@ _REPAIRS = (
     "SELECT topic_id, partition, number, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, from_booking,"
     " booking, definitions, counts, reason, note, who, decided_at FROM repairs FINAL"
 )
-# A condition on rows of `ids`: what who did not know of a repair wrote of its place or behind never counted. These
-# records were skipped, or were judged anew since, perhaps by other definitions.
+# A condition on rows of `ids`: those at a repair's place or behind it, written by a worker that did not know of the
+# repair, never counted. Their records were skipped, or were judged anew since, perhaps by other definitions.
 NOT_UNDONE = (
     " AND NOT arrayExists("
     "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND ids.repairs < each.4,"

@@ -43,7 +43,7 @@ _LAST_DAY = (LAST_MOMENT - FIRST_MOMENT).days
 
 
 def decided_to(booking: int) -> datetime:
-    """Return up to where what is booked up to a booking says how high levels are, once the log has left that booking.
+    """Return the instant up to which bookings no later than this one decide how high levels are.
 
     It is where the day of the next number begins: the log has come into that day, wherever it goes on, and the number
     alone says so, whoever asks and whenever.

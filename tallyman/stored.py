@@ -142,8 +142,8 @@ class Source:
 
         Args:
             only: One more condition.
-            edges: Where the windows begin and end that alone are told apart, as `tiled` gives them: between the
-                outermost, sealed bookings may be read from `usage_rolled_up`, whose rows are fewer by far.
+            edges: Where windows begin and end, as `tiled` gives them. Nothing finer need be told apart, so that
+                sealed usage between the outermost may come from the far fewer rows of `usage_rolled_up`.
         """
         query = self.query
         switches = tuple(each for each in self.switches if each.about(query.meter, span))
