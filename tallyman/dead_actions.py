@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from tallyman.admission import Admission, admit
 from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_certain_keys, read_slices
 from tallyman.errors import BrokerError, EventError, UsageQueryError
 from tallyman.kafka import make_producer
-from tallyman.line import read_topic_now
+from tallyman.line import TopicNow, read_topic_now
 from tallyman.send import SendReport, SentBatch, runs_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ActionReport:
 
     Attributes:
         groups: (reason, type, source) -> how many letters can be let in, or are discarded.
-        refused: (reason, sentence) -> how many letters cannot be let in, and `examples` of them (position, sentence).
+        refused: How many letters cannot be let in; `examples`: (position, sentence) of the first of them.
         sent: What Kafka acknowledged; None for a preview and for a discard.
     """
 
@@ -85,51 +85,79 @@ def retry(
     keys = read_certain_keys(client, choice)
     if "id" in changes and len(keys) > 1:
         raise UsageQueryError(f"--set id: {len(keys)} letters would become one event; mend them one by one")
-    now = read_topic_now(project)
-    topic, before = now.info, now.before_ids
-    groups: Counter[tuple[str, str, str]] = Counter()
-    types: Counter[str] = Counter()
-    refused, examples, done, events, size = 0, list[tuple[str, str]](), 0, 0, 0
-    offsets: dict[int, list[int]] = {}
-    batches: list[SentBatch] = []
-    mended = _written(changes)
+    retrying = _Retrying(read_topic_now(project), changes)
     producer = None if preview else make_producer(project.kafka_brokers)
     try:
         for letters in read_slices(client, keys):
-            admitted: list[tuple[DeadLetter, tuple[Admission, ...]]] = []
-            for letter in letters:
-                try:
-                    admitted.append((letter, admit(letter, changes, topic, before)))
-                except EventError as error:
-                    refused += 1
-                    if len(examples) < _REFUSALS_KEPT:
-                        examples.append((letter.position, f"{error.reason}: {error.detail}"))
-            groups.update((each.reason, each.type, each.source) for each, _ in admitted)
+            admitted = retrying.admit(letters)
             records = [record for _, each in admitted for record in each]
             if producer is not None:
-                for record, (partition, offset) in zip(records, _send(producer, topic.name, records), strict=True):
-                    offsets.setdefault(partition, []).append(offset)
-                    if record.whole:
-                        batches.append(SentBatch(partition, offset, record.events, record.types))
-                mark_handled(client, [letter for letter, _ in admitted], "retried", mended)
-            events += sum(record.events for record in records)
-            size += sum(len(record.value) for record in records)
-            for record in records:
-                types.update(record.types if not record.whole else ())
-            done += len(letters)
-            on_progress(done, len(keys))
+                retrying.note_sent(records, _send(producer, retrying.topic.name, records))
+                mark_handled(client, [letter for letter, _ in admitted], "retried", retrying.mended)
+            on_progress(retrying.done, len(keys))
     finally:
         if producer is not None:
             producer.close(timeout=5)  # nothing is under way any more, or it failed
-    sent = None
-    if not preview:
-        runs = {partition: runs_of(found) for partition, found in sorted(offsets.items())}
-        sent = SendReport(topic=topic, events=events, records=sum(map(len, offsets.values())), bytes=size,
-                          took_s=time.monotonic() - began, offsets=runs, types=types,
-                          batches=tuple(batches))  # fmt: skip
-    return ActionReport(
-        chosen=len(keys), groups=dict(groups.most_common()), refused=refused, examples=tuple(examples), sent=sent
-    )
+    sent = None if preview else retrying.sent(time.monotonic() - began)
+    return retrying.report(len(keys), sent)
+
+
+class _Retrying:
+    """What becomes of dead letters that are let in again, slice by slice.
+
+    Attributes:
+        topic: Where they go.
+        mended: The changes, as the mark of a letter keeps them.
+        done: How many letters were looked at.
+    """
+
+    def __init__(self, now: TopicNow, changes: Mapping[str, bytes]) -> None:
+        self.topic, self._before = now.info, now.before_ids
+        self._changes, self.mended = changes, _written(changes)
+        self.done = self._refused = self._events = self._size = 0
+        self._examples: list[tuple[str, str]] = []
+        self._groups: Counter[tuple[str, str, str]] = Counter()
+        self._types: Counter[str] = Counter()
+        self._offsets: dict[int, list[int]] = {}
+        self._batches: list[SentBatch] = []
+
+    def admit(self, letters: Sequence[DeadLetter]) -> list[tuple[DeadLetter, tuple[Admission, ...]]]:
+        """Return the letters that can be let in, mended, each with its records."""
+        admitted: list[tuple[DeadLetter, tuple[Admission, ...]]] = []
+        for letter in letters:
+            try:
+                admitted.append((letter, admit(letter, self._changes, self.topic, self._before)))
+            except EventError as error:
+                self._refused += 1
+                if len(self._examples) < _REFUSALS_KEPT:
+                    self._examples.append((letter.position, f"{error.reason}: {error.detail}"))
+        self._groups.update((each.reason, each.type, each.source) for each, _ in admitted)
+        for record in (record for _, records in admitted for record in records):
+            self._events += record.events
+            self._size += len(record.value)
+            self._types.update(record.types if not record.whole else ())
+        self.done += len(letters)
+        return admitted
+
+    def note_sent(self, records: Sequence[Admission], places: Sequence[tuple[int, int]]) -> None:
+        """Note at which (partition, offset) each record was acknowledged."""
+        for record, (partition, offset) in zip(records, places, strict=True):
+            self._offsets.setdefault(partition, []).append(offset)
+            if record.whole:
+                self._batches.append(SentBatch(partition, offset, record.events, record.types))
+
+    def sent(self, took_s: float) -> SendReport:
+        return SendReport(
+            topic=self.topic, events=self._events, records=sum(map(len, self._offsets.values())), bytes=self._size,
+            took_s=took_s, offsets={each: runs_of(found) for each, found in sorted(self._offsets.items())},
+            types=self._types, batches=tuple(self._batches),
+        )  # fmt: skip
+
+    def report(self, chosen: int, sent: SendReport | None) -> ActionReport:
+        return ActionReport(
+            chosen=chosen, groups=dict(self._groups.most_common()), refused=self._refused,
+            examples=tuple(self._examples), sent=sent,
+        )  # fmt: skip
 
 
 def _send(producer: Any, topic: str, records: list[Admission]) -> list[tuple[int, int]]:
