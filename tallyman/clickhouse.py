@@ -4,6 +4,7 @@ of its refusals means.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,8 +37,11 @@ SETTINGS: Mapping[str, Any] = {
     "select_sequential_consistency": 1,
     "alter_sync": 2,
 }
-NETWORK_ERRORS = (driver_errors.NetworkError, driver_errors.SocketTimeoutError, EOFError, ConnectionError)
+# What a client raises. The driver wraps errors of the socket only while it connects: a server that falls silent in the
+# middle of a query is a bare TimeoutError, one that cannot be reached any more another OSError.
+NETWORK_ERRORS = (driver_errors.NetworkError, driver_errors.SocketTimeoutError, EOFError, OSError)
 STORE_ERRORS = (driver_errors.Error, EOFError, OSError)
+_NO_WAY = frozenset((errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH))
 
 TYPE_MISMATCH, UNKNOWN_TABLE = 53, 60
 _SCHEMA = (
@@ -144,6 +148,17 @@ def refusal(code: int, doing: str, said: str) -> StoreRefusedError:
     """Return the sentence of one of `REFUSALS`."""
     name, step = REFUSALS[code]
     return StoreRefusedError(f"{doing}: ClickHouse refuses: {said} (code {code}, {name}); {step}")
+
+
+def is_of_the_network(error: BaseException) -> bool:
+    """Whether an error is of a connection and not of a file; for blocks that do both.
+
+    >>> is_of_the_network(TimeoutError("timed out")), is_of_the_network(OSError(errno.ENOSPC, "No space left"))
+    (True, False)
+    """
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return error.errno in _NO_WAY
+    return isinstance(error, NETWORK_ERRORS)
 
 
 @contextmanager

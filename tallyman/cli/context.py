@@ -133,7 +133,7 @@ def clickhouse(project: Project) -> Iterator[Client]:
     """
     from clickhouse_driver import errors
 
-    from tallyman.clickhouse import NETWORK_ERRORS, connect, store_error
+    from tallyman.clickhouse import NETWORK_ERRORS, connect, is_of_the_network, store_error
     from tallyman.errors import StoreError, StoreRefusedError
 
     endpoint = project.clickhouse
@@ -141,6 +141,8 @@ def clickhouse(project: Project) -> Iterator[Client]:
     try:
         yield client
     except (errors.Error, *NETWORK_ERRORS) as error:
+        if isinstance(error, OSError) and not is_of_the_network(error):
+            raise  # of a file: the block writes some, too
         told = store_error(error, f"{endpoint.host}:{endpoint.port}")
         if isinstance(told, StoreRefusedError):
             raise told from error
