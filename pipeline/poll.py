@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
@@ -28,6 +29,7 @@ PORTION_BYTES = 2 * 1024 * 1024
 # What one poll decompresses; the rest of the answers stays as small as it came. It is half a second of single events,
 # so that the next answer is there before they are folded.
 POLL_BYTES = 32 * PORTION_BYTES
+PATIENCE_S = 60.0  # how long a job that ends waits for the next records: a leader is elected, a broker started, in less
 _UNIT_BYTES = 64 * 1024  # for each of them a fetch counts as a record where kafka-python limits a poll
 _EXPECTED = {"fetch_offset", "tp", "records", "aborted_transactions", "on_drain"}
 
@@ -97,6 +99,28 @@ class Poller:
             raise BrokerError(f'topic "{self._topic}": expected records, got {said}') from error
         for fetch in fetches:
             self._doubtful.pop(fetch.partition, None)
+        return fetches
+
+    def wait(self, partition: int, position: int) -> list[Fetch]:
+        """Return what arrives next of the one partition that is read, for jobs that end: they need all of it.
+
+        A consumer gives back nothing while the brokers are away, as where nothing is to be had; but here it is known
+        that the log goes on.
+
+        Args:
+            position: Where that is.
+
+        Raises:
+            LogError, BrokerError: As `poll`; or nothing came for a minute.
+        """
+        until = time.monotonic() + PATIENCE_S
+        while not (fetches := self.poll(500)):
+            if time.monotonic() > until:
+                raise BrokerError(
+                    f'topic "{self._topic}", partition {partition}: expected the records from offset {position} on, '
+                    f"got none for {PATIENCE_S:.0f} s. Is Kafka away, or the partition without a leader? Run this "
+                    "again when it is back: what is half done is done to its end then"
+                )
         return fetches
 
     def close(self) -> None:

@@ -249,7 +249,7 @@ def read_range(
 
     Raises:
         LogError: The log does not reach from `start` to `end`.
-        BrokerError: Kafka does not answer.
+        BrokerError: Kafka does not answer, or gives nothing of it for a minute.
     """
     poller = Poller(make_consumer(brokers), topic, topic_id)
     try:
@@ -261,7 +261,7 @@ def read_range(
         poller.seek(partition, start)
         position = start
         while position < end:
-            for fetch in poller.poll(500):
+            for fetch in poller.wait(partition, position):
                 if position < end:
                     part = fetch.below(end)
                     position = part.next

@@ -54,6 +54,7 @@ class Source(Protocol):
 
         Raises:
             LogError: It does not have them.
+            BrokerError: Kafka does not give them.
         """
         ...
 
@@ -98,7 +99,7 @@ class LogSource:
             self._poller.assign([partition])
             self._seek(partition, position)
         while not queue:
-            for fetch in self._poller.poll(500):
+            for fetch in self._poller.wait(partition, position):
                 if (fetch.partition, fetch.first) == self._behind:
                     queue.append(fetch)
                     self._behind = partition, fetch.next
