@@ -5,8 +5,9 @@ readable.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,19 +22,21 @@ from tallyman.kafka import ANY_SIZE, MAX_MESSAGE_BYTES, make_producer
 
 _ACK_TIMEOUT_S = 30
 _MOST_PUSHED = MAX_MESSAGE_BYTES // 2
+_PUSH_WAIT_MS = 1000  # for the topic's metadata, in the middle of a flush
+_PUSH_REST_S, _PUSH_LONGEST_REST_S = 5.0, 60.0
 _TICKS_AT_ONCE = 10_000
 log = logging.getLogger(__name__)
 
 
 class KafkaOutlet:
-    """See `pipeline.write.Outlet`. One producer for each lane, made when it is first needed."""
+    """See `pipeline.write.Outlet`. Its producers are made when they are first needed."""
 
     def __init__(self, brokers: Sequence[str], topic: str, progress_topic: str, expected_delay_us: int) -> None:
         self._brokers = tuple(brokers)
         self._topic = topic
-        self._progress_topic = progress_topic
         self._expected_delay_us = expected_delay_us
         self._made: Any = None
+        self._pushes = _Pushes(self._brokers, progress_topic)
 
     @property
     def _producer(self) -> Any:
@@ -42,27 +45,19 @@ class KafkaOutlet:
         return self._made
 
     def close(self) -> None:
-        """Let go of the producer; what it has not sent yet is pushes and ticks, which may be lost."""
+        """Let go of the producers; what they have not sent yet is pushes and ticks, which may be lost."""
+        self._pushes.close()
         if self._made is not None:
             self._made.close(timeout=2)
             self._made = None
 
     def forward(self, forwards: Sequence[Forward]) -> None:
         doing = "forwarding to the home partition"
-        try:
-            futures = [
-                self._producer.send(
-                    self._topic,
-                    key=each.key or None,
-                    value=each.value,
-                    headers=list(each.headers),
-                    partition=each.partition,
-                )
-                for each in forwards
-            ]
-        except KafkaError as error:
-            raise _unacknowledged(doing, error) from error
-        _acknowledged(futures, doing)
+        records = [
+            {"key": each.key or None, "value": each.value, "headers": list(each.headers), "partition": each.partition}
+            for each in forwards
+        ]
+        _send_all(self._producer, self._topic, records, doing)
 
     def tick(self, partition: int) -> None:
         """Move the clock of a silent partition."""
@@ -87,10 +82,65 @@ class KafkaOutlet:
         if len(value) > _MOST_PUSHED:  # thousands of long names: whoever waits asks for all
             value = msgspec.json.encode(record | {"touched": None})
         key = f"{self._topic}/{progress.partition}".encode()
+        self._pushes.send(key, value)
+
+
+class _Pushes:
+    """Sends pushes with a producer of their own, and never holds booking up: after one that is lost, those of the next
+    seconds are not even tried. The rules engine makes up for them by looking in its own time.
+    """
+
+    def __init__(self, brokers: Sequence[str], topic: str) -> None:
+        self._brokers, self._topic = tuple(brokers), topic
+        self._made: Any = None
+        self._again_at = self._rest_s = 0.0
+        self._lock = threading.Lock()  # the producer's own thread tells what became of a push
+
+    def send(self, key: bytes, value: bytes) -> None:
+        if time.monotonic() < self._again_at:
+            return
         try:
-            self._producer.send(self._progress_topic, key=key, value=value)
+            if self._made is None:
+                self._made = _make_push_producer(self._brokers)
+            future = self._made.send(self._topic, key=key, value=value)
         except (KafkaError, BrokerError) as error:
-            log.warning("push_lost", extra={"partition": progress.partition, "error": str(error)[:500]})
+            self._lost(error)
+        else:
+            future.add_callback(self._taken)
+            future.add_errback(self._lost)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close(timeout=2)
+            self._made = None
+
+    def _taken(self, _: Any) -> None:
+        with self._lock:
+            was_lost, self._again_at, self._rest_s = self._rest_s > 0, 0.0, 0.0
+        if was_lost:
+            log.info("pushes_go_on", extra={"topic": self._topic})
+
+    def _lost(self, error: BaseException) -> None:
+        with self._lock:
+            if time.monotonic() < self._again_at:
+                return  # it was under way when another one was lost
+            is_first = not self._rest_s
+            self._rest_s = min(max(_PUSH_REST_S, 2 * self._rest_s), _PUSH_LONGEST_REST_S)
+            self._again_at = time.monotonic() + self._rest_s
+        if is_first:
+            said = f"{type(error).__name__}: {error}"[:500]
+            step = f'alarms are late until Kafka takes them again; if "{self._topic}" is gone, start the pipeline again'
+            log.warning("push_lost", extra={"topic": self._topic, "error": said, "next_step": step})
+
+
+def _make_push_producer(brokers: Sequence[str]) -> Any:
+    return make_producer(
+        brokers,
+        enable_idempotence=False,  # a push that comes twice does no harm
+        max_block_ms=_PUSH_WAIT_MS,
+        request_timeout_ms=5_000,
+        delivery_timeout_ms=10_000,  # so long it may wait for a leader; then it is old news
+    )
 
 
 def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: int, definitions: int) -> list[int]:
@@ -105,8 +155,8 @@ def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: in
     producer = make_producer(tuple(brokers))
     try:
         headers = [(CLOSE, str(booking).encode()), (DEFINITIONS, str(definitions).encode())]
-        futures = [producer.send(topic, value=b"", headers=headers, partition=number) for number in range(partitions)]
-        written = _acknowledged(futures, f"writing the close that opens booking {booking}")
+        records = [{"value": b"", "headers": headers, "partition": number} for number in range(partitions)]
+        written = _send_all(producer, topic, records, f"writing the close that opens booking {booking}")
         return [int(each.timestamp) for each in written]
     finally:
         producer.close(timeout=5)
@@ -121,21 +171,23 @@ def write_end(brokers: Sequence[str], topic: str, partitions: int, following: st
     producer = make_producer(tuple(brokers))
     try:
         headers = [(END, following.encode())]
-        futures = [producer.send(topic, value=b"", headers=headers, partition=number) for number in range(partitions)]
-        _acknowledged(futures, f'writing the end of topic "{topic}"')
+        records = [{"value": b"", "headers": headers, "partition": number} for number in range(partitions)]
+        _send_all(producer, topic, records, f'writing the end of topic "{topic}"')
     finally:
         producer.close(timeout=5)
 
 
-def _acknowledged(futures: Sequence[Any], doing: str) -> list[Any]:
-    """Return what Kafka says of each record."""
-    found = []
-    for future in futures:
-        try:
-            found.append(future.get(timeout=_ACK_TIMEOUT_S))
-        except Exception as error:  # kafka-python raises many; none of them means acknowledged
-            raise _unacknowledged(doing, error) from error
-    return found
+def _send_all(producer: Any, topic: str, records: Iterable[dict[str, Any]], doing: str) -> list[Any]:
+    """Send records and return what Kafka says of each.
+
+    Raises:
+        BrokerError: Not all were acknowledged; a record may not even be taken, while nobody knows where it belongs.
+    """
+    try:
+        futures = [producer.send(topic, **record) for record in records]
+        return [future.get(timeout=_ACK_TIMEOUT_S) for future in futures]
+    except Exception as error:  # kafka-python raises many; none of them means acknowledged
+        raise _unacknowledged(doing, error) from error
 
 
 def _unacknowledged(doing: str, error: Exception) -> BrokerError:
@@ -154,8 +206,8 @@ def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) 
     try:
         for first in range(0, count, _TICKS_AT_ONCE):
             some = range(first, min(first + _TICKS_AT_ONCE, count))
-            futures = [producer.send(topic, value=b"", headers=[(TICK, b"1")], partition=partition) for _ in some]
-            _acknowledged(futures, f"writing {count} ticks into partition {partition}")
+            records = ({"value": b"", "headers": [(TICK, b"1")], "partition": partition} for _ in some)
+            _send_all(producer, topic, records, f"writing {count} ticks into partition {partition}")
     finally:
         producer.close(timeout=5)
 
@@ -171,11 +223,11 @@ def append(
     """
     producer = make_producer(tuple(brokers), max_request_size=ANY_SIZE)
     try:
-        futures = [
-            producer.send(topic, key=key, value=value, headers=list(headers), partition=partition)
+        all_of_them = (
+            {"key": key, "value": value, "headers": list(headers), "partition": partition}
             for key, value, headers in records
-        ]
-        written = _acknowledged(futures, f"sending again what partition {partition} held")
+        )
+        written = _send_all(producer, topic, all_of_them, f"sending again what partition {partition} held")
         return max((int(each.timestamp) for each in written), default=0)
     finally:
         producer.close(timeout=5)

@@ -137,8 +137,12 @@ def register_topic(engine: sa.Engine, topic: Topic, *, now: datetime | None = No
 
 
 def read_topics(engine: sa.Engine) -> Sequence[Topic]:
-    """Return every topic that was ever booked, by name."""
-    with engine.connect() as connection:
+    """Return every topic that was ever booked, by name.
+
+    Raises:
+        StoreError: The store is away.
+    """
+    with read(engine) as connection:
         return _read_topics(connection, sa.true())
 
 

@@ -177,3 +177,12 @@ def test_a_topic_that_follows_another_begins_where_that_one_ends(engine: sa.Engi
     books.register_topic(engine, TOPIC, now=NOON)
     grown = books.succeed(engine, TOPIC.topic_id, replace(TOPIC, topic_id=f"b{TOPIC.topic_id[1:]}", name="usage.v2"))
     assert grown.begins == 0
+
+
+def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    engine = open_control(f"sqlite:///{tmp_path}/control.db")
+    engine.dispose()
+    (tmp_path / "control.db").write_bytes(b"no database " * 100)
+    for read in (books.read_topics, lambda engine: books.read_line(engine, TOPIC.name)):
+        with pytest.raises(StoreError, match=f"control store sqlite:///{tmp_path}/control.db: "):
+            read(engine)
