@@ -25,6 +25,7 @@ Step = Callable[[sa.Connection], object] | str
 BUSY_TIMEOUT_S = 30.0
 _WRITER_LOCK = 0x7461_6C6C_796D_616E  # "tallyman", the advisory lock of PostgreSQL that makes writers take turns
 _CONNECT_TIMEOUT_S = 10
+_SILENT_S = 30
 
 _metadata = sa.MetaData()
 _migrations = sa.Table(
@@ -166,6 +167,13 @@ def _postgresql(url: URL) -> sa.Engine:
         "application_name": "tallyman",
         "client_encoding": "utf8",
         "connect_timeout": str(_CONNECT_TIMEOUT_S),
+        # A host that is lost says nothing: the kernel alone would wait for minutes. A lock is waited for all the same,
+        # since a host that is there answers the kernel.
+        "tcp_user_timeout": str(_SILENT_S * 1000),
+        "keepalives": "1",
+        "keepalives_idle": str(_SILENT_S // 3),
+        "keepalives_interval": str(_SILENT_S // 6),
+        "keepalives_count": "4",
     }
     # Statements prepared on the server belong to one of its sessions, and a pooler between us hands those around.
     by_driver = {"prepare_threshold": None}
@@ -217,8 +225,9 @@ def _use_wal(raw: sqlite3.Connection) -> None:
         try:
             raw.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+            if not busy or time.monotonic() > until:
                 raise
             time.sleep(0.01)
 

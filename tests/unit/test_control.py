@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from tallyman import control
 from tallyman.control import compare_and_set, migrate, open_control, read, write
@@ -245,3 +248,19 @@ def test_a_postgresql_that_could_lose_something_is_refused(postgres: Postgres, m
         engine.dispose()
     with pytest.raises(ConfigError, match=rf"^control\.url: PostgreSQL's {setting}: expected anything but"):
         open_control(url)
+
+
+def test_a_store_that_is_read_only_says_so_at_once(tmp_path: Path) -> None:
+    """Only one that is busy is waited for."""
+    sqlite3.connect(tmp_path / "control.db").execute("CREATE TABLE t (a)").connection.close()
+    raw, began = sqlite3.connect(f"file:{tmp_path}/control.db?mode=ro", uri=True), time.monotonic()
+    with pytest.raises(sqlite3.OperationalError, match="readonly database"):
+        control._use_wal(raw)
+    raw.close()
+    assert time.monotonic() - began < 5
+
+
+def test_a_postgresql_whose_host_is_lost_is_noticed_within_half_a_minute() -> None:
+    options = control._postgresql(make_url("postgresql+psycopg://tallyman@db/tallyman?keepalives_idle=7")).url.query
+    assert options["tcp_user_timeout"] == "30000"
+    assert options["keepalives_idle"] == "7", "what the operator says in control.url stands"
