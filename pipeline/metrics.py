@@ -67,8 +67,13 @@ def note_block(block: Block) -> None:
 
 def note_failure(error: BaseException) -> None:
     """Remember why the pipeline had to start again."""
+    note_waits(error)
+    counter("tallyman_pipeline_restarts_total").inc()
+
+
+def note_waits(error: BaseException) -> None:
+    """Remember what the pipeline waits for before it can start."""
     _pulse.failed, _pulse.failure = time.monotonic(), f"{type(error).__name__}: {error}"[:300]
-    counter("tallyman_pipeline_flush_errors_total").inc()
 
 
 def note_quarantine(partition: int, problem: str) -> None:

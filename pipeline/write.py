@@ -27,6 +27,7 @@ from pipeline.identities import IdColumns
 from pipeline.repeated import repeat
 from tallyman.clickhouse import TYPE_MISMATCH, refusal, store_errors
 from tallyman.errors import DamageError, FencedError, SealedError, StoreError
+from tallyman.metrics import counter
 
 log = logging.getLogger(__name__)
 GENERATION = 0
@@ -295,8 +296,11 @@ def write(
             mine = [flush.chunk, *(chunk for chunk, _ in flush.others)]
             first = next(chunk for chunk in mine if chunk.here.booking <= error.booking)
             raise sealed_error(first.partition, first.here.booking) from error
+        except FencedError:
+            raise
         except StoreError as error:
-            if time.monotonic() > deadline or isinstance(error, FencedError):
+            counter("tallyman_pipeline_flush_errors_total").inc()
+            if time.monotonic() > deadline:
                 raise
             log.warning("flush_retried", extra={"partition": flush.chunk.partition, "error": str(error)})
             pause(wait_s)

@@ -79,7 +79,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("tallyman_pipeline_events_total", "counter", "Events by what became of them.", ("outcome",)),
     Metric("tallyman_pipeline_dead_letters_total", "counter", "Events set aside, by reason.", ("reason",)),
     Metric("tallyman_pipeline_flush_seconds", "histogram", "Time that one flush to ClickHouse took."),
-    Metric("tallyman_pipeline_flush_errors_total", "counter", "Flushes that failed and were tried again."),
+    Metric("tallyman_pipeline_flush_errors_total", "counter", "Tries to write a flush that failed."),
+    Metric("tallyman_pipeline_restarts_total", "counter", "Times the job began again from the books: it failed."),
     Metric("tallyman_pipeline_rows_total", "counter", "Rows written to ClickHouse.", ("table",)),
     Metric("tallyman_pipeline_offset", "gauge", "Next offset that is not yet booked.", ("partition",)),
     Metric(

@@ -10,6 +10,7 @@ import pytest
 from pipeline.book import Forward, RawRecord
 from pipeline.write import Flush, Progress, Tables, write
 from tallyman.errors import StoreError
+from tallyman.metrics import REGISTRY
 from tests.fetches import NOON_MS
 from tests.unit.pipeline.events import Walk, body, new_chunk
 
@@ -64,6 +65,11 @@ def wait_never(seconds: float) -> None:
     return
 
 
+def failed_flushes() -> float:
+    found = REGISTRY.get_sample_value("tallyman_pipeline_flush_errors_total")
+    return found or 0.0
+
+
 def test_the_order_of_writes() -> None:
     """Forwards before ids, ids before usage, progress behind everything, and the push last of all."""
     store, wire, seen = Store(), Wire(), []
@@ -84,7 +90,9 @@ def test_progress_is_never_written_before_what_it_covers(table: str) -> None:
 @pytest.mark.parametrize("table", ORDER[1:])
 def test_after_a_failure_everything_is_written_again_and_forwards_are_not_sent_twice(table: str) -> None:
     store, wire, flush = Store(table), Wire(), full_flush()
+    before = failed_flushes()
     write(flush, store, wire, pause=wait_never)
+    assert failed_flushes() == before + 1, "an outage that passes is seen, too"
     assert store.tables == [*ORDER[1 : ORDER.index(table)], *ORDER[1:]]
     assert (len(wire.sent), len(wire.pushes), flush.chunk.acknowledged) == (1, 1, flush.chunk.here)
 
