@@ -144,10 +144,10 @@ class Process:
     """What a process keeps from chunk to chunk."""
 
     def __init__(self, config: RecountConfig) -> None:
-        engine = open_control(config.control_url)
+        self._engine = engine = open_control(config.control_url)
         self.client = connect(config.database)
         numbers = connect(config.database, numpy=True)
-        numpy_client = connect(config.database, numpy=True)
+        self._ids_client = connect(config.database, numpy=True)
         tables = ReplayTables(self.client, numbers, config.name, config.wanted)
         load: Callable[[int], Definitions] = partial(load_definitions, engine)
         count: Count = count_once
@@ -157,7 +157,7 @@ class Process:
         self.stages = {
             topic_id: Stages(
                 Decoders(load, partitions),
-                Judge(StoredIds(numpy_client, topics_before(self.client, topic_id)), Anything()),
+                Judge(StoredIds(self._ids_client, topics_before(self.client, topic_id)), Anything()),
                 tables,
                 count=count,
             )
@@ -186,6 +186,8 @@ class Process:
             source.close()
         for stages in self.stages.values():
             stages.tables.close()
+        self._ids_client.disconnect()
+        self._engine.dispose()
 
 
 _PROCESSES: dict[RecountConfig, Process] = {}

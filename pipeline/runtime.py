@@ -7,7 +7,7 @@ lane (`pipeline.lanes`). `DoFn`s keep nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -77,7 +77,11 @@ class JobConfig:
 
 
 class Runtime:
-    """The stages of the job, as methods on blocks and flushes; Beam's transforms only call them."""
+    """The stages of the job, as methods on blocks and flushes; Beam's transforms only call them.
+
+    Args:
+        let_go: Called at `close`, for what the stages hold besides.
+    """
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Runtime:
         decoders: Decoders,
         outlet: Outlet,
         guard: FutureGuard | None = None,
+        let_go: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.config = config
         self.tables = tables
@@ -95,6 +100,14 @@ class Runtime:
         self.outlet = outlet
         self.guard = guard
         self._loads = IdLoads(config, judge.filter)
+        self._let_go = tuple(let_go)
+
+    def close(self) -> None:
+        """Let go of every connection; nobody uses this runtime any more."""
+        self.outlet.close()
+        self.tables.close()
+        for each in self._let_go:
+            each()
 
     def open_chunk(self, partition: int) -> OpenChunk:
         """Return the open chunk of a partition; the first time, read its frontier."""
@@ -158,14 +171,15 @@ def runtime(config: JobConfig) -> Runtime:
     key = this_lane(), config
     if key not in _runtimes:
         engine: sa.Engine = open_control(config.control_url)
-        ids = StoredIds(connect(config.database, numpy=True), config.before_ids)
+        ids_client = connect(config.database, numpy=True)
         _runtimes[key] = Runtime(
             config,
             Tables(connect(config.database), connect(config.database, numpy=True)),
-            Judge(ids, IdFilter(limit_bytes=config.id_filter_bytes)),
+            Judge(StoredIds(ids_client, config.before_ids), IdFilter(limit_bytes=config.id_filter_bytes)),
             Decoders(lambda number: load_definitions(engine, number), config.partitions),
             KafkaOutlet(config.brokers, config.topic, config.progress_topic, config.expected_delay_us),
             FutureGuard(lambda: store_clock_ms(config.database)),
+            let_go=(ids_client.disconnect, engine.dispose),
         )
     return _runtimes[key]
 
@@ -178,9 +192,7 @@ def forget() -> None:
 def _leave(lane: int) -> None:
     OPEN.leave(lane)
     for key in [key for key in list(_runtimes) if key[0] == lane]:
-        each = _runtimes.pop(key)
-        each.outlet.close()
-        each.tables.close()
+        _runtimes.pop(key).close()
     close_readers(lane)
 
 

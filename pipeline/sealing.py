@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,13 @@ from pipeline.frontier import Frontier, read_frontier
 from pipeline.growth import look_at_line
 from pipeline.seal import Seal, Sealer, read_sealed_to
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import ConfigError
+from tallyman.errors import ConfigError, TallymanError
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.project import Project
 from tallyman.topics import newest_line, note_line
 
-_LOOK_EVERY_S = 1.0
+log = logging.getLogger(__name__)
+_LOOK_EVERY_S, _REST_S = 1.0, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +110,11 @@ class SealDesk:
             self._begin()
             self._note()
             sealed += tuple(self._sealer.seal_all())
-        self._sealer.roll_up_missing()
-        self._sealer.join_heard()
-        self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
-        self._sealer.drop_leftovers()
+        with store_errors(self._client, "tidying usage_hot and usage"):
+            self._sealer.roll_up_missing()
+            self._sealer.join_heard()
+            self._sealer.drop_old_hot(time.time_ns() // 1_000_000)
+            self._sealer.drop_leftovers()
         return sealed
 
     def look(self) -> SealReport:
@@ -119,24 +122,40 @@ class SealDesk:
         return self._report(())
 
     def watch(self, stop: threading.Event) -> Iterator[SealReport]:
-        """Seal on and on, yielding at first and whenever something was sealed, until told to stop."""
-        first = True
+        """Seal on and on, yielding at first and whenever something was sealed, until told to stop.
+
+        ClickHouse, Kafka or the control store may be away meanwhile: it is tried again, and what was sealed before it
+        could be told is told later.
+
+        Raises:
+            ConfigError: Another line of topics is booked now.
+            LogError, StoreRefusedError: Somebody has to mend something first.
+        """
+        first, sealed = True, list[Seal]()
         while not stop.is_set():
-            sealed = self._seal()
-            if first or sealed:
-                yield self._report(sealed)
-            first = False
+            try:
+                sealed += self._seal()
+                if first or sealed:
+                    report = self._report(sealed)
+                    first, sealed = False, []
+                    yield report
+            except TallymanError as error:
+                if not error.retriable:
+                    raise
+                log.warning("seal_retried", extra={"error": str(error)[:500]})
+                stop.wait(_REST_S)
             stop.wait(_LOOK_EVERY_S)
 
     def _report(self, sealed: Sequence[Seal]) -> SealReport:
-        frontiers = [read_frontier(self._client, *partition) for partition in self._partitions]
         ends = end_offsets(self._consumer, self._topic.name, range(self._topic.partitions))
-        sealed_to = read_sealed_to(self._client)
-        rows = self._client.execute(
-            "SELECT booking, count(), sum(h.count) FROM usage_hot AS h FINAL WHERE booking > %(sealed_to)s"
-            " AND generation = 0 GROUP BY booking ORDER BY booking",
-            {"sealed_to": sealed_to},
-        )
+        with store_errors(self._client, "reading what is sealed"):
+            frontiers = [read_frontier(self._client, *partition) for partition in self._partitions]
+            sealed_to = read_sealed_to(self._client)
+            rows = self._client.execute(
+                "SELECT booking, count(), sum(h.count) FROM usage_hot AS h FINAL WHERE booking > %(sealed_to)s"
+                " AND generation = 0 GROUP BY booking ORDER BY booking",
+                {"sealed_to": sealed_to},
+            )
         return SealReport(
             sealed=tuple(sealed),
             sealed_to=sealed_to,

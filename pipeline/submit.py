@@ -30,7 +30,7 @@ from pipeline.portable import Portable, check_known, flags_of, job_name
 from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.runtime import JobConfig
 from pipeline.upkeep import Over, Upkeep
-from pipeline.worker import prepare, prepare_again
+from pipeline.worker import prepare_in_time
 from tallyman.errors import (
     BrokerError,
     ConfigError,
@@ -65,24 +65,52 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None, *, p
     Raises:
         ConfigError: An option is wrong.
     """
-    config: JobConfig | None = prepare(project)
-    while config is not None:
-        fault = book_topic(project, config, stop, metrics_port, portable)
-        if fault is not None:
-            name = "log_differs" if isinstance(fault, LogError) else "store_refused"
-            log.error(name, extra={"error": str(fault)})
-            return 1
-        config = prepare_again(project, stop)
+    flags_of(portable, project.config.kafka.topic)  # what is wrong there is told before anything is waited for
+    health = Health()
+    server = serve(metrics_port, health.ready) if metrics_port is not None else None
+    try:
+        while (config := prepare_in_time(project, stop)) is not None:
+            fault = book_topic(project, config, stop, health, portable)
+            if fault is not None:
+                name = "log_differs" if isinstance(fault, LogError) else "store_refused"
+                log.error(name, extra={"error": str(fault)})
+                return 1
+    finally:
+        if server is not None:
+            server.close()
     return 0
 
 
+class Health:
+    """How the job is, from the start of this process to its end, and between two topics too.
+
+    Attributes:
+        ready: Says it, and why it is not; before a job is followed it is known only what is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._follower: Follower | None = None
+
+    def ready(self) -> tuple[bool, str]:
+        follower = self._follower
+        return counted.ready() if follower is None else follower.ready()
+
+    @contextmanager
+    def of(self, follower: Follower) -> Iterator[None]:
+        """Ask who follows a job, as long as it does."""
+        self._follower = follower
+        try:
+            yield
+        finally:
+            self._follower = None
+
+
 def book_topic(
-    project: Project, config: JobConfig, stop: threading.Event, metrics_port: int | None, portable: Portable
+    project: Project, config: JobConfig, stop: threading.Event, health: Health, portable: Portable
 ) -> LogError | StoreRefusedError | None:
     """Keep the job of one topic running until its end, or until told to stop; return why it cannot go on."""
     flags, over = flags_of(portable, config.topic), Over(stop)
     follower, aside = Follower(config), SetAside(config)
-    server = serve(metrics_port, follower.ready) if metrics_port is not None else None
     duties = ((follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S))
 
     def reads() -> frozenset[int]:
@@ -91,13 +119,14 @@ def book_topic(
     upkeep = Upkeep(config, over, project.kafka_replication, reads, silent_s=follower.silent_s, more=duties)
     try:
         upkeep.start()
-        fault = keep_submitting(lambda: run_job(config, flags, portable.job_endpoint, over, reads), over, aside.meet)
+        with health.of(follower):
+            fault = keep_submitting(
+                lambda: run_job(config, flags, portable.job_endpoint, over, reads), over, aside.meet
+            )
     finally:
         over.set()
         upkeep.close()
         follower.close()
-        if server is not None:
-            server.close()
     return fault or upkeep.fault
 
 
@@ -169,7 +198,7 @@ def run_job(
         result = pipeline.run()
         log.info("job_submitted", extra={"job_name": name, "job_server": endpoint})
         try:
-            job_id = next(job.job_id for job in _jobs(jobs, name) if job.job_id not in before)
+            job_id = _job_id(jobs, name, before)
             state = _wait(jobs, job_id, lambda: stop.wait(LOOK_EVERY_S) or reads() != partitions)
         finally:
             _cancel(jobs, result)
@@ -215,11 +244,19 @@ def _wait(jobs: Any, job_id: str, enough: Callable[[], bool]) -> str:
 
 def _cancel(jobs: Any, result: Any) -> None:
     """Cancel the job if it still runs, and close what Beam has opened for it in this process."""
-    try:
-        jobs.GetJobs(job_api.GetJobsRequest(), timeout=_ANSWER_S)  # Beam itself would wait for ever
-        result.cancel()
-    except grpc.RpcError as error:
-        log.warning("job_not_cancelled", extra={"error": str(error)[:300]})
+
+    def cancel() -> None:
+        try:
+            jobs.GetJobs(job_api.GetJobsRequest(), timeout=_ANSWER_S)
+            result.cancel()
+        except grpc.RpcError as error:
+            log.warning("job_not_cancelled", extra={"error": str(error)[:300]})
+
+    thread = threading.Thread(target=cancel, name="cancel", daemon=True)  # Beam itself would wait for ever
+    thread.start()
+    thread.join(2 * _ANSWER_S)
+    if thread.is_alive():
+        log.warning("job_not_cancelled", extra={"error": "the job server does not answer"})
 
 
 def _options(flags: list[str]) -> PipelineOptions:
@@ -238,6 +275,18 @@ def _known_options(jobs: Any) -> set[str]:
 def _jobs(jobs: Any, name: str) -> list[Any]:
     found = jobs.GetJobs(job_api.GetJobsRequest(), timeout=_ANSWER_S).job_info
     return [job for job in found if job.job_name == name]
+
+
+def _job_id(jobs: Any, name: str, before: set[str]) -> str:
+    """Return the job that was submitted now, which Beam keeps to itself.
+
+    Raises:
+        BrokerError: The job server does not know it: it was restarted meanwhile, and forgot.
+    """
+    for job in _jobs(jobs, name):
+        if job.job_id not in before:
+            return str(job.job_id)
+    raise BrokerError(f'the job server took the job "{name}" and does not know it; was it restarted meanwhile?')
 
 
 def _cancel_older(jobs: Any, name: str) -> None:

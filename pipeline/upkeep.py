@@ -91,12 +91,15 @@ class Upkeep:
             thread.start()
 
     def close(self) -> None:
-        """Wait for the duties to end, once `over` is set."""
-        for thread in self._threads:
+        """Wait for the duties to end, once `over` is set; also for those that were never begun."""
+        begun = [thread for thread in self._threads if thread.ident is not None]
+        for thread in begun:
             thread.join(timeout=5)
         for sender in list(self._late):
             sender.close()
         self._outlet.close()
+        if not any(thread.is_alive() for thread in begun):  # one that hangs still has it
+            self._client.disconnect()
 
     def _keep(self, duty: Callable[[], None], every_s: float) -> None:
         while not self._over.wait(every_s):

@@ -37,7 +37,7 @@ from tallyman.project import Project
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S, _REST_S = 0.05, 1.0
+_LOOK_EVERY_S, _REST_S, _LONGEST_REST_S = 0.05, 1.0, 10.0
 
 
 def job_config(project: Project, line: Sequence[Topic]) -> JobConfig:
@@ -79,15 +79,13 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None) -> i
     A retriable failure (ClickHouse or Kafka away) is waited out; a log that is not what was booked, and a database that
     will refuse until somebody mends it, end the process with a sentence.
     """
-    config: JobConfig | None = prepare(project)
     server = serve(metrics_port, counted.ready) if metrics_port is not None else None
     try:
-        while config is not None:
+        while (config := prepare_in_time(project, stop)) is not None:
             fault = book_topic(project, config, stop)
             if fault is not None:
                 log.error(fault.name, extra={"error": fault.sentence})
                 return 1
-            config = prepare_again(project, stop)
     finally:
         if server is not None:
             server.close()
@@ -157,7 +155,12 @@ def _forget_after(error: BaseException, config: JobConfig, reads: Collection[int
 
 
 def prepare(project: Project) -> JobConfig:
-    """Bring schema, topics, books and compiled loops up to date, waiting for servers that are not up yet."""
+    """Bring schema, topics, books and compiled loops up to date.
+
+    Raises:
+        StoreError, BrokerError: A server is not up yet, or away again; what is half prepared is prepared again.
+        ConfigError, LogError, StoreRefusedError: Somebody has to mend something first.
+    """
     load_kernel()
     client = connect(project.clickhouse)
     try:
@@ -169,16 +172,23 @@ def prepare(project: Project) -> JobConfig:
     return job_config(project, line)
 
 
-def prepare_again(project: Project, stop: threading.Event) -> JobConfig | None:
-    """Prepare for the topic that follows, as soon as the servers let us; None when told to stop."""
+def prepare_in_time(project: Project, stop: threading.Event) -> JobConfig | None:
+    """Prepare for the topic that is booked now, as soon as the servers let us; None when told to stop.
+
+    Raises:
+        ConfigError, LogError, StoreRefusedError: As `prepare`; waiting would not help.
+    """
+    wait_s = _REST_S
     while not stop.is_set():
         try:
             return prepare(project)
         except TallymanError as error:
             if not error.retriable:
                 raise
-            log.warning("next_topic_waits", extra={"error": str(error)[:500]})
-            stop.wait(_REST_S)
+            log.warning("pipeline_waits", extra={"error": str(error)[:500]})
+            counted.note_waits(error)
+            stop.wait(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_REST_S)
     return None
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from tallyman.errors import ConfigError, StoreError
+from tallyman.errors import ConfigError, StoreError, StoreRefusedError
 
 Step = Callable[[sa.Connection], object] | str
 
@@ -121,7 +121,8 @@ def migrate(engine: sa.Engine, room: str, steps: Sequence[Step]) -> list[int]:
         The numbers that this call has applied.
 
     Raises:
-        StoreError: The store was migrated by a newer version than this one.
+        StoreError: The store is busy for too long, full or away.
+        StoreRefusedError: It was migrated by a newer version than this one.
     """
     with write(engine) as connection:
         _metadata.create_all(connection)
@@ -131,7 +132,7 @@ def migrate(engine: sa.Engine, room: str, steps: Sequence[Step]) -> list[int]:
         with write(engine) as connection:
             reached = connection.execute(mine).scalar() or 0
             if reached > len(steps):
-                raise StoreError(
+                raise StoreRefusedError(
                     f"control store: room {room} is at step {reached}, this version knows {len(steps)}; "
                     "run the version that migrated it, or a newer one"
                 )

@@ -13,7 +13,8 @@ the next step.
     ├── LogError           the Kafka log is not what was booked; nothing is guessed, an operator decides
     │   └── DamageError    one partition of it is not; the others are booked on
     ├── RebuildError       past usage cannot be rebuilt like this, or a rebuild not be put in force
-    ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings
+    ├── StoreRefusedError  ClickHouse will say no until somebody mends its schema, rights or settings; or the control
+    │                      store, since a newer version has migrated it
     ├── SpoolFullError     the spool has no room; nothing that was accepted is lost
     ├── StoreError         ClickHouse or the control store said no                       (retriable)
     │   ├── FencedError    a repair has fenced a partition: read again where it stands, or wait until it is decided
@@ -184,7 +185,9 @@ class SealedError(StoreError):
 
 
 class StoreRefusedError(TallymanError):
-    """ClickHouse said no, and will until somebody mends what the message names: its schema, rights or settings."""
+    """ClickHouse said no, and will until somebody mends what the message names: its schema, rights or settings. The
+    control store says it when a newer version than this one has migrated it.
+    """
 
 
 class BrokerError(TallymanError):

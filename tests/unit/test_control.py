@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from tallyman import control
 from tallyman.control import compare_and_set, migrate, open_control, read, write
-from tallyman.errors import ConfigError, StoreError
+from tallyman.errors import ConfigError, StoreError, StoreRefusedError
 from tests.postgres import Postgres
 
 STEPS = (
@@ -88,7 +88,7 @@ def test_a_step_that_fails_leaves_nothing_behind(control_url: str) -> None:
 
 
 def test_a_store_of_a_newer_version_is_refused(engine: sa.Engine) -> None:
-    with pytest.raises(StoreError, match="room purses is at step 2, this version knows 1"):
+    with pytest.raises(StoreRefusedError, match="room purses is at step 2, this version knows 1"):
         migrate(engine, "purses", STEPS[:1])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from clickhouse_driver.errors import ServerException
@@ -134,3 +136,30 @@ def test_a_refusal_of_clickhouse_ends_the_job_too() -> None:
     found = failure("FAILED", [traceback])
     assert isinstance(found, StoreRefusedError) and str(found) == refusal
     assert keep_submitting(ends(found), threading.Event(), as_it_is) is found
+
+
+class JobServer:
+    """Knows the jobs that it is told of."""
+
+    def __init__(self, *names: str) -> None:
+        self._jobs = [SimpleNamespace(job_id=f"id-{number}", job_name=name) for number, name in enumerate(names)]
+
+    def GetJobs(self, request: object, timeout: float) -> Any:
+        return SimpleNamespace(job_info=self._jobs)
+
+
+def test_a_job_that_its_server_has_forgotten_is_submitted_again_with_a_sentence() -> None:
+    jobs = JobServer("tallyman-usage", "another", "tallyman-usage")
+    assert submit._job_id(jobs, "tallyman-usage", {"id-0"}) == "id-2"
+    with pytest.raises(BrokerError, match='took the job "tallyman-usage" and does not know it'):
+        submit._job_id(jobs, "tallyman-usage", {"id-0", "id-2"})
+
+
+def test_a_job_server_that_never_answers_a_cancel_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit, "_ANSWER_S", 0.01)
+    answered = threading.Event()
+    submit._cancel(JobServer(), SimpleNamespace(cancel=answered.wait))
+    answered.set()
+    assert [record.message for record in caplog.records] == ["job_not_cancelled"]
