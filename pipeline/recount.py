@@ -148,7 +148,7 @@ class Process:
         self.client = connect(config.database)
         numbers = connect(config.database, numpy=True)
         self._ids_client = connect(config.database, numpy=True)
-        tables = ReplayTables(self.client, numbers, config.name, config.wanted)
+        self._tables = tables = ReplayTables(self.client, numbers, config.name, config.wanted)
         load: Callable[[int], Definitions] = partial(load_definitions, engine)
         count: Count = count_once
         if config.rebuilding:
@@ -184,8 +184,7 @@ class Process:
     def close(self) -> None:
         for source in self._sources.values():
             source.close()
-        for stages in self.stages.values():
-            stages.tables.close()
+        self._tables.close()
         self._ids_client.disconnect()
         self._engine.dispose()
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import metrics, runtime, sealing, submit, upkeep, worker
+from pipeline import metrics, recount, runtime, sealing, submit, upkeep, worker
+from pipeline.replay import Wanted
 from pipeline.runtime import Database, JobConfig
 from pipeline.sealing import SealDesk
 from pipeline.upkeep import Upkeep
@@ -102,11 +103,20 @@ class Connections:
 def test_after_a_failure_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """A day of failures, each some seconds after the last, had used up the connections of ClickHouse or PostgreSQL."""
     found = Connections()
-    for name in ("connect", "open_control"):
-        monkeypatch.setattr(runtime, name, found.connect)
+    for module in (runtime, recount):
+        for name in ("connect", "open_control"):
+            monkeypatch.setattr(module, name, found.connect)
     runtime.runtime(CONFIG)
     assert found.open == 4
     runtime.forget()
+    assert found.open == 0
+    counting = recount.RecountConfig(
+        brokers=CONFIG.brokers, topics=(), database=CONFIG.database, control_url=CONFIG.control_url, source="log",
+        name="recount_1", wanted=Wanted(),
+    )  # fmt: skip
+    process = recount.Process(counting)
+    assert found.open == 4
+    process.close()
     assert found.open == 0
 
 
