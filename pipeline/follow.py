@@ -65,6 +65,7 @@ class Follower:
             self._note(partition, end, offset, now)
             gauge("tallyman_pipeline_offset").labels(str(partition)).set(offset)
             gauge("tallyman_pipeline_log_clock_seconds").labels(str(partition)).set(clock_ms / 1000)
+            gauge("tallyman_pipeline_lag_records").labels(str(partition)).set(max(0, end - offset))
 
     def _note(self, partition: int, end: int, reached: int, now: float) -> None:
         seen = self._seen.setdefault(partition, _Seen(end, now, reached, now))

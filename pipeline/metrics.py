@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.batches import Fetch
-from pipeline.book import OPEN
+from pipeline.book import OPEN, Place
 from pipeline.columns import Block
 from pipeline.seal import Seal
 from pipeline.write import Flush
@@ -26,6 +26,8 @@ class _Pulse:
     polled: float = 0.0
     appended: dict[int, float] = field(default_factory=dict)
     ticked: dict[int, float] = field(default_factory=dict)  # partition -> when the tick was sent that is still away
+    ends: dict[int, int] = field(default_factory=dict)  # partition -> where its log ends
+    booked: dict[int, int] = field(default_factory=dict)  # partition -> the offset up to which it is booked
     failed: float = 0.0
     failure: str = ""
     quarantined: dict[int, str] = field(default_factory=dict)  # partition -> what is wrong with its log
@@ -51,9 +53,30 @@ def note_fetch(fetch: Fetch) -> None:
 def note_flush(flush: Flush, took_s: float) -> None:
     """Count an acknowledged flush."""
     histogram("tallyman_pipeline_flush_seconds").observe(took_s)
-    place, partition = flush.chunk.here, str(flush.chunk.partition)
-    gauge("tallyman_pipeline_offset").labels(partition).set(place.offset)
-    gauge("tallyman_pipeline_log_clock_seconds").labels(partition).set(place.clock_ms / 1000)
+    for chunk in (flush.chunk, *(chunk for chunk, _ in flush.others)):
+        # What is read again after a restart was booked further before.
+        if chunk.here.offset >= _pulse.booked.get(chunk.partition, 0):
+            note_booked(chunk.partition, chunk.here)
+
+
+def note_booked(partition: int, place: Place) -> None:
+    """Say how far a partition is booked."""
+    gauge("tallyman_pipeline_offset").labels(str(partition)).set(place.offset)
+    gauge("tallyman_pipeline_log_clock_seconds").labels(str(partition)).set(place.clock_ms / 1000)
+    _pulse.booked[partition] = place.offset
+    _show_lag(partition)
+
+
+def note_end(partition: int, end: int) -> None:
+    """Note where the broker says that a partition ends."""
+    _pulse.ends[partition] = end
+    _show_lag(partition)
+
+
+def _show_lag(partition: int) -> None:
+    if partition in _pulse.booked and partition in _pulse.ends:
+        lag = max(0, _pulse.ends[partition] - _pulse.booked[partition])
+        gauge("tallyman_pipeline_lag_records").labels(str(partition)).set(lag)
 
 
 def note_block(block: Block) -> None:
@@ -148,8 +171,10 @@ def forget(partition: int) -> None:
     """Say nothing more of a partition that another worker reads now."""
     _pulse.appended.pop(partition, None)
     _pulse.ticked.pop(partition, None)
-    for name in ("tallyman_pipeline_offset", "tallyman_pipeline_log_clock_seconds"):
-        gauge(name).remove(str(partition))
+    _pulse.ends.pop(partition, None)
+    _pulse.booked.pop(partition, None)
+    for name in ("offset", "log_clock_seconds", "lag_records"):
+        gauge(f"tallyman_pipeline_{name}").remove(str(partition))
 
 
 def silent_s(partition: int) -> float:

@@ -57,10 +57,10 @@ class Poller:
         """Go on at `position`; what was fetched for another one is thrown away."""
         self.consumer.seek(self._place(partition), position)
 
-    def ends_at(self, partition: int, position: int) -> bool:
-        """Whether the broker's last answer said that the log ends there; in a transaction it does not."""
-        end = self.consumer.highwater(self._place(partition))
-        return end is not None and end <= position
+    def log_end(self, partition: int) -> int | None:
+        """Return where the broker's last answer said that the log ends; None before the first one."""
+        end: int | None = self.consumer.highwater(self._place(partition))
+        return end
 
     def pause(self, partitions: Sequence[int]) -> None:
         """Fetch nothing for exactly these partitions until told otherwise."""

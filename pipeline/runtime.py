@@ -121,6 +121,7 @@ class Runtime:
             needs = self.decoders.catalog(frontier.turned.definitions).needs
             self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, needs)
+            counted.note_booked(partition, frontier.reached)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
             self._loads.ask(chunk)
         return OPEN[key]

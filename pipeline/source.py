@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from pipeline import metrics as counted
 from pipeline.batches import Fetch, empty_fetch, join
 from pipeline.lanes import this_lane
 from pipeline.poll import POLL_BYTES, PORTION_BYTES, Poller
@@ -90,9 +91,12 @@ class UsageReader:
                 self._take_in(poller, poller.poll(0 if any(self._queues.values()) else idle_ms, about_bytes))
                 self._polled = time.monotonic()
             self._failures = 0
+            end = poller.log_end(partition)
+            if end is not None:
+                counted.note_end(partition, end)
             if queue:
                 return queue.take(PORTION_BYTES)
-            return empty_fetch(self.topic_id, partition, position, at_end=poller.ends_at(partition, position))
+            return empty_fetch(self.topic_id, partition, position, at_end=end is not None and end <= position)
 
     def keep(self, partitions: Iterable[int]) -> None:
         """Read no other partitions than these any more; what was fetched of them is thrown away."""

@@ -220,6 +220,7 @@ class Tables:
         with store_errors(client, into):
             try:
                 client.execute(sql, columns, columnar=True)
+                counter("tallyman_pipeline_rows_total").labels(into.rpartition(" ")[2]).inc(len(columns[0]))
             except _UNFIT as error:  # half a block is sent
                 client.disconnect()
                 raise refusal(TYPE_MISMATCH, into, f"{type(error).__name__}: {error}") from error

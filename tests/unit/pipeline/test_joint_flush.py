@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import clickhouse_driver
 import pytest
 
-from pipeline.book import OPEN
+from pipeline import metrics as counted
+from pipeline.book import OPEN, Place
 from pipeline.fold import due
-from pipeline.write import Flush
+from pipeline.write import Flush, Tables
 from tallyman.errors import StoreError
+from tallyman.metrics import REGISTRY
 from tests.unit.pipeline.events import Walk, body
 from tests.unit.pipeline.test_write import Store, Wire, wait_never, write
 
@@ -36,6 +41,26 @@ def test_rows_ids_and_progress_of_every_chunk_are_written_in_one_insert_each() -
     assert [push.partition for push in wire.pushes] == [0, 1]
     assert not first.chunk.unwritten and not second.chunk.unwritten
     assert not first.chunk.caught_up and not second.chunk.caught_up, "that has to be seen again for the next flush"
+
+
+def test_metrics_tell_how_far_every_chunk_of_a_joint_flush_is_booked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a partition whose own flush is never the one that is due."""
+    monkeypatch.setattr(counted, "_pulse", counted._Pulse(booked={1: 40}, ends={0: 7, 1: 45}))
+    first, second = two_walks()
+    counted.note_flush(joint(first, second), 0.1)
+    assert shown("offset", 0) == 1 and shown("lag_records", 0) == 6
+    assert shown("log_clock_seconds", 0) == first.chunk.here.clock_ms / 1000
+    counted.note_booked(1, Place(40, 1000, 2, 1))
+    counted.note_flush(joint(first, second), 0.1)
+    assert shown("offset", 1) == 40, "it is read again after a restart, and was booked so far before"
+    counted.note_end(1, 50)
+    assert shown("lag_records", 1) == 10
+    counted.forget(1)
+    assert shown("lag_records", 1) is None
+
+
+def shown(name: str, partition: int) -> float | None:
+    return REGISTRY.get_sample_value(f"tallyman_pipeline_{name}", {"partition": str(partition)})
 
 
 @pytest.mark.parametrize("table", ["ids", "usage_hot", "progress"])
@@ -70,3 +95,23 @@ def test_a_due_flush_takes_what_the_other_open_chunks_have(monkeypatch: pytest.M
         monkeypatch.setitem(OPEN, (walk.chunk.topic_id, partition), walk.chunk)
     [flush] = due(first.chunk, first.decoders, 0)
     assert [chunk for chunk, _ in flush.others] == [second.chunk]
+
+
+class Client:
+    """Stands for ClickHouse: takes everything."""
+
+    def execute(self, sql: str, columns: Any, *, columnar: bool) -> None:
+        assert columnar and sql.startswith("INSERT INTO")
+
+    def disconnect(self) -> None:
+        return
+
+
+def test_rows_are_counted_by_table_when_they_are_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(table: str) -> float:
+        return REGISTRY.get_sample_value("tallyman_pipeline_rows_total", {"table": table}) or 0
+
+    before = {table: rows(table) for table in ("ids", "usage_hot", "progress")}
+    client = cast("clickhouse_driver.Client", Client())
+    write(joint(*two_walks()), Tables(client, client), Wire(), pause=wait_never)
+    assert {table: rows(table) - count for table, count in before.items()} == {"ids": 3, "usage_hot": 2, "progress": 2}

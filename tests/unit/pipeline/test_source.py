@@ -24,8 +24,8 @@ class Poller:
         self.about_bytes.append(about_bytes)
         return []
 
-    def ends_at(self, partition: int, position: int) -> bool:
-        return True
+    def log_end(self, partition: int) -> int | None:
+        return 0
 
 
 def reader(*sizes: int) -> UsageReader:
