@@ -17,7 +17,7 @@ from pipeline.outlet import KafkaOutlet
 from pipeline.runtime import JobConfig
 from pipeline.seal import Sealer
 from tallyman import books
-from tallyman.clickhouse import connect, store_errors
+from tallyman.clickhouse import connect, keep_views, store_errors
 from tallyman.control import open_control
 from tallyman.errors import LogError, StoreRefusedError
 from tallyman.kafka import check_topic
@@ -137,7 +137,8 @@ class Upkeep:
     def _check(self) -> None:
         """Refuse to go on when somebody made the topic anew, resized it or changed a setting that loses usage.
 
-        What was added to a topic that is followed by another one is sent on to that one.
+        What was added to a topic that is followed by another one is sent on to that one. Views that a migrator of
+        an older version wrote back, which was paused in its start, are made anew.
         """
         config = self._config
         check_topic(
@@ -147,6 +148,12 @@ class Upkeep:
             partitions=None if config.followed else config.partitions,
             replication=self._replication,
         )
+        client = connect(config.database)
+        try:
+            with store_errors(client, "views"):
+                keep_views(client)
+        finally:
+            client.disconnect()
 
     def _send_on_early(self) -> None:
         """See whether another topic follows this one now; then copy what comes behind its ends, partition by partition.

@@ -5,9 +5,11 @@ of its refusals means.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from graphlib import TopologicalSorter
 from importlib import resources
 from typing import Any, Protocol
 
@@ -55,6 +57,8 @@ _VERSION = "this server is too old, or forbids a setting on which correctness de
 VIOLATED_CONSTRAINT = 469
 _FENCE = re.compile(r"`repaired_[0-9a-f]+_(\d+)_(\d+)`")  # as `pipeline.repair` names it
 _SEALED = re.compile(r"`sealed_(\d+)_[0-9a-f]+`")  # as `pipeline.fences` names it
+_VIEW = re.compile(r"CREATE (?:OR REPLACE )?VIEW (?:IF NOT EXISTS )?(\w+) AS\b")
+_READS = re.compile(r"\b(?:FROM|JOIN)\s+(\w+)")
 # By ClickHouse's code (`Common/ErrorCodes.cpp`): what stays as it is until somebody mends it, and how. Every other
 # code, also one that nobody has met yet, passes: rows replace themselves by key, so writing them again is always safe,
 # and to stop for what passes would be an outage.
@@ -207,33 +211,87 @@ def connect(endpoint: Endpoint, *, numpy: bool = False, timeout_s: float = 60) -
 
 
 def migrate(client: Client) -> list[str]:
-    """Apply the numbered files of `tallyman/schema` that were not applied yet, in order; return their names.
+    """Apply the numbered files of `tallyman/schema` that were not applied yet, in order, then make the views that are
+    missing or not as their newest file has them; return the files' names.
 
-    Every statement can be run twice, so that a migration that was cut off is simply run again.
+    Every statement can be run twice, so that a migration that was cut off is simply run again. Two may run at once, and
+    one of them may have been paused for long: see docs/decisions/0068.
     """
     with store_errors(client, "schema"):
         return _migrate(client)
 
 
 def _migrate(client: Client) -> list[str]:
-    engine = client.execute("SELECT engine FROM system.databases WHERE name = currentDatabase()")
-    replicated = engine == [("Replicated",)]
+    replicated = _replicated(client)
     journal = (
         "CREATE TABLE IF NOT EXISTS schema_migrations (name String, applied_at DateTime('UTC') DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY name"
     )
     client.execute(replicated_tables(journal) if replicated else journal)
-    applied = {row[0] for row in client.execute("SELECT name FROM schema_migrations")}
+    applied = _applied(client)
     fresh = []
-    for file in sorted(resources.files("tallyman.schema").iterdir(), key=lambda entry: entry.name):
-        if not file.name.endswith(".sql") or file.name in applied:
+    for name, statements in schema_files():
+        if name in applied:
             continue
-        for statement in split_statements(file.read_text("utf-8")):
-            with store_errors(client, f"schema/{file.name}"):
-                client.execute(replicated_tables(statement) if replicated else statement)
-        client.execute("INSERT INTO schema_migrations (name) VALUES", [(file.name,)])
-        fresh.append(file.name)
+        for statement in statements:
+            if not _VIEW.match(statement):
+                with store_errors(client, f"schema/{name}"):
+                    client.execute(replicated_tables(statement) if replicated else statement)
+        client.execute("INSERT INTO schema_migrations (name) VALUES", [(name,)])
+        fresh.append(name)
+    keep_views(client)
     return fresh
+
+
+def keep_views(client: Client) -> list[str]:
+    """Make the views that are missing or not as their newest file has them; return their names.
+
+    A view that a newer version of Tallyman made is left alone.
+    """
+    names = [name for name, _ in schema_files()]
+    if max(_applied(client), default="") > names[-1]:
+        return []
+    there = {
+        name: (engine, comment)
+        for name, engine, comment in client.execute(
+            "SELECT name, engine, comment FROM system.tables WHERE database = currentDatabase()"
+        )
+    }
+    made = []
+    for name, text in newest_views().items():
+        comment = f"tallyman/schema {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        engine, stands = there.get(name, ("View", ""))
+        if engine == "View" and stands != comment:  # what somebody put in a view's place is not thrown away
+            with store_errors(client, f"view {name}"):
+                client.execute(f"CREATE OR REPLACE VIEW {name} AS\n{text}\nCOMMENT '{comment}'")
+            made.append(name)
+    return made
+
+
+def newest_views() -> dict[str, str]:
+    """Return what each view of the schema selects, by its newest file; those that others read come first."""
+    texts: dict[str, str] = {}
+    for _, statements in schema_files():
+        for statement in statements:
+            if found := _VIEW.match(statement):
+                texts[found[1]] = statement[found.end() :].strip()
+    reads = {name: set(_READS.findall(text)) & texts.keys() for name, text in texts.items()}
+    return {name: texts[name] for name in TopologicalSorter(reads).static_order()}
+
+
+def schema_files() -> list[tuple[str, list[str]]]:
+    """Return the name and the statements of each numbered file, in order."""
+    files = sorted(resources.files("tallyman.schema").iterdir(), key=lambda entry: entry.name)
+    return [(file.name, split_statements(file.read_text("utf-8"))) for file in files if file.name.endswith(".sql")]
+
+
+def _replicated(client: Client) -> bool:
+    engine = client.execute("SELECT engine FROM system.databases WHERE name = currentDatabase()")
+    return bool(engine == [("Replicated",)])
+
+
+def _applied(client: Client) -> set[str]:
+    return {row[0] for row in client.execute("SELECT name FROM schema_migrations")}
 
 
 def replicated_tables(statement: str) -> str:

@@ -12,7 +12,7 @@ from clickhouse_driver import Client
 
 from pipeline.rollup import roll_up
 from tallyman.aggregates import read_usage
-from tallyman.clickhouse import split_statements
+from tallyman.clickhouse import keep_views, migrate, split_statements
 from tallyman.errors import StoreError, UsageQueryError
 from tallyman.rebuilds import Switch, read_switches, read_switches_with
 from tallyman.usage import UsageQuery, Window
@@ -154,3 +154,20 @@ def test_a_list_from_before_lists_said_what_they_cover_is_written_again_with_it(
             client.execute(statement)
         assert read_switches(client) == (second, first)
         assert total(client) == 5
+
+
+def test_a_view_that_is_gone_or_of_an_older_version_is_made_anew_by_who_starts_next(client: Client) -> None:
+    """By a comment at the view: the server keeps its text, but not as it was written."""
+    seal(client, DAY, Booked(minute=NOON, value=1))
+    rebuild(client, 1, Booked(minute=NOON, value=5))
+    list_rebuilds(client, 1, 1)
+    shown = "SELECT sum(sum) FROM usage_booked"
+    rebuilt = client.execute(shown)
+    assert keep_views(client) == []
+    client.execute("CREATE OR REPLACE VIEW usage_booked AS SELECT * FROM usage")
+    client.execute("DROP VIEW collectors")
+    assert client.execute(shown) != rebuilt
+    assert migrate(client) == []
+    assert client.execute(shown) == rebuilt
+    assert client.execute("SELECT count() FROM collectors") == [(0,)]
+    assert keep_views(client) == []
