@@ -14,11 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kafka import KafkaAdminClient, TopicPartition
 
-from pipeline.poll import Poller
 from pipeline.read import read_range
 from tallyman.kafka import make_consumer, make_producer, read_topic
 from tallyman.local.kafka import Broker
@@ -91,29 +89,6 @@ def walked(brokers: list[str], name: str, end: int) -> int:
     return sum(len(fetch) for fetch in read_range(brokers, name, info.topic_id, 0, 0, end))
 
 
-def fallback(brokers: list[str], name: str, end: int) -> int:
-    """Read as `Poller` does when the private names are gone."""
-    info = read_topic(brokers, name)
-    assert info is not None
-    poller = _Plain(make_consumer(brokers), name, info.topic_id)
-    poller.assign([0])
-    poller.seek(0, 0)
-    count = 0
-    while count < end:
-        count += sum(len(fetch) for fetch in poller.poll(1000))
-    poller.close()
-    return count
-
-
-class _Plain(Poller):
-    """A poller that found no private names."""
-
-    def __init__(self, consumer: Any, topic: str, topic_id: str) -> None:
-        super().__init__(consumer, topic, topic_id)
-        del consumer._fetcher.PartitionRecords  # the instance's; the class keeps kafka-python's own
-        self.walks = False
-
-
 def timed(read: Callable[[list[str], str, int], int], brokers: list[str], name: str, end: int) -> tuple[float, float]:
     """Return (CPU, wall) seconds of the best of three runs."""
     best = (1e9, 1e9)
@@ -145,16 +120,16 @@ def main() -> None:
 
 def run(brokers: list[str], records: int) -> None:
     """Print one line for each load."""
-    print(f"{'load':<26}{'bare loop':>12}{'fallback':>12}{'batch walk':>12}{'ratio':>7}   events/s by CPU (wall)")
+    print(f"{'load':<26}{'bare loop':>12}{'batch walk':>12}{'ratio':>7}   events/s by CPU (wall)")
     for load in loads(records):
         name = f"bench-{abs(hash((load.name, time.time()))):x}"
         fill(brokers, load, name)
         rates = {}
-        for read in (bare, fallback, walked):
+        for read in (bare, walked):
             cpu, wall = timed(read, brokers, name, load.count)
             rates[read.__name__] = load.count * load.events / cpu, load.count * load.events / wall
-        cells = "".join(f"{rates[key][0] / 1e3:>11,.0f}k" for key in ("bare", "fallback", "walked"))
-        walls = " / ".join(f"{rates[key][1] / 1e3:,.0f}k" for key in ("bare", "fallback", "walked"))
+        cells = "".join(f"{rates[key][0] / 1e3:>11,.0f}k" for key in ("bare", "walked"))
+        walls = " / ".join(f"{rates[key][1] / 1e3:,.0f}k" for key in ("bare", "walked"))
         print(f"{load.name:<26}{cells}{rates['walked'][0] / rates['bare'][0]:>6.1f}x   ({walls})", flush=True)
 
 

@@ -41,8 +41,7 @@ class Fetch:
         appended_ms: Milliseconds since 1970, the broker's, when the topic has LogAppendTime.
         headers: None when no record has any.
         digests: (base offset, leader epoch, CRC) of each Kafka batch in order, also of those without usable
-            records. The first may begin below `first`. Empty although `next > first`: they could not be had
-            (`pipeline.poll` without the walk).
+            records. The first may begin below `first`.
         at_end: Of an idle poll: the broker has said that the log ends here, and not only sent nothing yet.
         size: Of what came from the log, its bytes when decompressed; of a part, still those of the whole.
     """

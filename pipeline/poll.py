@@ -1,7 +1,8 @@
 """Fetches from a `KafkaConsumer`, walked batch by batch. The only place that knows kafka-python's private names.
 
-`Poller` puts a class of ours where the consumer keeps the records of a response (`consumer._fetcher.PartitionRecords`);
-when a later kafka-python has no such place it falls back on plain `poll`, which is correct but several times slower.
+`Poller` puts a class of ours where the consumer keeps the records of a response (`consumer._fetcher.PartitionRecords`).
+A kafka-python that has no such place is refused: its plain records do not say in which batches they came, so nothing
+would show whether the log is what was booked, and every partition that was would look damaged.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
-import numpy as np
+import kafka
 from kafka import TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 
 from pipeline.batches import BatchWalk, Fetch
-from tallyman.errors import BrokerError, DamageError, LogError
-from tallyman.headers import headers_of
+from tallyman.errors import BrokerError, ConfigError, DamageError, LogError
 from tallyman.kafka import end_offsets, log_starts, topic_id_text
 
 log = logging.getLogger(__name__)
@@ -37,17 +37,19 @@ _EXPECTED = {"fetch_offset", "tp", "records", "aborted_transactions", "on_drain"
 class Poller:
     """Reads partitions of one topic through one consumer.
 
-    Attributes:
-        walks: False when the private names were not there; then fetches carry no digests.
+    Raises:
+        ConfigError: The installed kafka-python is not one of those that we know.
     """
 
     def __init__(self, consumer: Any, topic: str, topic_id: str, portion_bytes: int = PORTION_BYTES) -> None:
         self.consumer = consumer
         self._topic, self._topic_id = topic, topic_id
         self._doubtful: dict[int, int] = {}  # partition -> position at which its bytes were wrong once
-        self.walks = _put_walk_into(consumer, topic_id, portion_bytes)
-        if not self.walks:
-            log.warning("batch_walk_unavailable", extra={"next_step": "pin kafka-python to 3.0.12; reading is slow"})
+        try:
+            _put_walk_into(consumer, topic_id, portion_bytes)
+        except ConfigError:
+            consumer.close()
+            raise
 
     def assign(self, partitions: Sequence[int]) -> None:
         """Read these partitions from now on; those that were read before keep their positions."""
@@ -84,7 +86,7 @@ class Poller:
         """
         self._check_topic_id()
         try:
-            fetches = self._poll_walked(timeout_ms, about_bytes) if self.walks else self._poll_plain(timeout_ms)
+            fetches = self._poll(timeout_ms, about_bytes)
         except OffsetOutOfRangeError as error:
             self._explain(error.args[0])
             return []
@@ -126,7 +128,7 @@ class Poller:
     def close(self) -> None:
         self.consumer.close()
 
-    def _poll_walked(self, timeout_ms: int, about_bytes: int) -> list[Fetch]:
+    def _poll(self, timeout_ms: int, about_bytes: int) -> list[Fetch]:
         found: list[Fetch | _Unreadable | None] = []
         units = max(1, about_bytes // _UNIT_BYTES)
         for portions in self.consumer.poll(timeout_ms=timeout_ms, max_records=units).values():
@@ -142,18 +144,6 @@ class Poller:
             raise DamageError(item.partition, "bytes", f'topic "{self._topic}", {item.error}') from item.error
         log.warning("fetch_unreadable", extra={"partition": item.partition, "reason": str(item.error)})
         self._doubtful[item.partition] = item.position
-
-    def _poll_plain(self, timeout_ms: int) -> list[Fetch]:
-        places = [place for place in self.consumer.assignment() if place not in self.consumer.paused()]
-        before = {place: self.consumer.position(place) for place in places}
-        found = self.consumer.poll(timeout_ms=timeout_ms)
-        before = {place: records[0].offset for place, records in found.items()} | before  # a group gives in a poll, too
-        fetches = []
-        for place, first in before.items():
-            behind = self.consumer.position(place)
-            if behind != first:
-                fetches.append(_columns(self._topic_id, place.partition, first, behind, found.get(place, [])))
-        return fetches
 
     def _check_topic_id(self) -> None:
         cluster: Any = getattr(self.consumer, "_cluster", None)
@@ -200,14 +190,36 @@ class _Unreadable:
         self.error, self.partition, self.position = error, partition, position
 
 
-def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
-    """Let the consumer keep `Fetch`es where it kept records; return False when it has no such place."""
+def check_client() -> None:
+    """Refuse a kafka-python that is not one of those that we know.
+
+    Raises:
+        ConfigError: The sentence says which one to install.
+    """
+    try:
+        from kafka.consumer.fetcher import Fetcher
+    except ImportError:
+        Fetcher = None
+    _place_of_walk(Fetcher)
+
+
+def _place_of_walk(fetcher: Any) -> Any:
+    """Return the class in whose stead a consumer may keep `Fetch`es."""
+    base: Any = getattr(fetcher, "PartitionRecords", None)
+    known = isinstance(base, type) and all(callable(getattr(base, name, None)) for name in ("take", "drain"))
+    if not known or not set(inspect.signature(base).parameters) >= _EXPECTED:
+        raise ConfigError(
+            "kafka-python: expected a version that keeps an answer of Kafka's as 3.0.12 does, got "
+            f"{kafka.__version__}: without that nothing shows whether the log is what was booked; "
+            "pip install 'kafka-python==3.0.12', then start again"
+        )
+    return base
+
+
+def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> None:
+    """Let the consumer keep `Fetch`es where it kept records."""
     fetcher: Any = getattr(consumer, "_fetcher", None)
-    base = getattr(fetcher, "PartitionRecords", None)
-    if not isinstance(base, type) or not all(callable(getattr(base, name, None)) for name in ("take", "drain")):
-        return False
-    if not set(inspect.signature(base).parameters) >= _EXPECTED:
-        return False
+    base = _place_of_walk(fetcher)
 
     class WalkedRecords(base):  # type: ignore[valid-type,misc]
         """The response for one partition; the fetcher takes portions from it until it is drained."""
@@ -243,22 +255,3 @@ def _put_walk_into(consumer: Any, topic_id: str, portion_bytes: int) -> bool:
                 fetcher._next_partition_records = None
 
     fetcher.PartitionRecords = WalkedRecords
-    return True
-
-
-def _columns(topic_id: str, partition: int, first: int, behind: int, records: Sequence[Any]) -> Fetch:
-    """Return consumer records as a `Fetch`."""
-    headers = [headers_of(record.headers) for record in records]
-    return Fetch(
-        topic_id,
-        partition,
-        first,
-        behind,
-        np.array([record.offset for record in records], np.int64),
-        np.array([record.timestamp for record in records], np.int64),
-        [record.value for record in records],
-        [record.key for record in records],
-        headers if any(headers) else None,
-        (),
-        size=sum(len(record.value or b"") for record in records),
-    )

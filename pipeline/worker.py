@@ -23,6 +23,7 @@ from pipeline.compiled import load_kernel
 from pipeline.growth import is_followed, line_to_book
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
+from pipeline.poll import check_client
 from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.read import STOP
 from pipeline.runtime import Database, JobConfig, forget, release
@@ -161,6 +162,7 @@ def prepare(project: Project) -> JobConfig:
         StoreError, BrokerError: A server is not up yet, or away again; what is half prepared is prepared again.
         ConfigError, LogError, StoreRefusedError: Somebody has to mend something first.
     """
+    check_client()
     load_kernel()
     client = connect(project.clickhouse)
     try:

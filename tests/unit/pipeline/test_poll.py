@@ -6,6 +6,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
 from kafka.consumer.subscription_state import SubscriptionState
@@ -13,7 +14,8 @@ from kafka.record.memory_records import MemoryRecords
 from kafka.structs import OffsetAndMetadata
 
 from pipeline.batches import Fetch
-from pipeline.poll import Poller
+from pipeline.poll import Poller, check_client
+from tallyman.errors import ConfigError
 from tests.fetches import TOPIC_ID, batch_of
 
 MIB = 1 << 20
@@ -45,6 +47,8 @@ class Consumer:
         records, _ = self._fetcher.fetched_records(max_records)
         return cast("dict[TopicPartition, list[Any]]", records)
 
+    def close(self) -> None: ...
+
     def paused(self) -> set[TopicPartition]:
         return set(self._state.paused_partitions())
 
@@ -63,9 +67,7 @@ def answer(batches: int, size: int) -> bytes:
 
 
 def poller_of(answers: dict[int, bytes]) -> Poller:
-    poller = Poller(Consumer(answers), TOPIC, TOPIC_ID)
-    assert poller.walks
-    return poller
+    return Poller(Consumer(answers), TOPIC, TOPIC_ID)
 
 
 def spans(fetches: list[Fetch]) -> list[tuple[int, int, int]]:
@@ -101,3 +103,13 @@ def test_a_partition_that_was_paused_in_the_middle_of_an_answer_goes_on_later() 
     assert spans(poller.poll(0)) == [(1, 0, 1)]
     poller.pause([])
     assert spans(poller.poll(0)) == [(0, 1, 2), (0, 2, 3)]
+
+
+def test_a_kafka_python_without_the_place_for_our_walk_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read without digests, each partition that was booked with them would be taken for damaged."""
+    check_client()
+    monkeypatch.delattr(Fetcher, "PartitionRecords")
+    for start in (check_client, lambda: poller_of({0: b""})):
+        with pytest.raises(ConfigError, match=r"pip install 'kafka-python==3\.0\.12'") as refused:
+            start()
+        assert not refused.value.retriable
