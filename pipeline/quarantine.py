@@ -2,7 +2,8 @@
 decided; the others are booked on.
 
 What one process sets aside is its own observation: nothing is decided by it. It tries such a partition again when an
-operator has decided a repair, or when it is started again; one whose clock was ahead, also when that time has come.
+operator has decided a repair, when another worker has booked it on, or when it is started again; one whose clock was
+ahead, also when that time has come.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from clickhouse_driver import Client
 
@@ -27,9 +29,21 @@ from tallyman.topics import ENDED
 log = logging.getLogger(__name__)
 
 LOOK_FOR_REPAIRS_S = 1.0
+# Asked for all at once; a frontier, which decides, is only read where this one says more.
+_FURTHEST = (
+    "SELECT partition, max(reached_offset) FROM progress_newest"
+    " WHERE topic_id = %(topic)s AND partition IN %(partitions)s GROUP BY partition"
+)
 # What passes by itself is tried again when it has: not at once, since what stands behind it has its time soon after it,
 # and not in a year, since the clocks that say so may be set right.
 SOONEST_AGAIN_S, LATEST_AGAIN_S = 300.0, 3600.0
+
+
+class _Since(NamedTuple):
+    """How a partition was set aside: how many repairs it had then, and how far it was booked."""
+
+    repairs: int
+    offset: int
 
 
 class SetAside:
@@ -43,7 +57,7 @@ class SetAside:
     def __init__(self, config: JobConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
         self._suspects: dict[int, int] = {}  # partition -> the offset at which it failed once
-        self._aside: dict[int, int] = {}  # partition -> how many repairs it had then
+        self._aside: dict[int, _Since] = {}
         self._again: dict[int, float] = {}  # partition -> when it is tried again without one
         self._lock = threading.Lock()
 
@@ -135,20 +149,20 @@ class SetAside:
         partition, place = frontier.partition, frontier.reached.offset
         if frontier.reached.booking == ENDED:  # nobody waits for it, and nothing of it can be repaired
             with self._lock:
-                self._aside[partition] = frontier.repairs
+                self._aside[partition] = _Since(frontier.repairs, place)
             log.warning("partition_has_ended", extra={"partition": partition, "offset": place, "error": sentence})
             return
         with store_errors(client, "quarantines"):
             note_quarantine(client, frontier.topic_id, partition, place, reason, sentence)
         with self._lock:
-            self._aside[partition] = frontier.repairs
+            self._aside[partition] = _Since(frontier.repairs, place)
             self._again.pop(partition, None)
         counted.note_quarantine(partition, sentence)
         log.error("partition_quarantined", extra={"partition": partition, "offset": place, "error": sentence,
                                                   "next_step": next_step})  # fmt: skip
 
     def look(self) -> None:
-        """Take back what was repaired, and what may have passed by itself. Called now and then."""
+        """Take back what was repaired or booked on, and what may have passed by itself. Called now and then."""
         with self._lock:
             aside, now = dict(self._aside), self._clock()
             passed = [partition for partition, again in self._again.items() if now >= again]
@@ -161,13 +175,31 @@ class SetAside:
         try:
             with store_errors(client, "reading repairs"):
                 known = {number: len(read_repairs(client, self._config.topic_id, number)) for number in aside}
+                furthest = dict(client.execute(_FURTHEST, {"topic": self._config.topic_id, "partitions": tuple(aside)}))
         finally:
             client.disconnect()
         for partition, repairs in known.items():
-            if repairs > aside[partition]:
+            if repairs > aside[partition].repairs:
                 self._take_back(partition)
                 self._suspects.pop(partition, None)
                 log.info("partition_repaired", extra={"partition": partition, "repairs": repairs})
+            elif furthest.get(partition, 0) > aside[partition].offset:
+                self._look_how_far(partition, aside[partition])
+
+    def _look_how_far(self, partition: int, since: _Since) -> None:
+        """Take a partition back that another worker has booked on: that one can read it."""
+        with self._frontier(partition) as (_, frontier):
+            place = frontier.reached.offset
+        if place > since.offset:
+            self._take_back(partition)
+            log.info("partition_booked_on", extra={"partition": partition, "offset": place})
+
+    def close(self) -> None:
+        """Say nothing more of partitions: their topic is no longer booked by this process."""
+        with self._lock:
+            aside = list(self._aside)
+        for partition in aside:
+            self._take_back(partition)
 
     def _take_back(self, partition: int) -> None:
         """Read a partition again. If only time has passed, it stays suspect: it need not fail twice once more."""

@@ -127,6 +127,7 @@ def book_topic(
         over.set()
         upkeep.close()
         follower.close()
+        aside.close()
     return fault or upkeep.fault
 
 

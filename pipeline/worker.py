@@ -135,6 +135,7 @@ def book_topic(project: Project, config: JobConfig, stop: threading.Event) -> Fa
         forget()
         upkeep.close()
         watch.close()
+        aside.close()
         for partition in range(config.partitions):
             counted.forget(partition)
     if upkeep.fault is not None:

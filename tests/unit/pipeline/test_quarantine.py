@@ -20,14 +20,20 @@ class Store:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.offset, self.booking, self.repairs, self.now_s = 7, 20_787_001, 0, 0.0
         self.in_sealed: set[int] = set()
+        self.furthest = 0  # of what progress has, also what is not a frontier
         self.notes: list[tuple[int, str]] = []
-        monkeypatch.setattr(quarantine, "connect", lambda database: SimpleNamespace(disconnect=lambda: None))
+        monkeypatch.setattr(quarantine, "connect", lambda database: self)
         monkeypatch.setattr(quarantine, "read_frontier", self.read_frontier)
         monkeypatch.setattr(counted, "_pulse", counted._Pulse())  # other tests fill it, too
         monkeypatch.setattr(quarantine, "read_repairs", lambda client, topic_id, partition: (None,) * self.repairs)
         monkeypatch.setattr(quarantine, "note_quarantine", self.note_quarantine)
         config = SimpleNamespace(database=None, topic_id="t", chunk_size=8, assigned=(1, 2, 3))
         self.aside = SetAside(config, clock=lambda: self.now_s)
+
+    def execute(self, question: str, values: object) -> list[tuple[int, int]]:
+        return [(3, max(self.offset, self.furthest))]
+
+    def disconnect(self) -> None: ...
 
     def read_frontier(self, client: object, topic_id: str, partition: int, size: int) -> SimpleNamespace:
         place = SimpleNamespace(offset=self.offset, booking=self.booking)
@@ -144,3 +150,21 @@ def test_a_partition_that_has_ended_is_no_longer_read_and_nobody_is_called(store
     store.fails(error)
     assert store.fails(error) and store.notes == [] and counted.ready()[1].find("set aside") < 0
     assert not store.reads_at(10 * LATEST_AGAIN_S)
+
+
+def test_a_partition_that_another_worker_books_on_is_no_longer_set_aside(store: Store) -> None:
+    """Its leader moved, say: who stopped at it can read it, too, and need not say that it cannot."""
+    cut = DamageError(3, "cut", "the log ends at 5")
+    assert not store.fails(cut) and store.fails(cut) and counted.set_aside()
+    store.furthest = 99  # of who was ahead of a gap
+    assert not store.reads_at(1) and counted.set_aside()
+    store.offset = 8
+    assert store.reads_at(2) and counted.set_aside() == ""
+    assert not store.fails(cut) and store.fails(cut), "at another place it fails twice again"
+
+
+def test_when_its_topic_is_over_nobody_says_any_more_that_a_partition_is_set_aside(store: Store) -> None:
+    cut = DamageError(3, "cut", "the log ends at 5")
+    assert not store.fails(cut) and store.fails(cut)
+    store.aside.close()
+    assert counted.set_aside() == ""
