@@ -15,11 +15,9 @@ from typing import Any, Protocol
 
 from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from kafka.errors import KafkaError
 
 from pipeline.book import OPEN
 from pipeline.runtime import JobConfig
-from tallyman.errors import BrokerError
 from tallyman.kafka import make_consumer
 
 log = logging.getLogger(__name__)
@@ -106,7 +104,7 @@ class Members(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._consumer = self._join()
                 while not self._stop.is_set():
                     self._consumer.poll(timeout_ms=_POLL_MS)
-            except (KafkaError, BrokerError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread that dies silently leaves its partitions to nobody
                 log.warning(
                     "group_away",
                     extra={"group": group_of(self._topic), "reason": f"{type(error).__name__}: {error}"[:300],
@@ -135,7 +133,7 @@ class Members(ConsumerRebalanceListener):  # type: ignore[misc]
         if consumer is not None:
             try:
                 consumer.close(autocommit=False)
-            except KafkaError as error:
+            except Exception as error:  # noqa: BLE001 - the same thread
                 log.debug("group_left_with_an_error", extra={"reason": str(error)})
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
+from pipeline import members
 from pipeline.aggregate import EVERYTHING, Table
 from pipeline.book import OPEN, OpenChunk, Place
 from pipeline.identities import AcceptedIds
-from pipeline.members import PATIENCE_S, Alone, EvenShare, Share
+from pipeline.members import PATIENCE_S, Alone, EvenShare, Members, Share
 from pipeline.runtime import Database, JobConfig
 
 EVENTS = "usage.events.v1"
@@ -140,3 +142,30 @@ def test_partitions_are_shared_also_while_the_client_does_not_know_the_topic_yet
     shares = [set(numbers) for each in given.values() for _, numbers in each.assigned_partitions]
     assert sorted(map(len, shares)) == [2, 2]
     assert shares[0] | shares[1] == ALL
+
+
+def test_a_member_joins_again_whatever_its_client_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kafka-python's network layer knows more errors than Kafka's, and closing it may raise them, too."""
+    joined: list[Members] = []
+    monkeypatch.setattr(members, "_REST_S", 0.01)
+
+    class Consumer:
+        def subscribe(self, topics: list[str], listener: Members) -> None:
+            joined.append(listener)
+
+        def poll(self, timeout_ms: int) -> None:
+            if len(joined) == 1:
+                raise RuntimeError("the selector is closed")
+            joined[-1].on_partitions_assigned([])
+
+        def close(self, autocommit: bool) -> None:
+            raise ValueError("invalid file descriptor")
+
+    monkeypatch.setattr(members, "make_consumer", lambda *_, **__: Consumer())
+    group = Members(("localhost:9092",), EVENTS, 4)
+    deadline = time.monotonic() + 10
+    while group.mine() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert group.mine() == frozenset()
+    group.close()
+    assert len(joined) == 2
