@@ -3,8 +3,8 @@ counted like anything else.
 
 At least once: a copy more is a duplicate there. How far it came is a committed offset of a consumer group; should that
 be lost, everything behind the end is copied again. A partition whose bytes cannot be read stops there; others go on.
-What retention took before it was copied is written down before anything behind it is read: it shows in every figure
-that it may be missing in.
+What retention took before it was copied, and a record that is too large to be copied, is written down before anything
+behind it is: it shows in every figure that it may be missing in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from pipeline import metrics as counted
 from pipeline.batches import Fetch
@@ -189,13 +189,13 @@ class LateRecords:
         """Copy the next records, and note the place when all copies are acknowledged."""
         found, passed = self._read(poller)
         futures = [
-            (partition, offset, producer.send(self._following, key=key, value=value or b"", headers=list(headers)))
+            (partition, due, producer.send(self._following, key=key, value=value or b"", headers=list(headers)))
             for partition, fetches in found.items()
-            for offset, key, value, headers in _records(fetches)
+            for due, key, value, headers in _records(fetches)
             if not kind_of(headers).control
         ]
-        for partition, offset, future in futures:
-            self._acknowledged(partition, offset, future)
+        for partition, due, future in futures:
+            self._acknowledged(partition, due, future)
         if passed:
             poller.consumer.commit({
                 TopicPartition(self._ended, partition): OffsetAndMetadata(due.offset, str(due.clock_ms), -1)
@@ -286,13 +286,7 @@ class LateRecords:
 
     def _lose(self, partition: int, due: _Due, behind: _Due, end: End) -> None:
         """Write down that offsets are gone that were not copied."""
-        topic = self._topic
-        self._store.note_lost(Repair(
-            topic_id=topic.topic_id, partition=partition, number=0, chunk_size=topic.chunk_size,
-            from_offset=due.offset, to_offset=behind.offset, from_clock_ms=due.clock_ms, to_clock_ms=behind.clock_ms,
-            from_booking=end[2], booking=end[2], definitions=end[3], counts=(), reason=LATE, note="", who="",
-            decided_at=datetime.now(UTC).replace(microsecond=0),
-        ))  # fmt: skip
+        self._note_lost(partition, due, behind, end)
         log.error(
             "late_records_lost",
             extra={"topic": self._ended, "partition": partition, "from_offset": due.offset,
@@ -300,6 +294,15 @@ class LateRecords:
                    "reason": "retention took them behind the topic's end before they were copied",
                    "next_step": f"figures of that time say so; have them sent again; {_NEXT_STEP}"},
         )  # fmt: skip
+
+    def _note_lost(self, partition: int, due: _Due, behind: _Due, end: End) -> None:
+        topic = self._topic
+        self._store.note_lost(Repair(
+            topic_id=topic.topic_id, partition=partition, number=0, chunk_size=topic.chunk_size,
+            from_offset=due.offset, to_offset=behind.offset, from_clock_ms=due.clock_ms, to_clock_ms=behind.clock_ms,
+            from_booking=end[2], booking=end[2], definitions=end[3], counts=(), reason=LATE, note="", who="",
+            decided_at=datetime.now(UTC).replace(microsecond=0),
+        ))  # fmt: skip
 
     def _set_aside(self, error: DamageError) -> None:
         """Read no more of a partition, until the pipeline is started again."""
@@ -311,23 +314,26 @@ class LateRecords:
                    "next_step": f"what lies behind this place is not sent on; {_NEXT_STEP}"},
         )  # fmt: skip
 
-    def _acknowledged(self, partition: int, offset: int, future: Any) -> None:
+    def _acknowledged(self, partition: int, due: _Due, future: Any) -> None:
         try:
             future.get(timeout=_ACK_TIMEOUT_S)
-        except MessageSizeTooLargeError as error:  # compressed less well than its sender did it
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:  # compressed less well than by its sender
+            behind = _Due(due.offset + 1, due.clock_ms)
+            self._note_lost(partition, due, behind, self._ends.get(partition, (0, 0, 0, 0)))
             log.error(
                 "late_record_too_large",
-                extra={"topic": self._ended, "partition": partition, "offset": offset,
+                extra={"topic": self._ended, "partition": partition, "offset": due.offset,
                        "reason": str(error)[:300],
-                       "next_step": f"it stays where it is; send its events to {self._following} in smaller records"},
+                       "next_step": "figures of that time say so; it stays where it is as long as the topic does: send"
+                                    f" its events to {self._following} in smaller records; {_NEXT_STEP}"},
             )  # fmt: skip
 
 
-def _records(fetches: Sequence[Fetch]) -> Iterator[tuple[int, bytes | None, bytes | None, Headers]]:
-    """Yield (offset, key, value, headers) of each record."""
+def _records(fetches: Sequence[Fetch]) -> Iterator[tuple[_Due, bytes | None, bytes | None, Headers]]:
+    """Yield (place, key, value, headers) of each record."""
     for fetch in fetches:
-        for index, offset in enumerate(fetch.offsets.tolist()):
-            yield offset, fetch.keys[index], fetch.values[index], fetch.headers_of(index)
+        for index, place in enumerate(zip(fetch.offsets.tolist(), fetch.appended_ms.tolist(), strict=True)):
+            yield _Due(*place), fetch.keys[index], fetch.values[index], fetch.headers_of(index)
 
 
 def _let_go(client: Any) -> None:

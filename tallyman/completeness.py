@@ -79,8 +79,8 @@ class Completeness:
         complete_to: Event time up to which nothing is missing that was sent in time; None when that is unknown.
         sealed_to: The newest booking that is sealed, 0 for none.
         quarantines: Partitions that are set aside, their log is not what was booked: `complete_to` stands still.
-        repairs: Where booking went on behind a damaged place, by an operator's decision; and what retention took behind
-            the end of a topic, reason `late`.
+        repairs: Where booking went on behind a damaged place, by an operator's decision; and what stood behind
+            the end of a topic and was not copied, reason `late`.
         collectors: How many were ever heard; `epochs`: in how many, which are more if some began anew.
         lagging: The collectors, by name, that live or are silent and have said less than `reached_to`: all others
             have said that.

@@ -32,7 +32,7 @@ NOT_JUDGED_ANEW = (
     "each -> topic_id = each.1 AND partition = each.2 AND offset >= each.3 AND booking < each.4,"
     " (SELECT groupArray((toString(topic_id), partition, to_offset, booking)) FROM repairs FINAL))"
 )
-LATE = "late"  # reason of what is no decision: retention took it behind a topic's end
+LATE = "late"  # reason of what is no decision: it stood behind a topic's end and was not copied
 _LOST = (
     "SELECT topic_id, partition, 0, chunk_size, from_offset, to_offset, from_clock_ms, to_clock_ms, booking, booking,"
     " definitions, [], 'late', '', '', noticed_at FROM late_lost FINAL ORDER BY topic_id, partition, from_offset"
@@ -62,7 +62,8 @@ def read_repairs(client: Client, topic_id: str | None = None, partition: int | N
 
 
 def read_lost(client: Client) -> tuple[Repair, ...]:
-    """Return what retention took behind the end of a topic before it was copied to the one that follows.
+    """Return what stood behind the end of a topic and was not copied to the one that follows: retention took it before,
+    or it is too large.
 
     Nobody decided it, and no frontier goes by it; figures lack it as they lack what a repair skipped.
     """

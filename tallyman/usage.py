@@ -173,8 +173,8 @@ class Repair:
     """A decision: what is booked below `from_offset` stays, the offsets up to `to_offset` are skipped.
 
     Attributes:
-        number: Which repair of its partition, from 1; 0 for what is no decision: what retention took behind a topic's
-            end before it was copied, reason `late`. What is said of bookings is then those in which it ended.
+        number: Which repair of its partition, from 1; 0 for what is no decision: what stood behind a topic's end
+            and was not copied, reason `late`. What is said of bookings is then those in which it ended.
         chunk_size: The topic's. The chunk that was open, and all up to `to_offset`, are closed by this decision.
         from_clock_ms, to_clock_ms: The log clock where booking stopped, and when the first record behind was appended:
             what was skipped was appended in between.

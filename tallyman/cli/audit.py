@@ -224,7 +224,7 @@ def counts(options: Options, by: str, as_json: bool) -> None:
 
     received = aggregated + duplicate + dead + ignored + forwarded, in every chunk of every partition, and every dead
     letter and conflict that was counted is there. Exit code 1 if something does not reconcile. Offsets that a repair
-    skipped, or retention took behind the end of a topic, were never received; they are named.
+    skipped, or that were not copied from behind the end of a topic, were never received; they are named.
 
     \b
     Examples:

@@ -143,9 +143,9 @@ def gap_line(each: Repair) -> str:
         )
     if each.reason == LATE:
         return (
-            f"lost: partition {each.partition} of topic {each.topic_id}, which has ended: retention took offsets "
-            f"{each.from_offset} to {each.to_offset - 1} before they were copied, appended between "
-            f"{show_time(each.from_clock, UTC)} and {show_time(each.to_clock, UTC)}"
+            f"lost: partition {each.partition} of topic {each.topic_id}, which has ended: offsets {each.from_offset} "
+            f"to {each.to_offset - 1} were not copied (retention took them before, or a record is too large), appended "
+            f"between {show_time(each.from_clock, UTC)} and {show_time(each.to_clock, UTC)}"
         )
     return (
         f"repaired: partition {each.partition} lacks offsets {each.from_offset} to {each.to_offset - 1}, appended "
