@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
@@ -128,7 +128,7 @@ def send_file(
         records=sending.records,
         bytes=sending.bytes,
         took_s=time.monotonic() - began,
-        offsets={partition: runs_of(offsets) for partition, offsets in sorted(sending.offsets.items())},
+        offsets={partition: merged(runs) for partition, runs in sorted(sending.runs.items())},
         types=packer.types,
         too_long=tuple(sorted(file.too_long)),
     )
@@ -143,7 +143,7 @@ class _Sending:
         self._flying: deque[tuple[Any, PackedRecord, int]] = deque()
         self._flying_bytes = 0
         self.events = self.records = self.bytes = 0  # acknowledged
-        self.offsets: dict[int, list[int]] = {}
+        self.runs: dict[int, list[tuple[int, int]]] = {}  # what was acknowledged, as it came: a stream has no end
 
     def send(self, record: PackedRecord) -> None:
         """Hand over a record, waiting for older ones when too much is under way."""
@@ -183,7 +183,7 @@ class _Sending:
         self.events += record.events
         self.records += 1
         self.bytes += len(record.value)
-        self.offsets.setdefault(record.partition, []).append(told.offset)
+        _append(self.runs.setdefault(record.partition, []), told.offset, told.offset)
         self._on_progress(done, self._file.total)
 
     def _failed(self, error: KafkaError) -> BrokerError:
@@ -200,13 +200,27 @@ def runs_of(offsets: Sequence[int]) -> tuple[tuple[int, int], ...]:
     >>> runs_of([4, 3, 5, 9])
     ((3, 5), (9, 9))
     """
-    runs: list[tuple[int, int]] = []
-    for offset in sorted(offsets):
-        if runs and offset == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], offset
-        else:
-            runs.append((offset, offset))
-    return tuple(runs)
+    return merged((offset, offset) for offset in offsets)
+
+
+def merged(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return runs in order, those that touch as one.
+
+    >>> merged([(4, 5), (1, 1), (2, 3), (9, 9)])
+    ((1, 5), (9, 9))
+    """
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(runs):
+        _append(found, first, last)
+    return tuple(found)
+
+
+def _append(runs: list[tuple[int, int]], first: int, last: int) -> None:
+    """Add a run behind the others: to the last one, if it goes on there."""
+    if runs and first == runs[-1][1] + 1:
+        runs[-1] = runs[-1][0], last
+    else:
+        runs.append((first, last))
 
 
 def wait_for(

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tallyman.kafka import TopicInfo, partition_of
 from tallyman.line import TopicNow
 from tallyman.packing import BYTES_PER_RECORD, LINES_PER_RECORD, Packer
 from tallyman.project import Project
-from tallyman.send import SendReport, _ask, _wait_until_booked, runs_of, send_file
+from tallyman.send import SendReport, _ask, _Sending, _wait_until_booked, runs_of, send_file
 
 LONGEST = 8 * 1024 * 1024
 
@@ -227,6 +228,27 @@ def test_runs_hold_exactly_their_offsets(offsets: set[int]) -> None:
     runs = runs_of(list(offsets))
     assert [place for first, last in runs for place in range(first, last + 1)] == sorted(offsets)
     assert all(runs[at][1] + 1 < runs[at + 1][0] for at in range(len(runs) - 1))
+
+
+def test_a_stream_without_an_end_is_remembered_by_runs() -> None:
+    """Each record by itself would fill the memory in the end."""
+    offsets = iter([*range(5000), 6000, 6001])
+
+    class Broker:
+        is_done = True
+
+        def send(self, *_: Any, **__: Any) -> Broker:
+            return self
+
+        def get(self, timeout: float) -> Any:
+            return SimpleNamespace(offset=next(offsets))
+
+    sending = _Sending(Broker(), TopicInfo("usage.events.v1", "t", 4), "-", SimpleNamespace(done=0, total=None),
+                       lambda done, total: None)  # fmt: skip
+    for record in Packer(4, 1).pack([event(1)] * 5002):
+        sending.send(record)
+    (runs,) = sending.runs.values()
+    assert runs == [(0, 4999), (6000, 6001)]
 
 
 @pytest.mark.parametrize("path", ["no/such/file.ndjson"])
