@@ -12,7 +12,6 @@ from pipeline.frontier import StoredIds
 from pipeline.id_filter import IdFilter
 from pipeline.lanes import inside, this_lane
 from tallyman.clickhouse import connect
-from tallyman.errors import StoreError, StoreRefusedError
 
 if TYPE_CHECKING:
     from pipeline.runtime import JobConfig
@@ -44,12 +43,8 @@ class IdLoads:
 
     def _run(self, lane: int) -> None:
         with inside(lane):
-            try:
-                while waiting := self._take():
-                    self._load(waiting)
-            except BaseException:
-                self._runs = False  # the next partition that is opened has another thread
-                raise
+            while waiting := self._take():
+                self._load(waiting)
 
     def _take(self) -> list[tuple[OpenChunk, int]]:
         with self._lock:
@@ -67,8 +62,10 @@ class IdLoads:
             try:
                 self._filter.load(StoredIds(client), self._config.topic_id, below, before)
                 return
-            except (StoreError, StoreRefusedError) as error:  # the stages meet a refusal, too, and stop
-                log.warning("ids_not_loaded", extra={"partitions": sorted(below), "error": str(error)[:300]})
+            except Exception as error:  # noqa: BLE001 - who is not loaded would ask for every id until the next start
+                # The stages meet a refusal of ClickHouse's, too, and stop.
+                said = f"{type(error).__name__}: {error}"[:300]
+                log.warning("ids_not_loaded", extra={"partitions": sorted(below), "error": said})
                 time.sleep(_LOAD_AGAIN_S)
             finally:
                 client.disconnect()
