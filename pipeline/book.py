@@ -249,6 +249,10 @@ class OpenChunks(MutableMapping[tuple[str, int], OpenChunk]):
     def __len__(self) -> int:
         return len(self._mine())
 
+    def copy(self) -> dict[tuple[str, int], OpenChunk]:
+        """Return them as they are now, for who looks while others open and leave chunks."""
+        return self._mine().copy()
+
     def leave(self, lane: int) -> None:
         """Forget a lane's chunks: nobody will work in it again."""
         self._lanes.pop(lane, None)

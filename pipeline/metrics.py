@@ -1,4 +1,7 @@
-"""How the pipeline is doing: what it counts for Prometheus, and whether it is ready (one that stands still is not)."""
+"""How the pipeline is doing: what it counts for Prometheus, and whether it is ready (one that stands still is not).
+
+Whether it is ready is asked in a thread of its own, while others change what it looks at: it looks at copies.
+"""
 
 from __future__ import annotations
 
@@ -131,18 +134,18 @@ def note_late_unreadable(topic: str, partition: int, reason: str) -> None:
 def forget_late(topic: str) -> None:
     """Say nothing more of an ended topic: nobody in this process copies it."""
     _pulse.late.pop(topic, None)
-    for key in [key for key in _pulse.unreadable if key[0] == topic]:
-        del _pulse.unreadable[key]
+    for key in [key for key in _pulse.unreadable.copy() if key[0] == topic]:
+        _pulse.unreadable.pop(key, None)
 
 
 def late_waits() -> str:
     """Say which late records have not been copied for minutes, and why; "" if there are none."""
     now = time.monotonic()
-    for topic, (since, reason) in sorted(_pulse.late.items()):
+    for topic, (since, reason) in sorted(_pulse.late.copy().items()):
         if now - since > LATE_WAITS_S:
             waits = f"what comes late to topic {topic} was not copied for {now - since:.0f} s"
             return f"{waits}, and retention will take it: {reason}"
-    for (topic, partition), reason in sorted(_pulse.unreadable.items()):
+    for (topic, partition), reason in sorted(_pulse.unreadable.copy().items()):
         waits = f"what comes late to topic {topic}, partition {partition}, is not copied"
         return f"{waits}, and retention will take it: {reason}"
     return ""
@@ -185,9 +188,10 @@ def silent_s(partition: int) -> float:
 
 def set_aside() -> str:
     """Say which partition is set aside, and why; "" if none is."""
-    if not _pulse.quarantined:
+    quarantined = _pulse.quarantined.copy()
+    if not quarantined:
         return ""
-    partition, problem = min(_pulse.quarantined.items())
+    partition, problem = min(quarantined.items())
     return f"partition {partition} is set aside, the others are booked on (tallyman repair list): {problem}"
 
 
@@ -200,11 +204,11 @@ def ready() -> tuple[bool, str]:
         return False, "no partition was read yet" + (f"; {_pulse.failure}" if _pulse.failure else "")
     if now - _pulse.polled > STANDS_STILL_S:
         return False, f"nothing was read for {now - _pulse.polled:.0f} s; {_pulse.failure or 'the job stands still'}"
-    late = [chunk for chunk in OPEN.values() if chunk.unwritten and now - chunk.flushed_at > STANDS_STILL_S]
+    late = [chunk for chunk in OPEN.copy().values() if chunk.unwritten and now - chunk.flushed_at > STANDS_STILL_S]
     if late:
         return False, f"partition {late[0].partition}: nothing was acknowledged for {now - late[0].flushed_at:.0f} s"
     # A broker that is away answers a poll with nothing, as a silent partition does; but it gives no tick back.
-    away = [(sent, partition) for partition, sent in list(_pulse.ticked.items()) if now - sent > STANDS_STILL_S]
+    away = [(sent, partition) for partition, sent in _pulse.ticked.copy().items() if now - sent > STANDS_STILL_S]
     if away:
         sent, partition = min(away)
         return False, f"partition {partition}: the tick sent {now - sent:.0f} s ago did not come back; is Kafka away?"

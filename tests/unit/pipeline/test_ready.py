@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import metrics
 from pipeline.batches import Fetch
+from pipeline.book import OpenChunks
 from tests.fetches import fetch_of
 
 
@@ -55,6 +56,24 @@ def test_late_records_that_wait_for_minutes_say_so(clock: Clock) -> None:
     assert "topic usage.v1, partition 3, is not copied" in metrics.ready()[1]
     metrics.forget_late("usage.v1")
     assert metrics.ready() == (True, "0 partitions")
+
+
+def test_chunks_that_are_opened_meanwhile_are_no_reason_not_to_be_ready(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe asks in a thread of its own."""
+    chunks = OpenChunks()
+
+    class Chunk:
+        @property
+        def unwritten(self) -> bool:
+            chunks["t", len(chunks)] = self  # type: ignore[assignment]
+            return False
+
+    chunks["t", 0] = Chunk()  # type: ignore[assignment]
+    monkeypatch.setattr(metrics, "OPEN", chunks)
+    metrics.note_nothing_to_read()
+    assert metrics.ready() == (True, "2 partitions")
 
 
 def test_a_tick_that_came_back_is_forgotten(clock: Clock) -> None:
