@@ -6,7 +6,6 @@ A series is (meter, subject, dimensions, item); inside a process it has a number
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from sys import intern
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,9 @@ class Catalog:
         self.ignored = frozenset(definitions.ignore)
         self.series = SeriesTable()
         self.met = LastMet()
+        # A tenant has many series, and many tenants have the same dimensions: one copy of each text does for all. Not
+        # `sys.intern`, which some versions of Python keep for ever.
+        self._texts: dict[str, str] = {}
         # Items come without end: the young are those met since the last clearing, the old those before.
         self._young: dict[SeriesKey, int] = {}
         self._old: dict[SeriesKey, int] = {}
@@ -67,8 +69,8 @@ class Catalog:
             if dimension_text(path, find(data, path)) not in wanted:
                 return -1
         named = {name: dimension_text(path, find(data, path)) for name, path in definition.dimensions.items()}
-        # A tenant has many series, and many tenants have the same dimensions: one copy of each text does for all.
-        return self.number(SeriesKey(meter, intern(subject), intern(encode_dimensions(named))))
+        dimensions, one = encode_dimensions(named), self._texts.setdefault
+        return self.number(SeriesKey(meter, one(subject, subject), one(dimensions, dimensions)))
 
     def with_item(self, series: int, data: Mapping[str, Any], time_us: int, value: int, by: bytes = b"") -> int:
         """Return the number of what a reading of a series is counted under: the series itself, where it adds up.
