@@ -6,6 +6,7 @@ The order of the questions is the model's: too late or too early (unless judged 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import NamedTuple
 
@@ -110,12 +111,14 @@ def _count_numbered(
     assert claims is not None
     size, counts = len(claims.high), Counts()
     fresh = np.ones(size, bool)
+    if copies.earlier:
+        alive, dead = np.bincount(part.batch, minlength=size).tolist(), Counter(each.offset for each in part.dead)
     for place, offset in enumerate(claims.offsets.tolist() if copies.earlier else ()):
         first = copies.earlier.get(offset)
         if first is None:
             continue
         fresh[place] = False
-        events = int(np.count_nonzero(part.batch == place)) + sum(1 for each in part.dead if each.offset == offset)
+        events = alive[place] + dead[offset]
         if first.digest == int(claims.digests[place]):
             counts = counts.plus(Counts(duplicate=events))
             continue
