@@ -28,7 +28,7 @@ from pipeline.outlet import append, write_ticks
 from pipeline.read import read_range
 from tallyman import books
 from tallyman.clickhouse import store_errors
-from tallyman.control import migrate, write
+from tallyman.control import migrate, read, write
 from tallyman.errors import BrokerError, ConfigError, DamageError, LogError, StoreError
 from tallyman.event import TICK
 from tallyman.headers import kind_of
@@ -64,6 +64,7 @@ class RepairPlan:
         to_clock_ms: When the first record behind was appended; now, where there is none yet.
         open_events: How many events of the chunk that booking stopped in are counted; they stay.
         number: Which repair of the partition it is, from 1.
+        decided: The decision, where it was taken before and ClickHouse was not told: that is all that is left to do.
     """
 
     topic: books.Topic
@@ -77,6 +78,7 @@ class RepairPlan:
     log_end: int
     to_clock_ms: int
     open_events: int
+    decided: Repair | None = None
 
     @property
     def first(self) -> int:
@@ -103,9 +105,10 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
     topic = look_at_line(project, client)[-1]
     if not 0 <= partition < topic.partitions:
         raise ConfigError(f"PARTITION: expected one from 0 to {topic.partitions - 1}, got {partition}")
-    _tell_decided(project, client, topic, partition)
     frontier = read_frontier(client, topic.topic_id, partition, topic.chunk_size)
     start, end = _log(project, topic, partition)
+    for decided in _untold(open_books(project), client, topic, partition):
+        return _plan_to_tell(topic, decided, frontier, (start, end), at)
     problem = _problem(client, frontier, start, end)
     if problem is None:
         return None
@@ -134,6 +137,22 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
     )  # fmt: skip
 
 
+def _plan_to_tell(
+    topic: books.Topic, decided: Repair, frontier: Frontier, log: tuple[int, int], at: int | None
+) -> RepairPlan:
+    if at not in (None, decided.to_offset):
+        raise ConfigError(
+            f"--at: repair {decided.number} of partition {decided.partition} is decided, and goes on at offset "
+            f"{decided.to_offset}: run it without --at, which tells ClickHouse"
+        )
+    return RepairPlan(
+        topic=topic, partition=decided.partition, number=decided.number, problem=decided.reason,
+        booked=replace(frontier, reached=replace(frontier.reached, offset=decided.from_offset)),
+        goes_on_at=decided.to_offset, ticks=0, log_start=log[0], log_end=log[1], to_clock_ms=decided.to_clock_ms,
+        open_events=frontier.reached.counts.received, decided=decided,
+    )  # fmt: skip
+
+
 def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Repair:
     """Do what was planned; return the decision, which is another's if somebody was faster.
 
@@ -150,6 +169,10 @@ def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note
 def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Iterator[str]:
     """Repair step by step, yielding what is done; whoever is killed in between runs it again."""
     topic = plan.topic
+    if plan.decided is not None:
+        _tell_decided(project, client, topic, plan.partition)
+        yield "told"
+        return
     if plan.problem == "clock":
         _ask_leader(project, plan)
         yield "asked"
@@ -390,22 +413,26 @@ def _is(topic_id: str, partition: int, number: int) -> sa.ColumnElement[bool]:
     return sa.and_(mine.topic_id == topic_id, mine.partition == partition, mine.number == number)
 
 
-def _tell_decided(project: Project, client: Client, topic: books.Topic, partition: int) -> None:
-    """Tell ClickHouse of the decisions that were taken for a partition; a crash may have left one out."""
-    engine = open_books(project)
-    migrate(engine, "repairs", [_metadata.create_all])
-    known = {each.number for each in read_repairs(client, topic.topic_id, partition)}
+def _untold(engine: sa.Engine, client: Client, topic: books.Topic, partition: int) -> list[Repair]:
+    """Return the decisions that were taken for a partition and that ClickHouse was not told; changes nothing."""
     mine = sa.and_(_decisions.c.topic_id == topic.topic_id, _decisions.c.partition == partition)
-    with write(engine) as connection:
+    with read(engine) as connection:
+        if not sa.inspect(connection).has_table(_decisions.name):
+            return []
         bodies: Sequence[str] = connection.execute(
             sa.select(_decisions.c.body).where(mine).order_by(_decisions.c.number)
         ).scalars().all()  # fmt: skip
-    for body in bodies:
-        decision = msgspec.json.decode(body, type=Repair)
-        if decision.number not in known:
-            names = list(Repair.__dataclass_fields__)
-            with store_errors(client, "repairs"):
-                client.execute(
-                    f"INSERT INTO repairs ({', '.join(names)}) VALUES",
-                    [tuple(getattr(decision, name) for name in names)],
-                )
+    known = {each.number for each in read_repairs(client, topic.topic_id, partition)}
+    decisions = (msgspec.json.decode(body, type=Repair) for body in bodies)
+    return [each for each in decisions if each.number not in known]
+
+
+def _tell_decided(project: Project, client: Client, topic: books.Topic, partition: int) -> None:
+    """Tell ClickHouse of the decisions that were taken for a partition; a crash may have left one out."""
+    for decision in _untold(open_books(project), client, topic, partition):
+        names = list(Repair.__dataclass_fields__)
+        with store_errors(client, "repairs"):
+            client.execute(
+                f"INSERT INTO repairs ({', '.join(names)}) VALUES",
+                [tuple(getattr(decision, name) for name in names)],
+            )

@@ -80,6 +80,8 @@ def repair(options: Options, what: str, at: int | None, note: str, yes: bool, as
 
 def preview(plan: Any) -> list[str]:
     """Say what is there, what would be lost, and what would be done."""
+    if plan.decided is not None:
+        return _left_to_do(plan)
     clock = datetime.fromtimestamp(plan.booked.reached.clock_ms / 1000, UTC)
     behind = datetime.fromtimestamp(plan.to_clock_ms / 1000, UTC)
     lines = [
@@ -112,6 +114,19 @@ def preview(plan: Any) -> list[str]:
     return lines
 
 
+def _left_to_do(plan: Any) -> list[str]:
+    """Say what is left to do of a repair that was killed behind its decision."""
+    decided: Repair = plan.decided
+    return [
+        f"partition {plan.partition} of {plan.topic.name}: {_PROBLEMS[plan.problem]}",
+        f"decided: repair {decided.number}, by {decided.who or 'somebody'}, {show_time(decided.decided_at, UTC)}; it "
+        "was killed before ClickHouse was told, and until that is nobody books the partition",
+        f"skipped: offsets {decided.from_offset} to {decided.to_offset - 1}, at most {decided.skipped} records"
+        if decided.skipped else "skipped: nothing",
+        f"then: ClickHouse is told, and booking goes on at offset {decided.to_offset} in booking {decided.booking}",
+    ]  # fmt: skip
+
+
 def as_object(plan: Any) -> dict[str, object]:
     """Return a preview as `--json` prints it."""
     return {
@@ -121,6 +136,7 @@ def as_object(plan: Any) -> dict[str, object]:
         "booking": plan.booked.reached.booking,
         "from_clock": datetime.fromtimestamp(plan.booked.reached.clock_ms / 1000, UTC),
         "to_clock": datetime.fromtimestamp(plan.to_clock_ms / 1000, UTC),
+        "decided": plan.decided and repair_object(plan.decided),
     }  # fmt: skip
 
 

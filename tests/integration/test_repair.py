@@ -20,7 +20,7 @@ from pipeline.growth import grow, plan_growth, read_states
 from pipeline.repair import RepairPlan, plan_repair, repair, steps
 from tallyman.aggregates import Completeness, read_completeness, read_usage
 from tallyman.cli import run
-from tallyman.cli.repair import aside_lines
+from tallyman.cli.repair import as_object, aside_lines, preview
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import BrokerError, ConfigError, FencedError
 from tallyman.event import TICK, home_key
@@ -192,9 +192,14 @@ def test_a_repair_that_was_killed_is_run_again(own: Damaged, killed_after: str) 
     for step in steps(own.project, own.client, own.plan(), who="zoë", note="first"):
         if step == killed_after:
             break
-    again = plan_repair(own.project, own.client, 0)
-    if again is not None:
-        repair(own.project, own.client, again, who="bo", note="second")
+    again = own.plan()
+    assert (again.decided is not None) == (killed_after == "decided")
+    assert again.goes_on_at == stood + 4 and own.completeness().repairs == (), "a preview changes nothing"
+    if again.decided:
+        assert "decided: repair 1, by zoë" in "\n".join(preview(again)) and as_object(again)["skipped"] == 4
+        with pytest.raises(ConfigError, match=f"is decided, and goes on at offset {stood + 4}"):
+            own.plan(at=stood + 5)
+    repair(own.project, own.client, again, who="bo", note="second")
     (decided,) = own.completeness().repairs
     assert decided.note == ("first" if killed_after == "decided" else "second")
     with own.running():
