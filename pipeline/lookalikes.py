@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.homes import identify
-from pipeline.meanings import Found, Labels, Meanings, Scaled, only
+from pipeline.meanings import LEARNED, Found, Labels, Meanings, Scaled, only, to_forget
 from pipeline.shapes import Bools, Cuts, Free, Ints, Sheet, cut, fixed_parts, free_parts, integers, scan, template_of
 from pipeline.values import are_numbers, lengths_of, scale_column, time_column
 from tallyman.event import MAX_NAME_BYTES
@@ -24,6 +24,7 @@ FEW = 256  # fewer lines of a shape are quicker one by one (`bench.decode`)
 _MOST_SHAPES = 8  # in one stretch of log
 _KNOWN_SHAPES = 64
 _KNOWN_LABELS = 1 << 17  # of one shape; a label is as long as a line
+_ENTRY_BYTES = 200  # what a label takes besides its text: the object, its number and its place in the dict
 _FOREIGN, _NEW = -1, -2  # labels: left to the other way; not met before
 
 
@@ -35,6 +36,15 @@ class _Shape:
     labels: Labels
     numbers: dict[bytes, int] = field(default_factory=dict)
     mixed: bool = False  # lines of other shapes have as many quotes
+    text_bytes: int = 0  # of all labels
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its labels take."""
+        return self.text_bytes + _ENTRY_BYTES * len(self.numbers) + self.labels.size
+
+    def forget(self) -> None:
+        self.labels, self.numbers, self.text_bytes = Labels(self.labels.meters), {}, 0
 
     def columns(self, cuts: Cuts) -> dict[str, pa.Array]:
         """Return the free parts that matter: by their role, and unread numbers by their place."""
@@ -52,6 +62,7 @@ class Lookalikes:
     def __init__(self, meanings: Meanings, few: int = FEW) -> None:
         self._meanings, self._few = meanings, max(few, 1)
         self._shapes: dict[bytes, _Shape | None] = {}
+        self._learned = 0  # labels, since it was last looked at how much memory they all take
 
     def read(self, bodies: Sequence[bytes], lengths: Ints) -> tuple[list[Found], Ints]:
         """Return the events found, and the rows that are left to the other way."""
@@ -122,8 +133,10 @@ class Lookalikes:
         encoded = cuts.labels().dictionary_encode()
         codes = np.asarray(encoded.indices)
         texts = encoded.dictionary.to_pylist()
+        if self._learned > LEARNED:
+            self._keep_what_fits()
         if len(shape.numbers) > _KNOWN_LABELS:
-            shape.labels, shape.numbers = Labels(self._meanings.width), {}
+            shape.forget()
         known = shape.numbers
         numbers = np.array([known.get(text, _NEW) for text in texts], np.int64)
         new = np.flatnonzero(numbers == _NEW)
@@ -134,8 +147,17 @@ class Lookalikes:
             for code in new[: 32 + len(lines) // 8].tolist():
                 if example[code] >= 0:
                     numbers[code] = known[texts[code]] = self._learn(shape, bodies[example[code]])
+                    shape.text_bytes += len(texts[code])
+                    self._learned += 1
         result: Ints = numbers[codes]
         return result
+
+    def _keep_what_fits(self) -> None:
+        """Forget the labels of the largest shapes if those of all take too much memory."""
+        shapes = [shape for shape in self._shapes.values() if shape is not None]
+        for number in to_forget([shape.size for shape in shapes]):
+            shapes[number].forget()
+        self._learned = 0
 
     def _learn(self, shape: _Shape, line: bytes) -> int:
         """Return the number of a label that is met for the first time, from a line that has it."""

@@ -22,6 +22,10 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Reading = tuple[Ints, npt.NDArray[np.int32], npt.NDArray[Any]]  # rows, series, values
 Scaled = Callable[[str, Ints, int], tuple[npt.NDArray[Any], Bools]]
+# What the labels of all shapes under one catalog may take, by which they are forgotten: a tenant may send labels of two
+# kilobytes without end, in as many shapes as it likes. Looked at each time that so many more were learned.
+KNOWN_BYTES, LEARNED = 512 << 20, 4096
+_HASHER_BYTES = 700  # what is kept to identify the events of one tenant and source
 UNKNOWN = -1  # the kind of a label that is none of ours: left to the decoder for single lines
 
 
@@ -73,6 +77,11 @@ class Labels:
     def __len__(self) -> int:
         return len(self.begins)
 
+    @property
+    def size(self) -> int:
+        """About how many bytes they take, each with a hasher of its own."""
+        return self.homes.nbytes + self.kinds.nbytes + self.series.nbytes + _HASHER_BYTES * len(self.begins)
+
     def add(self, home: Home | None, kind: int, series: Sequence[int]) -> int:
         """Return the next number, which stands for this from now on; without a home it is none of ours."""
         number = len(self.begins)
@@ -84,6 +93,20 @@ class Labels:
         self.series[number] = -1
         self.series[number, : len(series)] = series
         return number
+
+
+def to_forget(sizes: Sequence[int]) -> list[int]:
+    """Return which shapes' labels are to be forgotten, by their sizes, so that the others fit: the largest first.
+
+    Whoever sends labels without end loses its own, and others keep theirs.
+    """
+    found, left = [], sum(sizes)
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if left <= KNOWN_BYTES:
+            break
+        found.append(number)
+        left -= sizes[number]
+    return found
 
 
 class Meanings:

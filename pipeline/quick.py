@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from pipeline.homes import identity_prefix
 from pipeline.lines import PADDING, Stretch
-from pipeline.meanings import UNKNOWN, Bools, Found, Ints, Labels, Meanings, Scaled, only
+from pipeline.meanings import LEARNED, UNKNOWN, Bools, Found, Ints, Labels, Meanings, Scaled, only, to_forget
 from pipeline.shapes import is_label, is_plain, pieces_of, template_of, values_of
 from pipeline.values import scale_column
 
 FEW = 8  # fewer lines of a shape are not worth their fixed costs (`bench.decode`)
 _MOST_SHAPES = 8  # in one stretch of log
 _KNOWN_SHAPES = 64
-_KNOWN_LABELS = 1 << 17  # of one shape
+_KNOWN_LABELS = 1 << 17  # of one shape; and of all together no more than fit (`pipeline.meanings`)
 _POWERS = np.array([10**n for n in range(19)], np.int64)
 _MOST = ((1 << 63) - 1) // _POWERS  # what may be multiplied by each of them
 
@@ -44,6 +44,12 @@ class _Book:
         self.counts = np.zeros(2, np.int64)
         self.edges = np.zeros(513, np.int64)  # where each label's prefix begins in `prefixes`
         self.prefixes = np.zeros(1 << 13, np.uint8)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        arrays = (self.table, self.marks, self.places, self.pool, self.edges, self.prefixes)
+        return sum(each.nbytes for each in arrays) + self.labels.size
 
     def make_room(self, more: int) -> int:
         """Grow for some labels more; return how many there may be in all."""
@@ -117,6 +123,7 @@ class Quick:
     def __init__(self, kernel: ModuleType, meanings: Meanings, few: int = FEW) -> None:
         self._kernel, self._meanings, self._few = kernel, meanings, max(few, 1)
         self._shapes: dict[bytes, _Shape | None] = {}
+        self._learned = 0  # labels, since it was last looked at how much memory they all take
 
     def read(self, stretch: Stretch) -> tuple[list[Found], Ints]:
         """Return the events found, and the rows that are left to the other way."""
@@ -192,6 +199,8 @@ class Quick:
 
     def _read_lines(self, text: npt.NDArray[np.uint8], stretch: Stretch, rows: Ints, shape: _Shape) -> _Read:
         """Read lines, and learn some of the labels that are new."""
+        if self._learned > LEARNED:
+            self._keep_what_fits()
         if len(shape.book.labels) > _KNOWN_LABELS:
             shape.book = _Book(self._meanings.width)
         book = shape.book
@@ -209,7 +218,15 @@ class Quick:
         example[read.labels[new][::-1] - known] = rows[new][::-1]
         for row in example.tolist():
             self._learn(book, stretch.bodies[row], shape)
+        self._learned += len(example)
         return read
+
+    def _keep_what_fits(self) -> None:
+        """Forget the labels of the largest shapes if those of all take too much memory."""
+        shapes = [shape for shape in self._shapes.values() if shape is not None]
+        for number in to_forget([shape.book.size for shape in shapes]):
+            shapes[number].book = _Book(self._meanings.width)
+        self._learned = 0
 
     def _learn(self, book: _Book, line: bytes, shape: _Shape) -> None:
         meaning = self._meanings.of(line, shape.quantities)

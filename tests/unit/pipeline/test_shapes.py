@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import lookalikes, meanings, quick
 from pipeline.catalog import Catalog
 from pipeline.compiled import load_kernel
 from pipeline.json_events import JsonDecoder
@@ -163,6 +165,30 @@ def test_every_byte_in_every_place_gives_the_same_together_and_alone(compiled: b
     good = plain(1)
     bodies = [good[:at] + bytes([octet]) + good[at + 1 :] for at in range(len(good)) for octet in b'"\\0-{\xff\xc3\n ']
     assert outcome(decoder(2, compiled=compiled), bodies) == outcome(decoder(ALONE), bodies)
+
+
+@pytest.mark.parametrize("compiled", WAYS)
+def test_labels_of_all_shapes_together_take_no_more_memory_than_they_may(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant may send long labels without end, in as many shapes as it likes; and what it sends counts as ever."""
+    most = 1 << 19
+    for module in (quick, lookalikes):
+        monkeypatch.setattr(module, "LEARNED", 0)
+    together, alone = decoder(2, compiled=compiled), decoder(ALONE)
+
+    def learn() -> int:
+        for shape, part in itertools.product(range(4), range(6)):
+            bodies = [plain(n, subject=f"{part}-{n}-".ljust(400, "x"), more=f',"m{shape}":1') for n in range(60)]
+            assert outcome(together, bodies) == outcome(alone, bodies)
+        books = [shape.book for shape in together._quick._shapes.values() if shape] if together._quick else [
+            shape for shape in together._lookalikes._shapes.values() if shape]  # fmt: skip
+        assert len(books) == 4
+        return sum(book.size for book in books)
+
+    assert learn() > 2 * most
+    monkeypatch.setattr(meanings, "KNOWN_BYTES", most)
+    assert learn() < 1.5 * most
 
 
 def plain(number: int, **changed: str) -> bytes:
