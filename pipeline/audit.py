@@ -144,11 +144,10 @@ def audit_usage(project: Project, question: AuditQuestion, show: Show = lambda w
     books.prepare(engine)
     check_question(engine, question)
     client = connect(project.clickhouse)
-    name = recount.make_tables(client)
     try:
-        return _Audit(project, question, client, engine, name, show).run()
+        with recount.tables_of_a_job(project.clickhouse, client) as name:
+            return _Audit(project, question, client, engine, name, show).run()
     finally:
-        recount.drop_tables(client, name)
         client.disconnect()
         engine.dispose()
 

@@ -124,23 +124,17 @@ class _Rebuild:
         switch = Switch(
             generation=0, definitions=definitions.number, meters=question.meters, span=question.span, last=last
         )
-        name = recount.make_tables(client)
-        try:
+        with recount.tables_of_a_job(self._project.clickhouse, client) as name:
             chunks = self._may_rebuild(switch, name)
             attempt = generations.next_generation(self._engine, switch, who)
             self._book_aside(attempt.switch, name, chunks)
-        finally:
-            recount.drop_tables(client, name)
         return generations.find_attempt(self._engine, attempt.switch.generation)
 
     def check(self, switch: Switch) -> tuple[tuple[MeterCompared, ...], tuple[Difference, ...]]:
-        name = recount.make_tables(self._client)
-        try:
+        with recount.tables_of_a_job(self._project.clickhouse, self._client) as name:
             self._count(switch, name, self._readable_chunks(switch, name))
             self._show("comparing", 1, 1)
             return compare(self._client, rebuilt_sides(name, switch.generation, switch.definitions, switch.last), LIMIT)
-        finally:
-            recount.drop_tables(self._client, name)
 
     def _may_rebuild(self, switch: Switch, name: str) -> Sequence[BookedChunk]:
         """Return the chunks to count, if all of them can be read, and the definitions hold for all that lies behind."""

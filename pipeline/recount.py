@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Literal
@@ -35,7 +35,7 @@ from pipeline.replay import Anything, Count, LogSource, ReplayTables, Source, St
 from pipeline.runtime import Database
 from pipeline.worker import beam_options
 from tallyman.books import load_definitions
-from tallyman.clickhouse import NETWORK_ERRORS, connect
+from tallyman.clickhouse import NETWORK_ERRORS, STORE_ERRORS, Endpoint, connect
 from tallyman.control import open_control
 from tallyman.errors import RebuildError
 from tallyman.meter import Definitions
@@ -46,6 +46,7 @@ from tallyman.usage import EMPTY, Totals, merge
 SourceName = Literal["log", "archive"]
 TotalsKey = tuple[str, int, int]  # (meter, booking, definitions)
 _LOOK_EVERY_S = 0.5
+_TOUCH_EVERY_S, _LEFT_AFTER_S = 3600, 86_400  # tables of jobs
 _REFUSED = "refused"
 
 
@@ -315,8 +316,26 @@ def _watch(config: RecountConfig, tasks: int, on_progress: Callable[[int, int], 
     client.disconnect()
 
 
-def make_tables(client: Client) -> str:
-    """Make the tables of a job; return their name. `drop_tables` takes them away."""
+@contextmanager
+def tables_of_a_job(endpoint: Endpoint, client: Client) -> Iterator[str]:
+    """Make the tables of a job, lend their name, and take them away.
+
+    As long as the job lives they are touched now and then: what nobody touched for a day is left over from a job that
+    was killed, and the next one drops it.
+    """
+    name = _make_tables(client)
+    over = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(endpoint, name, over), name="tables", daemon=True)
+    keeper.start()
+    try:
+        yield name
+    finally:
+        over.set()
+        keeper.join()
+        drop_tables(client, name)
+
+
+def _make_tables(client: Client) -> str:
     name = f"recount_{uuid.uuid4().hex}"
     client.execute(f"CREATE TABLE {name} AS usage_hot")
     unfence(client, name)
@@ -327,12 +346,24 @@ def make_tables(client: Client) -> str:
     return name
 
 
+def _keep(endpoint: Endpoint, name: str, over: threading.Event) -> None:
+    client = connect(endpoint)
+    while not over.wait(_TOUCH_EVERY_S):
+        with suppress(*STORE_ERRORS):  # the next time may do, and who works with the tables will say what is wrong
+            for (table,) in client.execute(
+                "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, %(name)s)",
+                {"name": name},
+            ):
+                client.execute(f"ALTER TABLE {table} MODIFY COMMENT 'in use'")
+    client.disconnect()
+
+
 def drop_tables(client: Client, name: str) -> None:
     """Drop the tables of a job, and what jobs left a day ago that were killed."""
     rows = client.execute(
         "SELECT name FROM system.tables WHERE database = currentDatabase() AND (startsWith(name, %(name)s)"
-        " OR name LIKE 'recount_%%' AND metadata_modification_time < now() - INTERVAL 1 DAY)",
-        {"name": name},
+        " OR name LIKE 'recount_%%' AND metadata_modification_time < now() - toIntervalSecond(%(left)s))",
+        {"name": name, "left": _LEFT_AFTER_S},
     )
     for (table,) in rows:
         client.execute(f"DROP TABLE IF EXISTS {table} SYNC")

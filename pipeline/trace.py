@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from clickhouse_driver import Client
@@ -60,22 +60,23 @@ def trace(client: Client, config: RecountConfig, tasks: Sequence[Task], row: Dif
         config: Of the job that counted before: its table tells in which chunks to look.
     """
     chosen = _tasks_of(client, config, tasks, row)
-    own = replace(config, name=recount.make_tables(client), wanted=Wanted(frozenset()))
-    process = recount.Process(own)
+    with recount.tables_of_a_job(config.database, client) as name:
+        return tuple(_contributions(replace(config, name=name, wanted=Wanted(frozenset())), chosen, row))
+
+
+def _contributions(config: RecountConfig, tasks: Sequence[Task], row: Difference) -> Iterator[Contribution]:
+    process = recount.Process(config)
     names = {topic_id: name for topic_id, name, _ in config.topics}
-    contributions = []
     try:
-        for task in chosen:
+        for task in tasks:
             notes = process.stages[task.topic_id].observe = _Trace(row)
             recount.recount(task, process.source(task.topic_id), process.stages[task.topic_id])
-            contributions.append(
-                Contribution(names[task.topic_id], task.partition, task.start.offset, task.stops[-1] - 1,
-                             tuple(sorted(notes.offsets)))
+            yield Contribution(
+                names[task.topic_id], task.partition, task.start.offset, task.stops[-1] - 1,
+                tuple(sorted(notes.offsets))
             )  # fmt: skip
     finally:
         process.close()
-        recount.drop_tables(client, own.name)
-    return tuple(contributions)
 
 
 def _tasks_of(client: Client, config: RecountConfig, tasks: Sequence[Task], row: Difference) -> list[Task]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from clickhouse_driver import Client
 from kafka import KafkaAdminClient, TopicPartition
 
 from collectors.arrow import Reading, encode_readings
+from pipeline import recount
 from pipeline.booked import read_chunks
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
 from pipeline.hot import HotCopy
@@ -361,3 +363,18 @@ def test_an_audit_of_a_range_reads_no_chunks_of_years_before(client: Client) -> 
                    [(TOPIC, 0, 1, 16, 16 * 4950 + 8, DAY + 49_000)])  # fmt: skip
     for first in (DAY + 30_000, DAY + 49_000):
         assert list(read_chunks(client, topic, first))[1:] == every[4951:]
+
+
+def test_an_audit_drops_what_killed_ones_left_and_not_what_a_long_one_works_with(
+    client: Client, clickhouse_endpoint: ClickHouseEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recount, "_TOUCH_EVERY_S", 0.3)
+    monkeypatch.setattr(recount, "_LEFT_AFTER_S", 2)
+    mine = replace(clickhouse_endpoint, database=str(client.connection.database))
+    killed = recount._make_tables(client)
+    with recount.tables_of_a_job(mine, client) as long:
+        time.sleep(4)
+        recount.drop_tables(client, "recount_of_another")
+        left = {name for (name,) in client.execute("SHOW TABLES LIKE 'recount%'")}
+        assert left == {long, f"{long}_found"}, killed
+    assert client.execute("SHOW TABLES LIKE 'recount%'") == []
