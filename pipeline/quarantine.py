@@ -30,10 +30,7 @@ log = logging.getLogger(__name__)
 
 LOOK_FOR_REPAIRS_S = 1.0
 # Asked for all at once; a frontier, which decides, is only read where this one says more.
-_FURTHEST = (
-    "SELECT partition, max(reached_offset) FROM progress_newest"
-    " WHERE topic_id = %(topic)s AND partition IN %(partitions)s GROUP BY partition"
-)
+_FURTHEST = "SELECT partition, offset FROM reached WHERE topic_id = %(topic)s AND partition IN %(partitions)s"
 # What passes by itself is tried again when it has: not at once, since what stands behind it has its time soon after it,
 # and not in a year, since the clocks that say so may be set right.
 SOONEST_AGAIN_S, LATEST_AGAIN_S = 300.0, 3600.0
