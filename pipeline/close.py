@@ -19,6 +19,7 @@ from tallyman import books
 from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
 from tallyman.errors import BrokerError, StoreError
+from tallyman.in_force import definitions_of
 from tallyman.kafka import TopicInfo, check_topic, ensure_topics
 from tallyman.meter import Definitions
 from tallyman.project import Project
@@ -37,18 +38,6 @@ class CloseReport:
 
     booking: int
     definitions: int
-
-
-def definitions_of(project: Project) -> Definitions:
-    """Return what the files of a project define, not numbered yet."""
-    usage = project.config.usage
-    return Definitions(
-        number=0,
-        meters=project.meters,
-        oldest_accepted=usage.oldest_accepted,
-        furthest_ahead=usage.furthest_ahead,
-        ignore=tuple(usage.ignore),
-    )
 
 
 def found_books(project: Project) -> books.Topic:

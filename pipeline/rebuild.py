@@ -20,7 +20,7 @@ from pipeline.as_booked import Rebuilding, note_accepted
 from pipeline.audit import first_booking
 from pipeline.book import Place
 from pipeline.booked import BookedChunk, read_chunks
-from pipeline.close import definitions_of, open_books
+from pipeline.close import open_books
 from pipeline.compare import Difference, MeterCompared, compare, rebuilt_sides
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.recount import RecountConfig, SourceName, Task
@@ -30,6 +30,7 @@ from pipeline.seal import read_sealed_to
 from tallyman import books, generations
 from tallyman.errors import RebuildError, StoreError
 from tallyman.generations import Attempt
+from tallyman.in_force import definitions_of
 from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
 from tallyman.period import FIRST_MOMENT, LAST_MOMENT

@@ -8,6 +8,18 @@ from tallyman.meter import Definitions
 from tallyman.project import Project
 
 
+def definitions_of(project: Project) -> Definitions:
+    """Return what the files of a project define, not numbered yet."""
+    usage = project.config.usage
+    return Definitions(
+        number=0,
+        meters=project.meters,
+        oldest_accepted=usage.oldest_accepted,
+        furthest_ahead=usage.furthest_ahead,
+        ignore=tuple(usage.ignore),
+    )
+
+
 def definitions_in_force(project: Project) -> Definitions:
     """Return the definitions of the last close; where nothing was booked yet, what the project's files say.
 
@@ -20,4 +32,4 @@ def definitions_in_force(project: Project) -> Definitions:
         found = books.closed_definitions(engine)
     finally:
         engine.dispose()
-    return found or Definitions(number=0, meters=project.meters, ignore=tuple(project.config.usage.ignore))
+    return found or definitions_of(project)

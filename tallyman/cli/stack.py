@@ -165,6 +165,9 @@ def status(options: Options, as_json: bool) -> None:
                 for part in found.parts
             ],
         )
+        for part in found.parts:
+            if part.why:
+                result(f"{part.name} is {part.state}: {part.why}")
         _print_books(books)
     all_ready = bool(found.parts) and all(part.state == "ready" for part in found.parts)
     leave(0 if elsewhere else 1 if not found.running else 0 if all_ready else 3)

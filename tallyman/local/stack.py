@@ -34,6 +34,7 @@ from tallyman.local.supervise import (
 
 OUR_SERVICES = ("agent", "pipeline", "rules")
 METRICS_PORT = "TALLYMAN_METRICS_PORT"
+_LONGEST_SENTENCE = 2000  # bytes of what a service says of itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +187,7 @@ class Stack:
             argv=service.argv,
             env={"TALLYMAN_DATA": str(self._data), METRICS_PORT: str(port), **importable()},
             log=self._data / "logs" / f"{service.name}.log",
-            is_ready=(lambda: probe(port, "healthz")) if port else None,
+            is_ready=(lambda: probe(port, "healthz")[0]) if port else None,
             restart=self._options.restart,
             endpoint=f"127.0.0.1:{port}" if port else "",
         )
@@ -222,13 +223,20 @@ class Stack:
         return replace(endpoints, services=services)
 
 
-def probe(port: int, path: str) -> bool:
-    """Ask a service of ours for /healthz or /readyz."""
+def probe(port: int, path: str) -> tuple[bool, str]:
+    """Ask a service of ours for /healthz or /readyz; return whether it says yes, and its sentence."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+            return answer.status == 200, _sentence(answer.read(_LONGEST_SENTENCE))
+    except urllib.error.HTTPError as error:
+        with error:
+            return False, _sentence(error.read(_LONGEST_SENTENCE))
+    except OSError as error:
+        return False, f"/{path} does not answer: {error}"
+
+
+def _sentence(body: bytes) -> str:
+    return body.decode("utf-8", "replace").strip()
 
 
 @contextmanager

@@ -37,7 +37,8 @@ _LOOK_UP_S = 0.5
 class PartStatus:
     """One row of `tallyman status`.
 
-    `state` is one of ready, not ready, starting, restarting, failing, stopped, dead (its stack was killed).
+    `state` is one of ready, not ready, starting, restarting, failing, stopped, dead (its stack was killed). `why`
+    is what a service that is not ready says of itself.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PartStatus:
     endpoint: str
     uptime_s: float | None
     restarts: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +149,10 @@ def _since(holder: tuple[int, str] | None) -> str:
 
 def _look_at(name: str, entry: ServiceEntry, *, alive: bool) -> PartStatus:
     runs = alive and entry.pid is not None and psutil.pid_exists(entry.pid)
-    state = entry.state if alive else "dead"
+    state, why = entry.state if alive else "dead", ""
     if runs and state == "ready":
         host, _, port = entry.endpoint.rpartition(":")
-        ready = probe(int(port), "readyz") if entry.metrics else not port or answers(host, int(port))
+        ready, why = probe(int(port), "readyz") if entry.metrics else (not port or answers(host, int(port)), "")
         state = "ready" if ready else "not ready"
     return PartStatus(
         name=name,
@@ -159,6 +161,7 @@ def _look_at(name: str, entry: ServiceEntry, *, alive: bool) -> PartStatus:
         endpoint=entry.endpoint,
         uptime_s=time.time() - entry.since if runs else None,
         restarts=entry.restarts,
+        why="" if state == "ready" else why,
     )
 
 

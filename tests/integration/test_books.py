@@ -16,7 +16,6 @@ from kafka import KafkaAdminClient
 from pipeline.close import (
     apply_definitions,
     close_books,
-    definitions_of,
     found_books,
     open_books,
     pending_definitions,
@@ -28,6 +27,7 @@ from pipeline.runtime import forget
 from tallyman.books import BOOKINGS_PER_DAY, add_definitions
 from tallyman.clickhouse import connect
 from tallyman.errors import ConfigError, LogError
+from tallyman.in_force import definitions_of
 from tallyman.kafka import ensure_topics
 from tallyman.local.clickhouse_child import ClickHouse
 from tallyman.local.folder import ClickHouseEndpoint

@@ -31,8 +31,10 @@ SERVICE = """
 import http.server, json, os, pathlib
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(503 if self.path == "/readyz" and pathlib.Path("STILL").exists() else 200)
+        still = self.path == "/readyz" and pathlib.Path("STILL").exists()
+        self.send_response(503 if still else 200)
         self.end_headers()
+        self.wfile.write(b"stands still" if still else b"well")
     def log_message(self, *_): pass
 print(json.loads((pathlib.Path(os.environ["TALLYMAN_DATA"]) / "stack.json").read_text())["control"], flush=True)
 http.server.HTTPServer(("127.0.0.1", int(os.environ["TALLYMAN_METRICS_PORT"])), Health).serve_forever()
@@ -182,7 +184,8 @@ def test_a_service_that_stands_still_is_shown_as_not_ready(data: Path, tmp_path:
         assert endpoints.services["pipeline"].metrics
         assert [part.state for part in status(data).parts] == ["ready"]
         (tmp_path / "still").touch()
-        assert [part.state for part in status(data).parts] == ["not ready"]
+        (part,) = status(data).parts
+        assert (part.state, part.why) == ("not ready", "stands still")
 
 
 def test_a_configured_port_that_is_taken_stops_the_start(data: Path) -> None:
