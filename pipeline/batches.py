@@ -42,7 +42,7 @@ class Fetch:
         headers: None when no record has any.
         digests: (base offset, leader epoch, CRC) of each Kafka batch in order, also of those without usable
             records. The first may begin below `first`.
-        at_end: Of an idle poll: the broker has said that the log ends here, and not only sent nothing yet.
+        at_end: The broker has said that the log ends behind it, and not only sent no more yet.
         size: Of what came from the log, its bytes when decompressed; of a part, still those of the whole.
     """
 
@@ -80,12 +80,13 @@ class Fetch:
             values=self.values[:count],
             keys=self.keys[:count],
             headers=headers,
+            at_end=False,
         )
 
 
-def empty_fetch(topic_id: str, partition: int, position: int, *, at_end: bool = False) -> Fetch:
+def empty_fetch(topic_id: str, partition: int, position: int) -> Fetch:
     """Return what an idle poll brings."""
-    return Fetch(topic_id, partition, position, position, _NOTHING, _NOTHING, [], [], None, (), at_end)
+    return Fetch(topic_id, partition, position, position, _NOTHING, _NOTHING, [], [], None, ())
 
 
 def join(fetches: Sequence[Fetch]) -> Fetch:

@@ -167,7 +167,7 @@ class OpenChunk:
     acknowledged: Place | None = None
     flushed_at: float = field(default_factory=time.monotonic)
     flush_cost_s: float = 0.0  # what the last flush took
-    caught_up: bool = False  # since then, there was a moment when the log had no more
+    caught_up: bool = False  # since then, the end of the log was reached
     spent_s: float = 0.0  # what it took to come here from the place where a restart begins
     repairs: int = 0  # of how many repairs of the partition this process knows
     sealed_to: int = 0

@@ -124,7 +124,8 @@ class Block:
         begins: The place of its first record, if a booking begins here.
         turn: A booking begins here; what is not written yet is flushed first.
         closes: The chunk ends behind it; all of it is flushed before the next one begins.
-        idle: The poll brought nothing; `at_end`: and the broker said that the log ends here.
+        idle: The poll brought nothing.
+        at_end: The broker said that the log ends behind it.
     """
 
     topic_id: str

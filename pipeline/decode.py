@@ -56,6 +56,7 @@ def blocks(fetch: Fetch, chunk: OpenChunk, decoders: Decoders, *, archive: bool 
         _meet_again(fetch, chunk, after)
         turns = booking > before.booking or definitions > before.definitions
         block = Block(fetch.topic_id, fetch.partition, before, after, turn=turns, closes=offset == chunk.end,
+                      at_end=fetch.at_end and offset == fetch.next,
                       begins=_record_place(fetch, before, int(log.offsets[row])) if turns else before)  # fmt: skip
         _fill(block, log, row, last, decoders, archive)
         row = last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 from pipeline.book import OPEN, OpenChunk
 from pipeline.catalog import Catalog
@@ -20,9 +21,7 @@ _SHARE_BEHIND, _SHARE_CAUGHT_UP, _LONGEST_PAUSE_S = 3, 1, 0.6  # of what the las
 
 def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) -> Iterator[Flush]:
     """Add a judged block to its chunk, yielding flushes; each must be acknowledged before the next is asked for."""
-    if block.idle:
-        chunk.caught_up |= block.at_end
-    else:
+    if not block.idle:
         if block.turn:
             if chunk.table.changed or chunk.voices.changed:
                 yield Flush(chunk, decoders.catalog(chunk.here.definitions))
@@ -41,24 +40,33 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
         chunk.go_on()
         _forget_items(decoders.catalog(chunk.here.definitions))
         return
+    chunk.caught_up |= block.at_end
     yield from due(chunk, decoders, flush_s)
 
 
 def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
     """Yield a flush if the chunk has one to make and it is time; what the process's other chunks have goes with it."""
-    if chunk.unwritten and _is_due(chunk, flush_s, caught_up=_caught_up()):
+    if chunk.unwritten and _is_due(chunk, flush_s, _rested_at()):
         yield _flush(chunk, decoders)
 
 
-def _is_due(chunk: OpenChunk, flush_s: float, *, caught_up: bool) -> bool:
-    """Tell whether it is time for a chunk that has something to write.
+def _rested_at() -> float:
+    """Return when the next flush of this process may begin, by the monotonic clock, whichever chunk is due first.
 
     A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
-    would be more. Who keeps up has the time, and makes one sooner.
+    would be more. Who keeps up has the time, and makes one sooner. Were each chunk to count from its own last flush,
+    each would be due when its turn comes, and be written alone with the little that one fetch brought.
     """
-    share = _SHARE_CAUGHT_UP if caught_up else _SHARE_BEHIND
-    pause_s = max(flush_s, min(share * chunk.flush_cost_s, _LONGEST_PAUSE_S))
-    return time.monotonic() - chunk.flushed_at >= pause_s or _changed_keys(chunk) > MAX_CHANGED_KEYS
+    last = max(OPEN.values(), key=attrgetter("flushed_at"), default=None)
+    if last is None:
+        return 0.0
+    share = _SHARE_CAUGHT_UP if _caught_up() else _SHARE_BEHIND
+    return last.flushed_at + min(share * last.flush_cost_s, _LONGEST_PAUSE_S)
+
+
+def _is_due(chunk: OpenChunk, flush_s: float, rested_at: float) -> bool:
+    """Tell whether it is time for a chunk that has something to write."""
+    return time.monotonic() >= max(chunk.flushed_at + flush_s, rested_at) or _changed_keys(chunk) > MAX_CHANGED_KEYS
 
 
 def _flush(chunk: OpenChunk, decoders: Decoders) -> Flush:
@@ -67,17 +75,18 @@ def _flush(chunk: OpenChunk, decoders: Decoders) -> Flush:
 
 
 def _caught_up() -> bool:
-    """Whether the log had no more for a moment since the last flush, in each partition that has something to write."""
+    """Whether the end of the log was reached since the last flush, in each partition that has something to write."""
     return all(chunk.caught_up for chunk in OPEN.values() if chunk.unwritten)
 
 
 def due_elsewhere(block: Block, decoders: Decoders, flush_s: float) -> Iterator[Flush]:
     """Yield the flushes that are due in the other open chunks of this process: flushing needs no timers."""
     others = [chunk for key, chunk in list(OPEN.items()) if key != (block.topic_id, block.partition)]
-    caught_up = _caught_up()  # asked once for all, not once for each
+    rested_at = _rested_at()  # asked once for all, not once for each
     for chunk in others:
-        if chunk.unwritten and _is_due(chunk, flush_s, caught_up=caught_up):
+        if chunk.unwritten and _is_due(chunk, flush_s, rested_at):
             yield _flush(chunk, decoders)
+            rested_at = _rested_at()
 
 
 def _companions(chunk: OpenChunk, decoders: Decoders) -> Iterator[tuple[OpenChunk, Catalog]]:

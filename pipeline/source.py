@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from pipeline import metrics as counted
 from pipeline.batches import Fetch, empty_fetch, join
@@ -94,9 +95,8 @@ class UsageReader:
             end = poller.log_end(partition)
             if end is not None:
                 counted.note_end(partition, end)
-            if queue:
-                return queue.take(PORTION_BYTES)
-            return empty_fetch(self.topic_id, partition, position, at_end=end is not None and end <= position)
+            fetch = queue.take(PORTION_BYTES) if queue else empty_fetch(self.topic_id, partition, position)
+            return replace(fetch, at_end=not queue and end is not None and end <= fetch.next)
 
     def keep(self, partitions: Iterable[int]) -> None:
         """Read no other partitions than these any more; what was fetched of them is thrown away."""

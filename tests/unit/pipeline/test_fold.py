@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -55,10 +56,11 @@ def test_who_is_behind_flushes_less_often_than_who_keeps_up() -> None:
     walk = Walk().send(body(1))
     chunk, other = walk.chunk, new_chunk(partition=1)
     OPEN[chunk.topic_id, 0], OPEN[chunk.topic_id, 1] = chunk, other
-    chunk.flush_cost_s, chunk.flushed_at = 0.15, time.monotonic() - 0.3
-    walk.go(empty_fetch(chunk.topic_id, 0, chunk.here.offset))
+    chunk.flush_cost_s, chunk.flushed_at, other.flushed_at = 0.15, time.monotonic() - 0.3, 0
+    nothing = empty_fetch(chunk.topic_id, 0, chunk.here.offset)
+    walk.go(nothing)
     assert not list(due(chunk, walk.decoders, flush_s=0.2)), "nothing came, but there is more in the log"
-    walk.go(empty_fetch(chunk.topic_id, 0, chunk.here.offset, at_end=True))
+    walk.go(replace(nothing, at_end=True))
     other.acknowledged = None
     assert not list(due(chunk, walk.decoders, flush_s=0.2)), "another partition is behind, and would be written, too"
     other.acknowledged = other.here
@@ -66,6 +68,34 @@ def test_who_is_behind_flushes_less_often_than_who_keeps_up() -> None:
     walk.flush()
     chunk.flush_cost_s, chunk.flushed_at = 9, time.monotonic() - 0.61
     assert len(list(due(walk.send(body(2)).chunk, walk.decoders, flush_s=0.2))) == 1
+
+
+def test_who_has_folded_all_that_there_is_keeps_up_also_while_more_comes_with_every_poll() -> None:
+    walk = Walk()
+    more = fetch_of([(body(1), (), NOON_MS), (body(2), (), NOON_MS)])
+    walk.go(more)
+    assert not walk.chunk.caught_up
+    two_days = fetch_of([(body(3), (), NOON_MS + DAY_MS), (body(4), (), NOON_MS + 2 * DAY_MS)], first=2)
+    last = replace(two_days, at_end=True)
+    walk.go(last)
+    assert walk.chunk.caught_up
+    assert [block.at_end for block in walk.blocks] == [False, False, True], "two bookings: the end lies behind the last"
+    assert not last.below(3).at_end
+
+
+def test_a_partition_whose_turn_comes_behind_another_ones_flush_is_not_written_alone() -> None:
+    """Else, under load, each flush has what one fetch brought, and costs as much as one of all partitions."""
+    walk, other = Walk().send(body(1)), Walk(chunk=new_chunk(partition=1)).send(body(2))
+    for each in (walk.chunk, other.chunk):
+        OPEN[each.topic_id, each.partition] = each
+    now = time.monotonic()
+    walk.chunk.flush_cost_s, walk.chunk.flushed_at = 0.15, now - 0.1
+    other.chunk.flush_cost_s, other.chunk.flushed_at = 0.15, now - 5
+    assert not list(due(other.chunk, other.decoders, flush_s=0.01))
+    assert not list(due_elsewhere(walk.blocks[0], walk.decoders, flush_s=0.01))
+    walk.chunk.flushed_at -= 0.4
+    (flush,) = due(other.chunk, other.decoders, flush_s=0.01)
+    assert [chunk for chunk, _ in flush.others] == [walk.chunk]
 
 
 def test_a_chunk_of_which_everything_is_acknowledged_is_not_flushed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-from pipeline.poll import POLL_BYTES
+from pipeline.poll import POLL_BYTES, PORTION_BYTES
 from pipeline.source import ALL_FULL_BYTES, FULL_BYTES, UsageReader, _Queue
 from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
 
@@ -16,6 +16,7 @@ class Poller:
     def __init__(self) -> None:
         self.paused: list[int] = []
         self.about_bytes: list[int] = []
+        self.end: int | None = 0
 
     def pause(self, partitions: list[int]) -> None:
         self.paused = partitions
@@ -25,7 +26,7 @@ class Poller:
         return []
 
     def log_end(self, partition: int) -> int | None:
-        return 0
+        return self.end
 
 
 def reader(*sizes: int) -> UsageReader:
@@ -66,3 +67,18 @@ def test_keys_and_headers_take_room_like_values() -> None:
     assert queue.size == FULL_BYTES
     assert queue.take(1).size == FULL_BYTES
     assert (queue.size, bool(queue)) == (0, False)
+
+
+def test_the_end_of_the_log_lies_behind_what_the_broker_said_and_not_where_it_sent_nothing_more() -> None:
+    for end, waiting, expected in ((None, 0, False), (1, 0, True), (2, 0, False), (0, 0, True), (1, 1, False)):
+        made, poller = reader(1), Poller()
+        made._poller, poller.end = cast("Any", poller), end
+        if waiting:
+            made._queues[0].put(replace(fetch_of([(b"{}", (), NOON_MS)], first=1), size=PORTION_BYTES))
+        assert made.next_fetch(0, 0).at_end is expected
+    made._poller, poller.end = cast("Any", poller), 2
+    made._behind[0] = 2
+    made._queues[0].clear()
+    assert made.next_fetch(0, 2).at_end, "an idle poll"
+    poller.end = 3
+    assert not made.next_fetch(0, 2).at_end
