@@ -16,7 +16,7 @@ from pipeline.write import Flush
 # ClickHouse cuts blocks at 1,048,449 rows, and a cut block is no longer one cut of the log. Far below it, since a flush
 # holds its rows as Python objects, 250 bytes each, and one fetch more may come on top.
 MAX_CHANGED_KEYS = 200_000
-_SHARE_BEHIND, _SHARE_CAUGHT_UP, _LONGEST_PAUSE_S = 3, 1, 0.6  # of what the last flush took
+_SHARE_BEHIND, _LONGEST_PAUSE_S = 3, 0.6  # of what the last flush took
 
 
 def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) -> Iterator[Flush]:
@@ -51,22 +51,22 @@ def due(chunk: OpenChunk, decoders: Decoders, flush_s: float) -> Iterator[Flush]
 
 
 def _rested_at() -> float:
-    """Return when the next flush of this process may begin, by the monotonic clock, whichever chunk is due first.
+    """Return when the next flush of a process that is behind may begin, by the monotonic clock, whichever chunk is due.
 
     A flush rewrites every series that changed, so who is behind makes few: they take a quarter of the time, where it
-    would be more. Who keeps up has the time, and makes one sooner. Were each chunk to count from its own last flush,
-    each would be due when its turn comes, and be written alone with the little that one fetch brought.
+    would be more. Were each chunk to count from its own last flush, each would be due when its turn comes, and be
+    written alone with the little that one fetch brought. Who keeps up has the time: it rests for no other chunk.
     """
     last = max(OPEN.values(), key=attrgetter("flushed_at"), default=None)
-    if last is None:
+    if last is None or _caught_up():
         return 0.0
-    share = _SHARE_CAUGHT_UP if _caught_up() else _SHARE_BEHIND
-    return last.flushed_at + min(share * last.flush_cost_s, _LONGEST_PAUSE_S)
+    return last.flushed_at + min(_SHARE_BEHIND * last.flush_cost_s, _LONGEST_PAUSE_S)
 
 
 def _is_due(chunk: OpenChunk, flush_s: float, rested_at: float) -> bool:
     """Tell whether it is time for a chunk that has something to write."""
-    return time.monotonic() >= max(chunk.flushed_at + flush_s, rested_at) or _changed_keys(chunk) > MAX_CHANGED_KEYS
+    own = chunk.flushed_at + max(flush_s, min(chunk.flush_cost_s, _LONGEST_PAUSE_S))
+    return time.monotonic() >= max(own, rested_at) or _changed_keys(chunk) > MAX_CHANGED_KEYS
 
 
 def _flush(chunk: OpenChunk, decoders: Decoders) -> Flush:
