@@ -14,10 +14,13 @@ from datetime import timedelta
 from typing import Literal
 
 from tallyman.errors import ConfigError
-from tallyman.files import Secret
+from tallyman.files import Secret, write_duration
 
 MEBIBYTE = 1024 * 1024
 LEAST_CHUNK = 8
+# ClickHouse adds it to the moment of a record, in seconds since 1970 that end in 2106 and begin again there: what is
+# kept longer would be older than its time at once, and gone.
+LONGEST_TTL = timedelta(days=50 * 365)
 CONTROL_KINDS = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg")
 TOPIC_NAME_EXPECTED = 'expected 1 to 249 of the letters a to z and A to Z, digits and ". _ -"'
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -159,7 +162,7 @@ class PipelineConfig:
         flush: How often what was counted becomes visible.
         rebuild_after: How long one Beam pipeline runs before it is built anew; or after `rebuild_bundles`.
         archive: Whether records are kept as they came, in `events`.
-        archive_ttl: How long they are kept there; 0 for ever.
+        archive_ttl: How long they are kept there; 0 for ever, else at most fifty years.
         tick: How long a partition is silent before its clock is moved.
         partitions: Which partitions this process reads. Empty: its share; all workers of a topic share them evenly.
         id_filter_bytes: Most memory for knowing which ids are new, 1 GiB for four hundred million (on Flink for each
@@ -177,6 +180,8 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         _above_zero(self, "flush", "rebuild_after", "rebuild_bundles", "tick")
+        longest, ttl = write_duration(LONGEST_TTL), write_duration(self.archive_ttl)
+        _need(self.archive_ttl <= LONGEST_TTL, f"archive_ttl: expected at most {longest}, or 0d for ever, got {ttl}")
         least = 32 * MEBIBYTE
         _need(self.id_filter_bytes >= least, f"id_filter_bytes: expected {least} or more, got {self.id_filter_bytes}")
         _need(all(number >= 0 for number in self.partitions), f"partitions: expected 0 or more, got {self.partitions}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta
@@ -23,6 +24,7 @@ _INTEGER = re.compile(r"[-+]?[0-9]+\Z")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z")
 _OTHER_NUMBER = re.compile(r"(?:0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 _SHOWN = 60
+_LONGEST = timedelta(days=36_500)  # what is added to a moment must stay a moment, and fit 64 bits as microseconds
 
 
 class Found(NamedTuple):
@@ -50,12 +52,13 @@ def parse_duration(text: str) -> timedelta:
     datetime.timedelta(days=35)
     """
     parts = _DURATION.fullmatch(text)
-    try:
-        if parts is not None:
-            return timedelta(milliseconds=int(parts[1]) * _UNITS[parts[2]])
-    except OverflowError:
-        pass
-    raise ValueError(f'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "{text[:_SHOWN]}"')
+    if parts is None:
+        raise ValueError(f'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "{text[:_SHOWN]}"')
+    # Python refuses to read more than 4,300 digits.
+    milliseconds = int(parts[1]) * _UNITS[parts[2]] if len(parts[1]) <= _SHOWN else math.inf
+    if milliseconds > _LONGEST // timedelta(milliseconds=1):
+        raise ValueError(f'expected at most {write_duration(_LONGEST)}, got "{text[:_SHOWN]}"')
+    return timedelta(milliseconds=milliseconds)
 
 
 def write_duration(duration: timedelta) -> str:

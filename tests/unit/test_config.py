@@ -82,6 +82,8 @@ BAD = [
     ("rules: {endpoints: {pager: {url: pager.example}}}", 'expected https://... or http://..., got "pager.example"'),
     ("rules: {endpoints: {pager: {}}}", 'tallyman.yaml:1: rules.endpoints.pager: missing key "url"'),
     ("clickhouse: {password: '${NO_SUCH_PASSWORD}'}", "the environment variable NO_SUCH_PASSWORD is not set"),
+    ("pipeline: {archive_ttl: 36500d}", "pipeline.archive_ttl: expected at most 18250d, or 0d for ever, got 36500d"),
+    ("usage: {oldest_accepted: 36501d}", 'usage.oldest_accepted: expected at most 36500d, got "36501d"'),
     ("usage: {oldest_accepted: 35}", 'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "35"'),
 ]
 
