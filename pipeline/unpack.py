@@ -6,6 +6,7 @@ The fast decoders of `kafka.codec` do the work where what comes out is known to 
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ from pipeline.records import CorruptError
 MAX_BYTES = 256 << 20  # thirty times what a batch may have on the wire
 _PIECE = 1 << 20
 _WINDOW = 4096
+# How Java's clients frame blocks of snappy: a magic word and two versions, then each block behind its length.
+_XERIAL, _XERIAL_BYTES = b"\x82SNAPPY\0", 16
 
 
 def decompress(number: int, data: bytes) -> bytes:
@@ -83,7 +86,18 @@ def _zstd(data: bytes) -> bytes:
 def _snappy(data: bytes) -> bytes:
     if len(data) * 24 > MAX_BYTES:  # a copy of 64 bytes takes three
         raise _too_much()
-    return bytes(codec.snappy_decode(data))
+    if not data.startswith(_XERIAL):
+        return bytes(codec.snappy.decompress(data))
+    # Not by `kafka.codec`: for each block it copies all that is behind it, and a batch may have a million blocks.
+    out, at = io.BytesIO(), _XERIAL_BYTES
+    while at < len(data):
+        (size,) = struct.unpack_from(">i", data, at)
+        at += 4
+        if not 0 <= size <= len(data) - at:
+            raise EOFError("cut off")
+        _write(out, codec.snappy.decompress(data[at : at + size]))
+        at += size
+    return out.getvalue()
 
 
 def _write(out: io.BytesIO, piece: bytes) -> None:

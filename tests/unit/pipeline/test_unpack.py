@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import resource
+import struct
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ import lz4.frame
 import pytest
 import snappy
 import zstandard
+from kafka.codec import snappy_encode
 
 from pipeline.records import CorruptError
 from pipeline.unpack import MAX_BYTES, decompress
@@ -21,6 +23,7 @@ LARGE = os.urandom(1 << 20) * 5
 CODECS: dict[str, tuple[int, Encode]] = {
     "gzip": (1, lambda data: gzip.compress(data, 1)),
     "snappy": (2, snappy.compress),
+    "framed snappy": (2, snappy_encode),
     "lz4": (3, lz4.frame.compress),
     "zstd": (4, zstandard.compress),
 }
@@ -47,6 +50,20 @@ def test_hundreds_of_thousands_of_gzip_members_take_seconds_not_a_minute() -> No
     began = time.process_time()
     assert decompress(1, member * count) == b"x" * count
     assert time.process_time() - began < 10
+
+
+def test_a_million_blocks_of_framed_snappy_take_seconds_not_minutes() -> None:
+    """Twice as many take twice as long, not four times."""
+    count = (8 << 20) // 7
+    began = time.process_time()
+    assert decompress(2, snappy_encode(b"") + (struct.pack(">i", 3) + b"\x01\x00x") * count) == b"x" * count
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize("block", [b"\0\0\0\x09abc", b"\xff\xff\xff\xfc", b"\0\0"])
+def test_framed_snappy_of_which_a_block_is_cut_off_is_refused(block: bytes) -> None:
+    with pytest.raises(CorruptError, match="snappy data that cannot be read"):
+        decompress(2, snappy_encode(b"whole") + block)
 
 
 @pytest.mark.parametrize("number, encode", [CODECS[name] for name in ("gzip", "lz4", "zstd")])
