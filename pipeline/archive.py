@@ -14,8 +14,7 @@ from tallyman.clickhouse import UNKNOWN_TABLE, refusal, store_errors
 from tallyman.headers import Headers
 from tallyman.repairs import NOT_JUDGED_ANEW
 
-_FIRST_PAGE, _LARGEST_PAGE = 1024, 16_384  # offsets
-_SMALL_PAGE_BYTES, _LARGE_PAGE_BYTES = 4 << 20, 32 << 20
+_PAGE_OFFSETS, _PAGE_BYTES = 16_384, 32 << 20  # of what one statement gives; a record that is larger is given alone
 _TTL = re.compile(r"TTL toDateTime\(appended_at\) \+ toIntervalSecond\((\d+)\)")
 
 
@@ -57,20 +56,29 @@ class ArchiveSource:
 
     def read(self, partition: int, start: int, stop: int) -> Iterator[Fetch]:
         """Yield the records with offsets in [start, stop); what was never archived looks like a hole in the log."""
-        size = _FIRST_PAGE
         while start < stop:
-            end = min(start + size, stop)
-            fetch = self._page(partition, start, end)
-            yield fetch
-            octets = sum(len(value or b"") for value in fetch.values)
-            if octets > _LARGE_PAGE_BYTES and size > 1:
-                size //= 2
-            elif octets < _SMALL_PAGE_BYTES and size < _LARGEST_PAGE:
-                size *= 2
+            end = min(start + _PAGE_OFFSETS, stop)
+            octets = 0
+            for offset, size in self._sizes(partition, start, end):
+                octets += size
+                if octets > _PAGE_BYTES and offset > start:
+                    yield self._page(partition, start, offset)
+                    start, octets = offset, size
+            yield self._page(partition, start, end)
             start = end
 
     def close(self) -> None:
         self._client.disconnect()
+
+    def _sizes(self, partition: int, start: int, end: int) -> list[tuple[int, int]]:
+        """Return how many bytes each record has: asked first, for a tenant decides it, and few may be gigabytes."""
+        rows: list[tuple[int, int]] = self._client.execute(
+            "SELECT offset, max(length(body) + arraySum(each -> length(each), mapValues(headers))) FROM events"  # noqa: S608
+            " WHERE topic_id = %(topic)s AND partition = %(partition)s AND offset >= %(start)s AND offset < %(end)s"
+            f"{NOT_JUDGED_ANEW} GROUP BY offset ORDER BY offset",
+            {"topic": self._topic_id, "partition": partition, "start": start, "end": end},
+        )
+        return rows
 
     def _page(self, partition: int, start: int, end: int) -> Fetch:
         # mapKeys and mapValues, because a dict would keep one of two headers of the same name.

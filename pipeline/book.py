@@ -201,9 +201,14 @@ class OpenChunk:
         """Whether its events would land in a sealed booking, which only another line of topics can have sealed."""
         return 0 < self.here.booking <= self.sealed_to and self.here.counts.received > self.booked
 
+    @property
+    def full_of_ids(self) -> bool:
+        """Whether a flush would let go of some."""
+        return len(self.accepted) > MAX_IDS_IN_MEMORY
+
     def forget_written_ids(self) -> None:
         """Let ClickHouse answer for what is acknowledged, before a chunk's ids fill the memory."""
-        if len(self.accepted) > MAX_IDS_IN_MEMORY:
+        if self.full_of_ids:
             self.base = self.here.offset
             self.accepted.forget_below(self.base)  # a block that waits to be folded was judged: its ids stay
 

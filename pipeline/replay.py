@@ -263,9 +263,14 @@ def _take(block: Block, chunk: OpenChunk, stages: Stages) -> Place:
     catalog = stages.decoders.catalog(block.after.definitions)
     stages.count(block, chunk, catalog, stages.judge)
     stages.observe(block, chunk, catalog)
+    # Counted they are, and nobody writes them: a chunk of letters is as large as its log, many times if it came packed.
+    for rows in (chunk.dead, chunk.conflicts, chunk.corrections, chunk.forwards):
+        rows.clear()
     counts = block.before.counts.plus(block.counts)
     for flush in fold(block, chunk, stages.decoders, flush_s=_NEVER):
         _write(flush, stages)
+    if chunk.full_of_ids:  # a worker flushes by the clock, long before
+        _write(Flush(chunk, stages.decoders.catalog(chunk.here.definitions)), stages)
     return Place(block.after.offset, block.after.clock_ms, block.after.booking, block.after.definitions,
                  block.after.digest, counts)  # fmt: skip
 

@@ -42,14 +42,17 @@ def test_headers_and_bodies_come_back_byte_for_byte_and_once(endpoint: ClickHous
 
 
 def test_pages_meet_each_other(endpoint: ClickHouseEndpoint, client: Client) -> None:
-    """More than one page: each begins where the one before ended, and nothing is read twice."""
+    """More than one page: each begins where the one before ended, and nothing is read twice. Large ones are apart."""
     tables = Tables(connect(endpoint), connect(endpoint, numpy=True))
-    tables.insert_rows("events", (TOPIC_ID, 0), [RawRecord(n, NOON_MS, DAY, (), b"x") for n in range(0, 5000, 2)])
+    tables.insert_rows("events", (TOPIC_ID, 0), [RawRecord(n, NOON_MS, DAY, (), b"x") for n in range(0, 40_000, 8)])
+    large = [RawRecord(n, NOON_MS, DAY, ODD, bytes(20 << 20)) for n in (96, 800, 816)]
+    tables.insert_rows("events", (TOPIC_ID, 0), large)
     tables.close()
-    fetches = list(ArchiveSource(client, TOPIC_ID).read(0, 100, 4900))
-    assert len(fetches) > 1 and fetches[0].first == 100 and fetches[-1].next == 4900
+    fetches = list(ArchiveSource(client, TOPIC_ID).read(0, 96, 39_200))
+    assert len(fetches) > 3 and fetches[0].first == 96 and fetches[-1].next == 39_200
+    assert all(sum(map(len, fetch.values)) <= 32 << 20 for fetch in fetches)
     assert all(one.next == two.first for one, two in pairwise(fetches))
-    assert [offset for fetch in fetches for offset in fetch.offsets.tolist()] == list(range(100, 4900, 2))
+    assert [offset for fetch in fetches for offset in fetch.offsets.tolist()] == list(range(96, 39_200, 8))
 
 
 def test_the_archive_is_kept_as_long_as_the_operator_says(client: Client) -> None:
