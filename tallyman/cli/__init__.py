@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from tallyman.cli.context import LazyGroup, Options, project_options
+from tallyman.cli.output import say
 from tallyman.errors import ConfigError, TallymanError, UsageQueryError
 from tallyman.log import hush_libraries
 
@@ -87,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in arguments:
             raise
         again = "; this may pass, try again" if error.retriable and "again" not in str(error) else ""
-        click.echo(f"{error}{again}", err=True)
+        say(f"{error}{again}")
         return WRONG_USAGE if isinstance(error, ConfigError | UsageQueryError) else FAILED
     except OSError as error:
         if "--debug" in arguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tallyman.cli.context import LazyGroup, Options, clickhouse, project_options
-from tallyman.cli.output import print_json, print_table, result, say, show_time
+from tallyman.cli.output import one_line, print_json, print_table, result, say, show_time
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -65,10 +66,11 @@ def list_(options: Options, as_json: bool) -> None:
         for each in found
     ])  # fmt: skip
     for gap in gaps:
-        result(gap_text(gap, UTC))
+        result(one_line(gap_text(gap, UTC)))
     silent = next((each for each in found if each.state == "silent"), None)
     if silent is not None:
-        say(f"Next: start the agent of {silent.name} again, or: tallyman collectors retire {silent.name}")
+        name = one_line(silent.name)
+        say(f"Next: start the agent of {name} again, or: {shlex.join(['tallyman', 'collectors', 'retire', name])}")
 
 
 @click.command()

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, project_options
-from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
+from tallyman.cli.output import (
+    count,
+    one_line,
+    print_json,
+    print_table,
+    printable,
+    progress_line,
+    result,
+    say,
+    show_time,
+)
 
 if TYPE_CHECKING:
     from tallyman.dead_actions import ActionReport
@@ -150,12 +160,12 @@ def show(options: Options, position: str, raw: bool, as_json: bool) -> None:
         result(f"position      {letter.position} of topic {letter.topic_id}, booking {letter.booking}")
         result(f"arrived       {show_time(letter.appended_at, UTC)}")
         result(f"reason        {letter.reason}: {REASONS.get(letter.reason, 'a reason of a newer version')}")
-        result(f"detail        {letter.detail}")
+        result(f"detail        {one_line(letter.detail)}")
         for name in ("type", "source", "subject", "content_type"):
             if value := getattr(letter, name):
-                result(f"{name.replace('_', ' '):<13} {value}")
+                result(f"{name.replace('_', ' '):<13} {one_line(value)}")
         for header, value in letter.headers.items():
-            result(f"header        {printable(header)}: {printable(value.decode('utf-8', 'backslashreplace'))}")
+            result(f"header        {one_line(header)}: {one_line(value.decode('utf-8', 'backslashreplace'))}")
         if letter.handled:
             result(f"handled       {letter.handled} on {show_time(letter.handled_at, UTC)}")
         result(f"{letter.size_bytes} bytes:")
@@ -213,7 +223,7 @@ def retry(
     else:
         _tell(report)
         for position, sentence in report.examples[:_REFUSALS_SHOWN]:
-            say(f"{position} cannot be let in: {sentence}")
+            say(f"{position} cannot be let in: {one_line(sentence)}")
         if report.refused:
             say(f"{count(report.refused, 'dead letter')} cannot be let in: mend with --set, or tallyman dead discard")
         if yes:
@@ -290,8 +300,3 @@ def _document(letter: DeadLetter) -> dict[str, object]:
 
 def _body(letter: DeadLetter) -> str:
     return printable(letter.body.decode("utf-8", "backslashreplace"))
-
-
-def printable(text: str) -> str:
-    """Return a text in which whatever is no letter is written as an escape, never sent to the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

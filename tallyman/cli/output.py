@@ -16,22 +16,45 @@ from typing import Any
 import click
 
 _GAP = "  "
-_NARROWEST_TEXT = 12
+_NARROWEST_TEXT, _WIDEST_TEXT = 12, 1000
 
 
 def say(text: str) -> None:
     """Talk to the person who typed the command."""
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def result(text: str = "") -> None:
     """Print a line of the result."""
-    click.echo(text)
+    click.echo(printable(text))
 
 
 def print_json(value: object) -> None:
     """Print a result for machines: one JSON value; numbers that must stay exact are texts."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_json))
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=_json)
+    click.echo(_escaped(text, lambda c: json.dumps(c)[1:-1]))
+
+
+def printable(text: str) -> str:
+    """Return a text in which whatever is neither letter nor space nor the end of a line is written as an escape.
+
+    Nothing else goes to the terminal: it obeys some of it, and tenants write what they like.
+
+    >>> printable("Zo\x1b[2Jë")
+    'Zo\\\\x1b[2Jë'
+    """
+    return _escaped(text, lambda c: c.encode("unicode_escape").decode())
+
+
+def one_line(text: str) -> str:
+    """Return a text as `printable` does, on one line: nobody writes lines of their own among ours."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else escape(c) for c in text)
 
 
 def _json(value: object) -> object:
@@ -48,7 +71,12 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a result for spreadsheets; a missing value is an empty field."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
+    show: Callable[[object], object] = (lambda value: value) if terminal_width() is None else _shown
+    writer.writerows([["" if value is None else show(value) for value in row] for row in rows])
+
+
+def _shown(value: object) -> object:
+    return one_line(value) if isinstance(value, str) else value
 
 
 def plain(value: Decimal) -> str:
@@ -64,7 +92,9 @@ def plain(value: Decimal) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table. Decimals line up at the point and are never cut; texts are folded to fit the terminal."""
+    """Print a table. Decimals line up at the point and are never cut; texts are folded to fit the terminal, and very
+    long ones anywhere: a column is as wide in every row.
+    """
     for line in table_lines(header, rows, terminal_width()):
         click.echo(line)
 
@@ -109,6 +139,9 @@ def _text(value: object) -> str:
 
 def _fit(widths: list[int], numeric: Sequence[bool], least: Sequence[int], width: int | None) -> None:
     """Narrow the widest text columns until the table fits; numbers keep their width."""
+    for i, size in enumerate(widths):
+        if not numeric[i]:
+            widths[i] = min(size, max(width or _WIDEST_TEXT, _NARROWEST_TEXT, least[i]))
     while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         shrinkable = [i for i, size in enumerate(widths) if not numeric[i] and size > max(_NARROWEST_TEXT, least[i])]
         if not shrinkable:
@@ -130,14 +163,15 @@ def _row(values: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
 
 
 def _fold(text: str, size: int) -> list[str]:
-    lines, line = [], ""
-    for c in text:
-        if cells(line) + cells(c) > size:
-            cut = line.rfind(" ") + 1
-            lines.append(line[:cut].rstrip() if cut else line)
-            line = line[cut:] if cut else ""
-        line += c
-    return [*lines, line]
+    lines, start, taken = [], 0, 0
+    for end, c in enumerate(text):
+        if taken + cells(c) > size:
+            cut = text.rfind(" ", start, end) + 1
+            lines.append(text[start:cut].rstrip() if cut else text[start:end])
+            start = cut or end
+            taken = cells(text[start:end])
+        taken += cells(c)
+    return [*lines, text[start:]]
 
 
 def cells(text: str) -> int:

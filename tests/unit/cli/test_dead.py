@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallyman.dead_letters import LetterChoice, read_certain_keys
+from tallyman.cli import run
+from tallyman.dead_letters import DeadLetter, LetterChoice, read_certain_keys
 from tallyman.errors import UsageQueryError
 
 OPEN, HANDLED = ("topic-a", 3, 18211, 0, 99), ("topic-b", 0, 7, 0, 99)
@@ -39,3 +43,19 @@ def test_what_was_handled_already_may_be_named_again() -> None:
 def test_a_position_at_which_nothing_lies_is_named(position: str) -> None:
     with pytest.raises(UsageQueryError, match=f"position: no dead letter at {position}; see them with"):
         keys("3:18211:0", position)
+
+
+def test_a_letter_shows_what_it_says_and_writes_no_lines_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant chooses its type, source and subject, and the detail quotes them."""
+    odd = "\x1b]0;owned\x07\nhandled       discarded"
+    letter = DeadLetter(topic_id="t", partition=0, offset=0, event_index=0, appended_at=datetime.now(UTC), booking=1,
+                        reason="unknown_meter", detail=odd, content_type=odd, type=odd, source=odd, subject=odd,
+                        size_bytes=2, body=b"{}", headers={odd: odd.encode()})  # fmt: skip
+    monkeypatch.setattr("tallyman.cli.dead.clickhouse", lambda project: contextlib.nullcontext())
+    monkeypatch.setattr("tallyman.dead_letters.read_dead_letter", lambda client, position: (letter,))
+    (tmp_path / "tallyman.yaml").write_text("")
+    assert run(["dead", "show", "0:0:0", "--project", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\nhandled" not in shown and shown.count("owned") == 7

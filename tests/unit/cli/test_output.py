@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -9,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tallyman.cli import run
-from tallyman.cli.output import cells, count, plain, show_time, size, table_lines
+from tallyman.cli.output import cells, count, plain, print_csv, print_json, result, say, show_time, size, table_lines
 from tallyman.cli.times import next_minute, parse_moment
 from tallyman.errors import UsageQueryError
 
@@ -41,6 +43,38 @@ def test_wide_letters_take_two_columns() -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in "".join(table_lines(["name"], [["\x1b[31mred"]], None))
+
+
+@pytest.mark.parametrize("odd", ["\x1b]0;owned\x07", "\x9b31m", "\r", "\u202e", "\x7f", "\ud800"])
+def test_nothing_that_a_terminal_obeys_is_printed_in_any_way(odd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"Zoë\u00a0{odd}Åström"
+    say(text)
+    result(text)
+    print_json({text: text})
+    told = capsys.readouterr()
+    assert all(c.isprintable() or c in "\n\u00a0" for c in told.out + told.err)
+    assert told.out.splitlines()[0] == told.err.rstrip("\n") and "Åström" in told.err
+    assert json.loads(told.out.partition("\n")[2]) == {text: text}
+
+
+def test_a_csv_file_keeps_each_letter_and_a_terminal_gets_none_that_it_obeys(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print_csv(["subject"], [["\x1b[8mhidden"]])
+    assert "\x1b[8mhidden" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_csv(["subject"], [["\x1b[8mhidden"]])
+    assert "\\x1b[8mhidden" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [None, 80])
+def test_a_text_of_megabytes_is_laid_out_in_seconds(width: int | None) -> None:
+    """Each letter is looked at once, and the rows beside it are not as wide."""
+    text = "x" * (2 << 20)
+    began = time.process_time()
+    lines = table_lines(["subject", "type"], [[text, "server"], ["zoë", "server"]], width)
+    assert time.process_time() - began < 20
+    assert "".join(lines[2:]).count("x") == len(text) and max(map(cells, lines)) <= (width or 1100)
 
 
 @pytest.mark.parametrize(
