@@ -72,11 +72,14 @@ class Converter:
     def _read(self, node: yaml.Node, into: Any, path: str) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rsplit(":", 1)[1] not in ("str", "map", "seq"):
-            raise problem_at(node, path, f"expected no tag, got {node.tag}")
+            raise problem_at(node, path, f"expected no tag, got {'one' if into is Secret else node.tag}")
         origin = get_origin(into)
+        if into is Secret:
+            return self._secret(node, path)
         if isinstance(into, NewType):
-            value = self._read(node, into.__supertype__, path)
-            return self._secret(node, value, path) if into is Secret else value
+            return self._read(node, into.__supertype__, path)
+        if isinstance(node, yaml.ScalarNode) and not is_null(node) and _holds_secrets(into):
+            raise problem_at(node, path, f"expected {name_of(into)}, got a value")  # it may be the secret: not shown
         if origin is Annotated:
             return self._constrained(node, into, path)
         if origin is Union or origin is types.UnionType:
@@ -225,7 +228,13 @@ class Converter:
         except msgspec.ValidationError as error:
             raise problem_at(node, path, f"{str(error).lower()[:1]}{str(error)[1:]}, got {got(node)}") from error
 
-    def _secret(self, node: yaml.Node, value: str, path: str) -> str:
+    def _secret(self, node: yaml.Node, path: str) -> str:
+        try:
+            value = str(read_scalar(node, str, path))
+        except Problem:
+            is_value = isinstance(node, yaml.ScalarNode) and not is_null(node)
+            said = "a value that is none; write it in quotes" if is_value else got(node)
+            raise problem_at(node, path, f"expected a text, got {said}") from None
         variable = _VARIABLE.match(value)
         if variable is None:
             return value
@@ -238,7 +247,13 @@ class Converter:
             return self._mapping(node, (str, Any), path)
         if isinstance(node, yaml.SequenceNode):
             return self._list(node, list[Any], path)
-        return natural_scalar(node)
+        return natural_scalar(node, path)
+
+
+def _holds_secrets(into: Any) -> bool:
+    if dataclasses.is_dataclass(into):
+        return any(_holds_secrets(field.type) for field in _fields(into))
+    return into is Secret or any(map(_holds_secrets, get_args(into)))
 
 
 def _fields(into: Any) -> list[_Field]:

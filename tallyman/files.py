@@ -7,6 +7,7 @@ number that becomes a Decimal keeps all its digits because it never is a float.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_NO_YAML = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # YAML 1.1, 5.1
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -205,6 +207,9 @@ def _compose(path: Path, shown: str) -> yaml.Node | None:
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{shown}:{line}: expected UTF-8, got the byte 0x{body[error.start]:02x}") from error
+    if odd := _NO_YAML.search(text):  # what libyaml says of it has no line
+        line = text.count("\n", 0, odd.start()) + 1
+        raise ConfigError(f"{shown}:{line}: no YAML: found the character U+{ord(odd[0]):04X}; remove it")
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

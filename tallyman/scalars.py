@@ -23,7 +23,7 @@ _BOOLEAN = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _INTEGER = re.compile(r"[-+]?[0-9]+\Z")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z")
 _OTHER_NUMBER = re.compile(r"(?:0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
-_SHOWN = 60
+_SHOWN, _LONGEST_NUMBER = 60, 100
 _LONGEST = timedelta(days=36_500)  # what is added to a moment must stay a moment, and fit 64 bits as microseconds
 
 
@@ -72,8 +72,12 @@ def write_duration(duration: timedelta) -> str:
     return f"{milliseconds // _UNITS[unit]}{unit}"
 
 
-def natural_scalar(node: yaml.Node) -> Any:
-    """Return what a scalar is by itself, where no type says it; a number with a point is a Decimal."""
+def natural_scalar(node: yaml.Node, path: str) -> Any:
+    """Return what a scalar is by itself, where no type says it; a number with a point is a Decimal.
+
+    Raises:
+        Problem: It is a number that is too long.
+    """
     text = node.value
     if not is_plain(node):
         return text
@@ -81,9 +85,28 @@ def natural_scalar(node: yaml.Node) -> Any:
         return None
     if _BOOLEAN.match(text):
         return text.lower() == "true"
-    if _INTEGER.match(text):
-        return int(text)
-    return Decimal(text) if _NUMBER.match(text) else text
+    if not _NUMBER.match(text):
+        return text
+    try:
+        number = _number(text)
+    except ValueError as error:
+        raise problem_at(node, path, f"{error}, got {got(node)}") from error
+    return int(number) if _INTEGER.match(text) else number
+
+
+def _number(text: str) -> Decimal:
+    """Return a number of a length that can be written, compared and added: 1e999999999 can not.
+
+    Raises:
+        ValueError: It is longer.
+    """
+    try:
+        number = Decimal(text)
+    except ArithmeticError:  # an exponent beyond all
+        number = None
+    if number is None or len(text) > _LONGEST_NUMBER or abs(number.adjusted()) > _LONGEST_NUMBER:
+        raise ValueError(f"expected a number of at most {_LONGEST_NUMBER} digits")
+    return number
 
 
 def read_scalar(node: yaml.Node, into: Any, path: str) -> Any:
@@ -130,7 +153,7 @@ def _text(node: yaml.ScalarNode) -> str:
 def _integer(node: yaml.ScalarNode) -> int:
     if not is_plain(node) or not _INTEGER.match(node.value):
         raise ValueError(node.value)
-    return int(node.value)
+    return int(_number(node.value))
 
 
 def _boolean(node: yaml.ScalarNode) -> bool:
@@ -142,7 +165,7 @@ def _boolean(node: yaml.ScalarNode) -> bool:
 def _decimal(node: yaml.ScalarNode) -> Decimal:
     if not _NUMBER.match(node.value):  # in quotes or not: a price is often written in quotes
         raise ValueError(node.value)
-    return Decimal(node.value)
+    return _number(node.value)
 
 
 def _float(node: yaml.ScalarNode) -> float:

@@ -84,13 +84,31 @@ BAD = [
     ("clickhouse: {password: '${NO_SUCH_PASSWORD}'}", "the environment variable NO_SUCH_PASSWORD is not set"),
     ("pipeline: {archive_ttl: 36500d}", "pipeline.archive_ttl: expected at most 18250d, or 0d for ever, got 36500d"),
     ("usage: {oldest_accepted: 36501d}", 'usage.oldest_accepted: expected at most 36500d, got "36501d"'),
+    ("agent: {collectors: {host: {x: 1e99999999999999999999}}}",
+     "agent.collectors.host.x: expected a number of at most 100 digits, got 1e99999999999999999999"),
+    ("agent: {collectors: {host: {x: " + "1" * 5000 + "}}}", "host.x: expected a number of at most 100 digits, got 11"),
+    ("kafka: {partitions: " + "1" * 5000 + "}", "kafka.partitions: expected a number of at most 100 digits"),
+    ("operator: x\nagent:\n  subject: a\0b", "tallyman.yaml:3: no YAML: found the character U+0000; remove it"),
+    ("operator: x\nagent:\n  subject: a\x07b", "tallyman.yaml:3: no YAML: found the character U+0007; remove it"),
+    ("clickhouse: {password: }", "clickhouse.password: expected a text, got nothing"),
     ("usage: {oldest_accepted: 35}", 'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "35"'),
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), BAD, ids=[settings for settings, _ in BAD])
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[settings[:60] for settings, _ in BAD])
 def test_each_wrong_setting_has_its_sentence(tmp_path: Path, settings: str, message: str) -> None:
     assert message in complaint(tmp_path, settings)
+
+
+@pytest.mark.parametrize("settings", [
+    "clickhouse: {password: 20261130}", "clickhouse: {password: !20261130 x}", "clickhouse: 20261130",
+    "control: postgresql://tallyman:20261130@db/x", "rules: {endpoints: {ops: whsec_20261130}}",
+    "rules: {endpoints: {ops: {url: 'https://a.example', secrets: whsec_20261130}}}",
+    "rules: {endpoints: {ops: {url: 'https://a.example', secrets: [20261130]}}}",
+])  # fmt: skip
+def test_a_secret_that_is_written_in_the_wrong_way_is_not_shown(tmp_path: Path, settings: str) -> None:
+    text = complaint(tmp_path, settings)
+    assert "expected " in text and "20261130" not in text
 
 
 def test_mistakes_in_settings_and_meters_are_named_together(tmp_path: Path) -> None:
