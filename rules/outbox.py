@@ -7,10 +7,11 @@ sending and noting it leaves a delivery that becomes due again: the same message
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Literal
 
 import sqlalchemy as sa
 
@@ -61,6 +62,16 @@ class Answer:
     text: str
     gone: bool = False
     retry_after: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What an endpoint did not take in the end: a message with all its attempts, or, without a message, anything."""
+
+    endpoint: str
+    message_id: str | None
+    answer: str
+    at: datetime
 
 
 def put(connection: sa.Connection, messages: Sequence[Message], now: datetime) -> None:
@@ -140,11 +151,43 @@ def enable(engine: sa.Engine, endpoint: str) -> bool:
         return connection.execute(disabled.values(disabled_at_us=None, reason=None)).rowcount == 1
 
 
-def deliver_again(engine: sa.Engine, message_id: str, now: datetime) -> int:
-    """Put a message that was delivered or given up back into its queues; return how many deliveries that are."""
+def deliver_again(
+    engine: sa.Engine, message_id: str, now: datetime, which: Literal["ended", "given up"] = "ended"
+) -> int:
+    """Put a message back into its queues; return how many deliveries that are.
+
+    Args:
+        which: Deliveries that have ended in any way, or only those that were given up.
+    """
     with write(engine) as connection:
-        ended = sa.update(deliveries).where(deliveries.c.message_id == message_id, deliveries.c.status != "waiting")
-        return connection.execute(ended.values(status="waiting", attempts=0, due_us=to_us(now))).rowcount
+        mine = deliveries.c.status != "waiting" if which == "ended" else deliveries.c.status == "dead"
+        ended = sa.update(deliveries).where(deliveries.c.message_id == message_id, mine)
+        fresh = ended.values(status="waiting", attempts=0, due_us=to_us(now), ended_at_us=None)
+        return connection.execute(fresh).rowcount
+
+
+def read_deliveries(engine: sa.Engine, message_id: str) -> dict[str, str]:
+    """Return the endpoints of a message, each with the status of its delivery; nothing if it is not known."""
+    columns = sa.select(deliveries.c.endpoint, deliveries.c.status).where(deliveries.c.message_id == message_id)
+    with read(engine) as connection:
+        return {row.endpoint: row.status for row in connection.execute(columns.order_by(deliveries.c.endpoint))}
+
+
+def read_refusals(engine: sa.Engine, most: int) -> list[Refusal]:
+    """Return which endpoints are disabled, then which messages were given up, the newest `most` of each endpoint."""
+    with read(engine) as connection:
+        stopped = sa.select(endpoints).where(endpoints.c.disabled_at_us.is_not(None)).order_by(endpoints.c.endpoint)
+        found = [
+            Refusal(row.endpoint, None, row.reason or "", from_us(row.disabled_at_us))
+            for row in connection.execute(stopped)
+        ]
+        for endpoint in _each_endpoint(connection):
+            dead = sa.select(deliveries).where(deliveries.c.endpoint == endpoint, deliveries.c.status == "dead")
+            found += [
+                Refusal(endpoint, row.message_id, row.answer or "", from_us(row.ended_at_us))
+                for row in connection.execute(dead.order_by(deliveries.c.number.desc()).limit(most))
+            ]
+    return found
 
 
 def count_waiting(engine: sa.Engine) -> dict[str, int]:
@@ -154,14 +197,21 @@ def count_waiting(engine: sa.Engine) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     with read(engine) as connection:
-        endpoint: str | None = ""
-        while endpoint is not None:
+        for endpoint in _each_endpoint(connection):
             mine = (deliveries.c.endpoint == endpoint, deliveries.c.status == "waiting")
             if number := connection.execute(sa.select(sa.func.count()).where(*mine)).scalar_one():
                 found[endpoint] = number
-            following = sa.select(sa.func.min(deliveries.c.endpoint)).where(deliveries.c.endpoint > endpoint)
-            endpoint = connection.execute(following).scalar()
     return found
+
+
+def _each_endpoint(connection: sa.Connection) -> Iterator[str]:
+    """Yield the endpoints that have or had deliveries."""
+    endpoint: str | None = ""
+    while endpoint is not None:
+        following = sa.select(sa.func.min(deliveries.c.endpoint)).where(deliveries.c.endpoint > endpoint)
+        endpoint = connection.execute(following).scalar()
+        if endpoint is not None:
+            yield endpoint
 
 
 def _heads(connection: sa.Connection, endpoint: str, now: datetime, most: int) -> list[sa.Row[tuple[object, ...]]]:

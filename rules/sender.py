@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shlex
 import ssl
 import threading
 import time
@@ -75,7 +76,7 @@ class Courier:
             ) as response:
                 answered = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                 _drain(response)
-                return read_answer(response.status, answered, now)
+                return read_answer(response.status, answered, now, self.name)
         except AddressError as error:
             return Answer(False, str(error))
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
@@ -86,12 +87,13 @@ class Courier:
         self._pool.close()
 
 
-def read_answer(status: int, headers: Mapping[str, str], now: datetime) -> Answer:
+def read_answer(status: int, headers: Mapping[str, str], now: datetime, endpoint: str) -> Answer:
     """Say what a response means."""
     if 200 <= status < 300:
         return Answer(True, str(status))
     if status == 410:
-        return Answer(False, "410 Gone: the endpoint was disabled", gone=True)
+        again = shlex.join(["tallyman", "alarms", "enable", endpoint])
+        return Answer(False, f"410 Gone: the endpoint was disabled; once it takes messages again: {again}", gone=True)
     if 300 <= status < 400:
         return Answer(False, f"{status}: redirects are not followed; correct the endpoint's url")
     pause = _read_retry_after(headers.get("retry-after", ""), now)

@@ -236,9 +236,9 @@ def _answers(engine: sa.Engine) -> list[str]:
     ],
 )
 def test_retry_after_is_read_as_seconds_or_date(status: int, header: str, wait: timedelta | None) -> None:
-    assert read_answer(status, {"retry-after": header}, NOW).retry_after == wait
+    assert read_answer(status, {"retry-after": header}, NOW, "ops").retry_after == wait
 
 
 @pytest.mark.parametrize(("status", "delivered"), [(200, True), (204, True), (299, True), (301, False), (404, False)])
 def test_only_2xx_is_success(status: int, delivered: bool) -> None:
-    assert read_answer(status, {}, NOW).delivered is delivered
+    assert read_answer(status, {}, NOW, "ops").delivered is delivered
