@@ -223,8 +223,13 @@ def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
         yield "event_type", 'the type of the events that it counts, got ""'
     if "" in meter.value_paths:
         yield "value", 'the path of the value inside data, got ""'
+    for name, path in meter.dimensions.items():
+        if not path:
+            yield f"dimensions.{name}", 'the path of the dimension inside data, got ""'
     for key, condition in (("where", meter.where), ("ends_on", meter.ends_on)):
         for name, texts in condition.items():
+            if not name:
+                yield key, 'a path inside data before each list of texts, got ""'
             if not texts:
                 yield f"{key}.{name}", "one text at least, got none: no event is like that"
 

@@ -135,11 +135,13 @@ def test_a_meter_that_cannot_be_is_named_with_its_line(tmp_path: Path) -> None:
     assert text == "meters/disk.yaml:5: meters[0].scale: expected 0 to 18, got 19"
 
 
-@pytest.mark.parametrize("written", ["event_type: ''", "event_type: d, value: ''",
-                                     "event_type: d, where: {region: []}"])  # fmt: skip
-def test_a_meter_that_could_never_count_is_named_with_its_line(tmp_path: Path, written: str) -> None:
+@pytest.mark.parametrize(("written", "key"), [
+    ("event_type: ''", "event_type"), ("event_type: d, value: ''", "value"),
+    ("event_type: d, where: {region: []}", "where.region"), ("event_type: d, where: {'': [x]}", "where"),
+    ("event_type: d, dimensions: {region: ''}", "dimensions.region"),
+])  # fmt: skip
+def test_a_meter_that_could_never_count_is_named_with_its_line(tmp_path: Path, written: str, key: str) -> None:
     text = complaint(tmp_path, "", disk=f"meters:\n  - {{meter: d, {written}, aggregation: sum}}\n")
-    key = "where.region" if "where" in written else "value" if "value" in written else "event_type"
     assert text.startswith(f"meters/disk.yaml:2: meters[0].{key}: expected ")
     assert "got " in text
 
