@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from rules.webhook import SignatureError, verify
+from tallyman.terminal import one_line
 
 _LARGEST_BODY = 1024 * 1024
 
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def show(message: Received) -> None:
-        print(describe(message), flush=True)
+        print(one_line(describe(message)), flush=True)
         if options.out:
             line = msgspec.json.encode({"id": message.message_id, "at": message.at, "body": message.body})
             with options.out.open("ab") as out:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from tallyman.terminal import printable, printable_json
+
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -120,7 +122,7 @@ class _TextFormatter(logging.Formatter):
         line = " ".join(words)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
-        return line
+        return printable(line)
 
 
 def _as_word(value: Any) -> str:
@@ -140,4 +142,4 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return jsonlib.dumps(line, ensure_ascii=False, default=str)
+        return printable_json(jsonlib.dumps(line, ensure_ascii=False, default=str))

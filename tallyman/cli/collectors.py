@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tallyman.cli.context import LazyGroup, Options, clickhouse, project_options
-from tallyman.cli.output import one_line, print_json, print_table, result, say, show_time
+from tallyman.cli.output import print_json, print_table, result, say, show_time
+from tallyman.terminal import one_line
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client

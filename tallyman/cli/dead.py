@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, project_options
-from tallyman.cli.output import (
-    count,
-    one_line,
-    print_json,
-    print_table,
-    printable,
-    progress_line,
-    result,
-    say,
-    show_time,
-)
+from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
+from tallyman.terminal import one_line, printable
 
 if TYPE_CHECKING:
     from tallyman.dead_actions import ActionReport

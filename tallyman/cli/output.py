@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from tallyman.terminal import one_line, printable, printable_json
+
 _GAP = "  "
 _NARROWEST_TEXT, _WIDEST_TEXT = 12, 1000
 
@@ -32,29 +34,7 @@ def result(text: str = "") -> None:
 def print_json(value: object) -> None:
     """Print a result for machines: one JSON value; numbers that must stay exact are texts."""
     text = json.dumps(value, ensure_ascii=False, indent=2, default=_json)
-    click.echo(_escaped(text, lambda c: json.dumps(c)[1:-1]))
-
-
-def printable(text: str) -> str:
-    """Return a text in which whatever is neither letter nor space nor the end of a line is written as an escape.
-
-    Nothing else goes to the terminal: it obeys some of it, and tenants write what they like.
-
-    >>> printable("Zo\x1b[2Jë")
-    'Zo\\\\x1b[2Jë'
-    """
-    return _escaped(text, lambda c: c.encode("unicode_escape").decode())
-
-
-def one_line(text: str) -> str:
-    """Return a text as `printable` does, on one line: nobody writes lines of their own among ours."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _escaped(text: str, escape: Callable[[str], str]) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else escape(c) for c in text)
+    click.echo(printable_json(text))
 
 
 def _json(value: object) -> object:
@@ -92,8 +72,9 @@ def plain(value: Decimal) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table. Decimals line up at the point and are never cut; texts are folded to fit the terminal, and very
-    long ones anywhere: a column is as wide in every row.
+    """Print a table. Decimals line up at the point and are never cut; texts are folded to fit the terminal.
+
+    Very long ones are folded in a file too, since one of them makes every row as wide.
     """
     for line in table_lines(header, rows, terminal_width()):
         click.echo(line)

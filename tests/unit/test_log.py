@@ -25,6 +25,16 @@ def lines() -> Iterator[io.StringIO]:
     logging.captureWarnings(False)
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_a_terminal_obeys_is_written_as_an_escape(lines: io.StringIO, as_json: bool) -> None:
+    """The name of a collector is whatever its sender says."""
+    log.setup("info", json=as_json, stream=lines)
+    logging.getLogger("pipeline.heard").info("collector_heard", extra={"collector": "\x1b[31mÅsa\x9b2J"})
+    told = lines.getvalue()
+    assert told.rstrip("\n").isprintable() and "Åsa" in told
+    assert not as_json or json.loads(told)["collector"] == "\x1b[31mÅsa\x9b2J"
+
+
 def test_a_text_line_is_an_event_with_fields(lines: io.StringIO) -> None:
     log.setup("info", stream=lines)
     logging.getLogger("collectors.send").info(
