@@ -157,6 +157,8 @@ def _fold(text: str, size: int) -> list[str]:
 
 def cells(text: str) -> int:
     """Return how many columns of a terminal a text takes: two for wide letters, none for combining marks."""
+    if text.isascii():
+        return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

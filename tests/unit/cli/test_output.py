@@ -73,7 +73,7 @@ def test_a_text_of_megabytes_is_laid_out_in_seconds(width: int | None) -> None:
     text = "x" * (2 << 20)
     began = time.process_time()
     lines = table_lines(["subject", "type"], [[text, "server"], ["zoë", "server"]], width)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 5
     assert "".join(lines[2:]).count("x") == len(text) and max(map(cells, lines)) <= (width or 1100)
 
 
