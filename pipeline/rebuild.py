@@ -21,6 +21,7 @@ from pipeline.audit import first_booking
 from pipeline.book import Place
 from pipeline.booked import BookedChunk, read_chunks
 from pipeline.close import open_books
+from pipeline.closes import newest_close
 from pipeline.compare import Difference, MeterCompared, compare, rebuilt_sides
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.recount import RecountConfig, SourceName, Task
@@ -167,19 +168,20 @@ class _Rebuild:
             for each in going_on:
                 _refuse_before_close(each, switch)
             if going_on:  # what follows begins where all of this one has ended
+                reached = min(each.reached.booking for each in going_on)
+                _refuse_unsealed_before(newest_close(self._engine, switch.definitions, reached), switch)
                 break
+        # Of whatever meter and minute: what the older ones did not count of a new meter left no row of it.
         rows = self._client.execute(
             "SELECT booking, min(definitions) FROM usage_hot WHERE generation = 0 AND booking > %(last)s"
-            " AND definitions < %(definitions)s AND meter IN %(meters)s AND minute >= %(start)s AND minute < %(end)s"
-            " GROUP BY booking ORDER BY booking DESC LIMIT 1",
-            {"last": switch.last, "definitions": switch.definitions, "meters": list(switch.meters),
-             "start": switch.start, "end": switch.end},
-        )  # fmt: skip
+            " AND definitions < %(definitions)s GROUP BY booking ORDER BY booking DESC LIMIT 1",
+            {"last": switch.last, "definitions": switch.definitions},
+        )
         if rows:
             booking, number = rows[0]
             raise RebuildError(
-                f"booking {booking} is still hot and holds usage of this range by definitions {number}; sealed is up "
-                f"to booking {switch.last}. First: tallyman close, which waits for the seal; then rebuild"
+                f"booking {booking} is still hot and holds usage by definitions {number}; sealed is up to booking "
+                f"{switch.last}. First: tallyman close, which waits for the seal; then rebuild"
             )
 
     def _line(self) -> Sequence[books.Topic]:
@@ -356,6 +358,27 @@ def _refuse_before_close(frontier: Frontier, switch: Switch) -> None:
             f"partition {frontier.partition} is booked up to offset {reached.offset}, in booking {reached.booking} by "
             f"definitions {reached.definitions}, and not yet behind the close that puts definitions "
             f"{switch.definitions} in force; see that the pipeline runs (tallyman status), then rebuild"
+        )
+
+
+def _refuse_unsealed_before(begins: int | None, switch: Switch) -> None:
+    """Refuse while the booking before the one that the definitions opened is not sealed: what older ones ignored, as
+    numbered batches may hold, left no hot row.
+
+    Args:
+        begins: The newest booking that a close of these definitions opened in every partition. Their first one opened
+            none if another day's clock numbered it, and the booking that was open then began with older ones.
+    """
+    if begins is None:
+        raise RebuildError(
+            f"no close has opened a booking for definitions {switch.definitions} yet: the booking in which they came "
+            "into force began with older ones. First: tallyman close, which waits for the seal; then rebuild"
+        )
+    if switch.last < begins - 1:
+        raise RebuildError(
+            f"booking {begins - 1} is not sealed yet, and what came before booking {begins} came under older "
+            f"definitions than {switch.definitions}; sealed is up to booking {switch.last}. Wait for the seal "
+            "(tallyman status says how far it is), then rebuild"
         )
 
 

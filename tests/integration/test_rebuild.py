@@ -22,6 +22,7 @@ from collectors.arrow import Reading, encode_readings
 from pipeline import rebuild as room
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
 from pipeline.runtime import forget
+from pipeline.seal import Sealer
 from tallyman.cli import run
 from tallyman.clickhouse import connect, migrate
 from tallyman.event import ARROW, LINES, Series, home_key
@@ -319,8 +320,10 @@ def test_a_rebuild_is_refused_with_what_to_do_first(make: Make) -> None:
     assert operator.states() == {}
 
 
-def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(make: Make) -> None:
-    """A booking behind the seal has rows of the old definitions, as when a partition lags behind the others."""
+def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new meter has none of it yet, and what was ignored has no row at all: both would never count."""
     operator = make()
     own = operator.own
     own.send((body("e-1"), ()), partition=HOME)
@@ -328,13 +331,19 @@ def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(make:
         own.wait_until_booked()
         report = close_books(own.project)
         wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
-        own.send((body("e-2"), ()), partition=HOME)
-        own.wait_until_booked()
+        with monkeypatch.context() as patch:
+            patch.setattr(Sealer, "seal_all", lambda self: [])  # as beside a replica that is away
+            own.send((body("e-2"), ()), partition=HOME)
+            own.define(AFTER)
+            assert apply_definitions(own.project) is not None
+            own.wait_until_booked()
+            told = operator.rebuild(meters=("compute.peak",), code=1)
+            assert f"booking {report.booking} is not sealed yet" in told and "Wait for the seal" in told
+        wait_until_sealed(own.project, report.booking, timeout_s=60)
+        assert operator.rebuild(meters=("compute.peak",))["changes"][0]["after"]["events"] == 2
     own.ask("INSERT INTO usage_hot SELECT * REPLACE (booking + 5 AS booking, chunk + 9 AS chunk) FROM usage_hot")
-    with own.running():
-        put_in_force(own)
-        told = operator.rebuild(code=1)
-        assert "is still hot and holds usage of this range by definitions 1" in told and "First: tallyman close" in told
+    told = operator.rebuild(meters=("compute.peak",), code=1)
+    assert "is still hot and holds usage by definitions 1" in told and "First: tallyman close" in told
 
 
 def test_what_was_accepted_and_can_no_longer_be_counted_stops_the_rebuild(make: Make) -> None:
