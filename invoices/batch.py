@@ -129,6 +129,7 @@ def run(
     Raises:
         ConfigError: A file is wrong.
         InvoiceError: The month is not sealed yet; says which booking is missing and what to do.
+        RebuildError: A store was restored from a backup, and does not hold what counts; says what to do.
     """
     books = read_books(project, accounts)
     issued_on = (now or datetime.now(UTC)).astimezone(find_zone(books.entity.zone)).date()

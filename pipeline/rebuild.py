@@ -36,7 +36,7 @@ from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
 from tallyman.period import FIRST_MOMENT, LAST_MOMENT
 from tallyman.project import Project
-from tallyman.rebuilds import QUARTER_S, Switch
+from tallyman.rebuilds import QUARTER_S, Switch, newest_generation
 from tallyman.repairs import read_repairs
 from tallyman.topics import ENDED
 
@@ -128,7 +128,7 @@ class _Rebuild:
         )
         with recount.tables_of_a_job(self._project.clickhouse, client) as name:
             chunks = self._may_rebuild(switch, name)
-            attempt = generations.next_generation(self._engine, switch, who)
+            attempt = generations.next_generation(self._engine, switch, who, newest_generation(client))
             self._book_aside(attempt.switch, name, chunks)
         return generations.find_attempt(self._engine, attempt.switch.generation)
 

@@ -16,7 +16,7 @@ from tallyman.aggregates import read_usage
 from tallyman.errors import RebuildError
 from tallyman.generations import Attempt, Listed, May
 from tallyman.project import Project
-from tallyman.rebuilds import Switch, Switches, read_switches, read_switches_with
+from tallyman.rebuilds import Switch, Switches, read_copy, read_switches, read_switches_with, refuse_lost
 from tallyman.sealed import read_months
 from tallyman.stored import Source
 from tallyman.usage import UsageQuery
@@ -68,8 +68,8 @@ def put_in_force(project: Project, client: Client, generation: int, may: May) ->
         RebuildError: It is not complete, or somebody changed the list since it was begun.
     """
     with _engine(project) as engine:
-        attempt = generations.find_attempt(engine, generation)
-        _refuse_lost_rows(client, attempt.switch)
+        generations.publish(engine, client)  # somebody who was killed may have left it out
+        refuse_lost(client, (generations.find_ready(engine, generation).switch,))
         generations.put_in_force(engine, generation, may)
         return generations.publish(engine, client)
 
@@ -84,7 +84,11 @@ def undo(project: Project, client: Client, generation: int, may: May) -> Listed:
         RebuildError: It is not the newest one.
     """
     with _engine(project) as engine:
-        generations.take_back(engine, generation, may)
+        try:
+            generations.take_back(engine, generation, may, read_copy(client))
+        except RebuildError:
+            generations.publish(engine, client)  # somebody who was killed may have left it out
+            raise
         return generations.publish(engine, client)
 
 
@@ -97,14 +101,20 @@ def read_attempts(project: Project, client: Client) -> Sequence[ListedAttempt]:
         ]  # fmt: skip
 
 
-def find_attempt(project: Project, generation: int) -> Attempt:
-    """Return a rebuild.
+def find_switch(project: Project, client: Client, generation: int) -> Switch:
+    """Return what a rebuild covers.
 
     Raises:
-        RebuildError: There is none of this number.
+        RebuildError: There is none of this number, nor do readers go by one.
     """
     with _engine(project) as engine:
-        return generations.find_attempt(engine, generation)
+        try:
+            return generations.find_attempt(engine, generation).switch
+        except RebuildError:
+            for each in read_copy(client).switches:  # which a control store that was restored does not know
+                if each.generation == generation:
+                    return each
+            raise
 
 
 def compare(project: Project, client: Client, generation: int) -> Sequence[MeterChange]:
@@ -141,18 +151,6 @@ def _state(attempt: Attempt, listed: Listed) -> str:
     if attempt.switch.generation in listed.generations:
         return "in force"
     return "ready" if attempt.ready else "unfinished"
-
-
-def _refuse_lost_rows(client: Client, switch: Switch) -> None:
-    """Refuse a rebuild of which not all rows are there any more (`all_rows_first`)."""
-    names = {"generation": switch.generation}
-    noted = client.execute("SELECT rows FROM rebuilds FINAL WHERE generation = %(generation)s", names)
-    there = client.execute("SELECT count() FROM usage_rebuilt FINAL WHERE generation = %(generation)s", names)[0][0]
-    if noted and noted[0][0] != there:
-        raise RebuildError(
-            f"generation {switch.generation}: it was made of {noted[0][0]} rows, and {there} of them are there; "
-            "rebuild again"
-        )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tallyman.control import compare_and_set, migrate, read, write
 from tallyman.errors import RebuildError
-from tallyman.rebuilds import Switch
+from tallyman.rebuilds import Copy, Switch, read_copy, refuse_lost
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -45,6 +45,7 @@ _list = sa.Table(
 )
 
 
+NO_COPY = Copy(0, (), ())
 # Raises what speaks against a change of the list; called in the transaction that changes it, before it does.
 May = Callable[[sa.Connection], None]
 
@@ -125,11 +126,16 @@ def find_ready(engine: sa.Engine, generation: int) -> Attempt:
     return attempt
 
 
-def next_generation(engine: sa.Engine, switch: Switch, who: str) -> Attempt:
-    """Begin a rebuild: give it a number, which stays used when it comes to nothing (`a_number_of_its_own`)."""
+def next_generation(engine: sa.Engine, switch: Switch, who: str, above: int = 0) -> Attempt:
+    """Begin a rebuild: give it a number, which stays used when it comes to nothing (`a_number_of_its_own`).
+
+    Args:
+        above: The newest one that ClickHouse has rows of; a control store that was restored does not know it.
+    """
     now = datetime.now(UTC)
     with write(engine) as connection:
-        newest = connection.execute(sa.select(sa.func.max(_generations.c.generation))).scalar() or 0
+        known = connection.execute(sa.select(sa.func.max(_generations.c.generation))).scalar() or 0
+        newest = max(known, above)
         began_with = _listed(connection).generations
         connection.execute(sa.insert(_generations).values(
             generation=newest + 1, definitions=switch.definitions, meters=_encode(switch.meters),
@@ -170,14 +176,21 @@ def put_in_force(engine: sa.Engine, generation: int, may: May = lambda _: None) 
         return _change(connection, listed, (*listed.generations, generation))
 
 
-def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None) -> Listed:
+def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None, copy: Copy = NO_COPY) -> Listed:
     """Take the newest generation of the list back: what it replaced counts again.
+
+    Args:
+        copy: What readers have. A generation in it that this control store, restored, does not know is taken back by
+            letting the list count as it is.
 
     Raises:
         RebuildError: It is not in force, or another one came after it.
     """
     with write(engine) as connection:
         listed = _listed(connection)
+        if generation in copy.generations and generation not in listed.generations and copy.switched >= listed.switched:
+            may(connection)
+            return _change(connection, listed, listed.generations, copy.switched)
         if generation not in listed.generations:
             raise RebuildError(f"generation {generation} is not in force, which is {_named(listed.generations)}")
         if listed.generations[-1] != generation:
@@ -187,27 +200,55 @@ def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None) -> 
                 f"compared with usage where {generation} counted. First: tallyman rebuild undo {newest}"
             )
         may(connection)
-        return _change(connection, listed, listed.generations[:-1])
+        return _change(connection, listed, listed.generations[:-1], copy.switched)
 
 
 def publish(engine: sa.Engine, client: Client) -> Listed:
     """Write the list to where readers take it from, unless it is there already; again changes nothing.
 
     A copy that comes late is an older one, and does not count (`newest_copy_counts`).
+
+    Raises:
+        RebuildError: ClickHouse or the control store was restored from a backup: rows of what is in force are not
+            there, or readers have another list that is newer. Nothing was changed.
     """
-    listed = read_list(engine)
-    if listed.switched > int(client.execute("SELECT max(switched) FROM switches")[0][0]):
-        attempts = {each.switch.generation: each.switch for each in read_attempts(engine)}
-        entries = [attempts[number].entry for number in listed.generations]
+    listed, copy = read_list(engine), read_copy(client)
+    if copy.switched > listed.switched:
+        listed = read_list(engine)  # somebody switched meanwhile
+    attempts = {each.switch.generation: each.switch for each in read_attempts(engine)}
+    switches = tuple(attempts[number] for number in listed.generations)
+    if copy.switched >= listed.switched and not _same(copy, listed, switches):
+        _refuse_older(listed, copy)
+    refuse_lost(client, switches)
+    if copy.switched > listed.switched:
+        with write(engine) as connection:
+            if _listed(connection) == listed:  # else whoever changed it copies it
+                listed = _change(connection, listed, listed.generations, copy.switched)
+    if listed.switched > copy.switched:
         client.execute(
             "INSERT INTO switches (switched, generations, entries) VALUES",
-            [(listed.switched, list(listed.generations), entries)],
+            [(listed.switched, list(listed.generations), [each.entry for each in switches])],
         )
     return listed
 
 
-def _change(connection: sa.Connection, listed: Listed, generations: tuple[int, ...]) -> Listed:
-    changed = Listed(listed.switched + 1, generations)
+def _same(copy: Copy, listed: Listed, switches: Sequence[Switch]) -> bool:
+    """Whether a copy says what the list does; what an older version wrote may not say what a generation covers."""
+    return copy.generations == listed.generations and all(each in switches for each in copy.switches)
+
+
+def _refuse_older(listed: Listed, copy: Copy) -> None:
+    here = [number for number in copy.generations if number not in listed.generations]
+    newest = (here or listed.generations)[-1]
+    raise RebuildError(
+        f"readers go by a list of rebuilds ({_named(copy.generations)}) that this control store does not know: its own "
+        f"({_named(listed.generations)}) is older. Point control.url at the right store, or restore a newer backup of "
+        f"it; if there is none, take back what is in only one of the two: tallyman rebuild undo {newest}"
+    )
+
+
+def _change(connection: sa.Connection, listed: Listed, generations: tuple[int, ...], above: int = 0) -> Listed:
+    changed = Listed(max(listed.switched, above) + 1, generations)
     values = {"switched": changed.switched, "generations": _encode(generations)}
     if listed.switched == 0:
         connection.execute(sa.insert(_list).values(id=1, **values))

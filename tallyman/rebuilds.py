@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tallyman.errors import StoreError, UsageQueryError
+from tallyman.errors import RebuildError, StoreError, UsageQueryError
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -57,6 +57,28 @@ class Switch:
 Switches = tuple[Switch, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The list as readers have it.
+
+    Attributes:
+        switched: How often it was changed when it was copied; 0 where there is none yet.
+        generations: Those in force, the newest last; `switches`: what these cover, of which a copy that an older
+            version wrote lacks some.
+    """
+
+    switched: int
+    generations: tuple[int, ...]
+    switches: Switches
+
+
+def read_copy(client: Client) -> Copy:
+    """Read the newest copy of the list, whatever it says."""
+    newest = "SELECT argMax((switched, generations, entries), (switched, switched_at)) FROM switches"
+    switched, listed, entries = client.execute(newest)[0][0]
+    return Copy(int(switched), tuple(listed), tuple(map(_switch, entries)))
+
+
 def read_switches(client: Client) -> Switches:
     """Read the list: the generations in force, the newest last. One reading serves a whole answer (`list_read_once`).
 
@@ -65,16 +87,14 @@ def read_switches(client: Client) -> Switches:
     Raises:
         StoreError: It names a generation and does not say what that covers.
     """
-    newest = "SELECT argMax((generations, entries), (switched, switched_at)) FROM switches"
-    listed, entries = client.execute(newest)[0][0]
-    found = tuple(map(_switch, entries))
-    missing = [number for number in listed if number not in {each.generation for each in found}]
+    copy = read_copy(client)
+    missing = [number for number in copy.generations if number not in {each.generation for each in copy.switches}]
     if missing:
         raise StoreError(
             f"switches: generation {missing[0]} is in force, but the list does not say what it covers; a program of an "
             "older version wrote it. Take the generation back and put it in force again: tallyman rebuild undo, use"
         )
-    return found
+    return copy.switches
 
 
 def read_switches_with(client: Client, generation: int) -> Switches:
@@ -92,6 +112,54 @@ def read_switches_with(client: Client, generation: int) -> Switches:
         raise UsageQueryError(f"generation: expected one that is complete, got {generation}; there are{listed}")
     others = (each for each in read_switches(client) if each.generation != generation)
     return (*others, found[generation])
+
+
+def newest_generation(client: Client) -> int:
+    """Return the newest number that rows were written under, whether or not they came to anything; 0 for none."""
+    newest = "SELECT greatest((SELECT max(generation) FROM rebuilds), (SELECT max(generation) FROM usage_rebuilt))"
+    return int(client.execute(newest)[0][0])
+
+
+def refuse_lost(client: Client, switches: Switches) -> None:
+    """Refuse rebuilds of which not all rows are there (any more), or whose last booking is not sealed (any more): their
+    range would read as nothing, or as half (`all_rows_first`, `only_what_is_sealed`).
+
+    Not asked by readers: only ClickHouse that was restored from a backup has lost some.
+
+    Raises:
+        RebuildError: Says of the newest such one what to do.
+    """
+    if not switches:
+        return
+    asked = {"generations": [each.generation for each in switches]}
+    mine = "WHERE generation IN %(generations)s"
+    made = f"SELECT generation, rows FROM rebuilds FINAL {mine}"  # noqa: S608 - our own words
+    stored = f"SELECT generation, count() FROM usage_rebuilt {{}} {mine} GROUP BY generation"  # noqa: S608
+    noted = dict(client.execute(made, asked))
+    there = dict(client.execute(stored.format(""), asked))
+    if any(there.get(number, 0) > rows for number, rows in noted.items()):  # a block was written twice
+        there = dict(client.execute(stored.format("FINAL"), asked))
+    sealed_to = int(client.execute("SELECT max(booking) FROM seals")[0][0])
+    for each in reversed(switches):
+        number = each.generation
+        if number not in noted or noted[number] != there.get(number, 0):
+            made_of = noted.get(number, "an unknown number of")
+            raise RebuildError(
+                f"generation {number}: it was made of {made_of} rows, and {there.get(number, 0)} of them are there: "
+                "ClickHouse was restored from an older backup, or rows were deleted. Take it back if it is in force "
+                f"(tallyman rebuild undo {number}), and rebuild again: {_command(each)}"
+            )
+        if each.last > sealed_to:
+            raise RebuildError(
+                f"generation {number}: it counts up to booking {each.last}, and sealed is only up to {sealed_to}: "
+                "ClickHouse was restored from an older backup. Wait until the pipeline has booked and sealed that "
+                "again (tallyman status), then run this again"
+            )
+
+
+def _command(switch: Switch) -> str:
+    meters = " ".join(f"--meter {name}" for name in switch.meters)
+    return f"tallyman rebuild {meters} --from {switch.start:%Y-%m-%dT%H:%MZ} --to {switch.end:%Y-%m-%dT%H:%MZ}"
 
 
 def in_force_sql(switches: Switches) -> str:

@@ -120,8 +120,7 @@ def _build(project: Project, client: Client, question: Any, yes: bool, as_json: 
 
 
 def _use(project: Project, client: Client, number: int, as_json: bool) -> None:
-    attempt = load_room("pipeline.switch:find_attempt")(project, number)
-    switch = attempt.switch
+    switch = load_room("pipeline.switch:find_switch")(project, client, number)
     may = _refuse_invoiced(project, switch.meters, switch.start, switch.end)
     listed = load_room("pipeline.switch:put_in_force")(project, client, number, may)
     if as_json:
@@ -131,7 +130,7 @@ def _use(project: Project, client: Client, number: int, as_json: bool) -> None:
 
 
 def _undo(project: Project, client: Client, number: int, as_json: bool) -> None:
-    switch = load_room("pipeline.switch:find_attempt")(project, number).switch
+    switch = load_room("pipeline.switch:find_switch")(project, client, number)
     may = _refuse_invoiced(project, switch.meters, switch.start, switch.end)
     listed = load_room("pipeline.switch:undo")(project, client, number, may)
     if as_json:

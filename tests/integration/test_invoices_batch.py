@@ -16,10 +16,13 @@ from invoices import batch
 from invoices.check import check_plans_and_accounts
 from invoices.cutoff import needed_booking
 from invoices.gather import Doubts
+from tallyman import generations
 from tallyman.cli.invoice import print_doubts
-from tallyman.errors import ConfigError, InvoiceError
+from tallyman.control import open_control
+from tallyman.errors import ConfigError, InvoiceError, RebuildError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.project import Project
+from tallyman.rebuilds import Switch
 from tallyman.sealed import decided_to
 from tests.nimbus import invoicing_project
 from tests.usage_rows import TOPIC, Booked, book, progress, seal
@@ -279,6 +282,23 @@ def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_wa
     assert capsys.readouterr().err == (
         "take care, usage may be missing: held back by laptop, silent since 2026-10-28 10:00 +00:00\n"
     )
+
+
+def test_a_month_whose_rebuild_is_lost_is_not_invoiced(project, client):
+    """ClickHouse was restored from before it: its range would be invoiced as nothing."""
+    seal(client, OCTOBER_30, *october())
+    seal(client, NOVEMBER_1)
+    engine = open_control(project.control_url)
+    generations.prepare(engine)
+    span = int(FIRST_MINUTE.timestamp()), int((LAST_MINUTE + timedelta(minutes=1)).timestamp())
+    switch = Switch(generation=0, definitions=2, meters=("compute.vcpu_seconds",), span=span, last=NOVEMBER_1)
+    generations.mark_ready(engine, generations.next_generation(engine, switch, "ops").switch.generation)
+    generations.put_in_force(engine, 1)
+    with pytest.raises(RebuildError, match="0 of them are there"):
+        batch.run(project, "2026-10", now=NOW, client=client)
+    generations.take_back(engine, 1)
+    engine.dispose()
+    assert batch.run(project, "2026-10", now=NOW, client=client).issued
 
 
 def test_an_account_that_cannot_be_rated_does_not_disturb_the_others(project, client):

@@ -259,8 +259,9 @@ def test_a_rebuild_killed_with_9_counts_not_at_all_or_when_the_list_is_told_agai
     assert (operator.usage(), operator.states()) == (Decimal("27.5"), {1: "unfinished", 2: "ready"})
     rebuild_killed_behind(own, "tallyman.generations", "put_in_force")  # it is in force, and readers were not told
     assert operator.usage() == Decimal("27.5")
-    assert operator.states() == {1: "unfinished", 2: "ready", 3: "in force"}
+    assert "is in force already" in operator.type("rebuild", "use", "3", code=1)  # run again, it tells them
     assert operator.usage() == Decimal("17.5")
+    assert operator.states() == {1: "unfinished", 2: "ready", 3: "in force"}
     assert operator.rebuild("--yes")["generation"] == 4
     assert operator.usage() == Decimal("17.5")
 

@@ -16,7 +16,7 @@ from tallyman import generations
 from tallyman.control import open_control
 from tallyman.errors import RebuildError
 from tallyman.generations import Listed
-from tallyman.rebuilds import Switch
+from tallyman.rebuilds import Switch, newest_generation, read_copy
 
 SPAN = 1_790_812_800, 1_793_491_200
 OCTOBER = Switch(generation=0, definitions=2, meters=("compute.hours",), span=SPAN, last=20_760_000)
@@ -109,22 +109,96 @@ def test_of_two_processes_that_switch_at_once_one_is_refused(
 
 
 class Server:
-    """ClickHouse, as far as the list is concerned."""
+    """ClickHouse, as far as rebuilds and their list are concerned; each is made of one row."""
 
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, list[int], list[Any]]] = []
+    def __init__(self, sealed_to: int = 0) -> None:
+        self.lists: list[tuple[int, list[int], list[Any]]] = []
+        self.rebuilds: dict[int, int] = {}
+        self.stored: dict[int, int] = {}
+        self.sealed_to = sealed_to
 
-    def execute(self, sql: str, rows: Any = None) -> list[tuple[int]]:
-        if rows:
-            self.rows += rows
-        return [(max((number for number, _, _ in self.rows), default=0),)]
+    def finish(self, *generations: int) -> None:
+        self.rebuilds |= dict.fromkeys(generations, 1)
+        self.stored |= dict.fromkeys(generations, 1)
+
+    def execute(self, sql: str, rows: Any = None) -> Any:
+        if sql.startswith("INSERT INTO switches"):
+            self.lists += rows
+        elif "FROM switches" in sql:
+            return [(max(self.lists, default=(0, [], [])),)]
+        elif "FROM seals" in sql:
+            return [(self.sealed_to,)]
+        elif "greatest" in sql:
+            return [(max((0, *self.rebuilds, *self.stored)),)]
+        return list((self.rebuilds if "FROM rebuilds" in sql else self.stored).items())
 
 
-def test_readers_get_the_list_as_soon_as_somebody_writes_what_a_crash_left_out(engine: sa.Engine) -> None:
-    server, number = Server(), ready(engine)
-    generations.publish(engine, server)  # type: ignore[arg-type]
-    assert server.rows == []
+@pytest.fixture
+def server() -> Any:
+    return Server(sealed_to=OCTOBER.last)
+
+
+def test_readers_get_the_list_as_soon_as_somebody_writes_what_a_crash_left_out(engine: sa.Engine, server: Any) -> None:
+    number = ready(engine)
+    server.finish(number)
+    generations.publish(engine, server)
+    assert server.lists == []
     generations.put_in_force(engine, number)
     for _ in range(2):
-        assert generations.publish(engine, server) == Listed(1, (1,))  # type: ignore[arg-type]
-    assert server.rows == [(1, [1], [replace(OCTOBER, generation=1).entry])]
+        assert generations.publish(engine, server) == Listed(1, (1,))
+    assert server.lists == [(1, [1], [replace(OCTOBER, generation=1).entry])]
+
+
+def test_what_a_restored_clickhouse_lost_is_not_put_in_force_for_readers(engine: sa.Engine, server: Any) -> None:
+    """Its range would read as nothing; the way out is to take it back, and to rebuild again."""
+    first, second = ready(engine), None
+    generations.put_in_force(engine, first)
+    second = ready(engine)
+    generations.put_in_force(engine, second)
+    server.finish(first)
+    again = r"rebuild undo 2\), and rebuild again: tallyman rebuild --meter compute.hours --from 20\S+Z --to 20"
+    with pytest.raises(RebuildError, match=f"made of an unknown number of rows, and 0 of them are there.*{again}"):
+        generations.publish(engine, server)
+    server.rebuilds[second], server.stored[second] = 3, 2
+    with pytest.raises(RebuildError, match="generation 2: it was made of 3 rows, and 2 of them are there"):
+        generations.publish(engine, server)
+    assert server.lists == []
+    generations.take_back(engine, second)
+    server.sealed_to -= 1
+    with pytest.raises(RebuildError, match=r"1: it counts up to booking .* Wait until the pipeline has booked"):
+        generations.publish(engine, server)
+    server.sealed_to += 1
+    assert generations.publish(engine, server) == Listed(3, (1,))
+
+
+def test_a_restored_control_store_gives_no_number_out_again(engine: sa.Engine, server: Any) -> None:
+    """It is older than ClickHouse: neither the numbers of rebuilds nor those of lists begin anew."""
+    entry = replace(OCTOBER, generation=4).entry
+    server.finish(4)
+    server.lists = [(7, [4], [entry])]
+    told = r"readers go by a list of rebuilds \(generation 4\) that this control store does not know.*undo 4"
+    with pytest.raises(RebuildError, match=told):
+        generations.publish(engine, server)
+    assert generations.read_list(engine) == Listed(0, ()) and len(server.lists) == 1
+    assert generations.take_back(engine, 4, copy=read_copy(server)) == Listed(8, ())
+    assert generations.publish(engine, server) == Listed(8, ())
+    assert max(server.lists) == (8, [], [])
+    attempt = generations.next_generation(engine, OCTOBER, "zoë", newest_generation(server))
+    assert attempt.switch.generation == 5
+
+
+def test_a_restored_control_store_with_the_right_list_goes_on_behind_the_newest_copy(
+    engine: sa.Engine, server: Any
+) -> None:
+    """A rebuild was put in force and taken back after its backup."""
+    server.lists = [(2, [], [])]
+    assert generations.publish(engine, server) == Listed(3, ())
+    number = ready(engine)
+    server.finish(number)
+    generations.put_in_force(engine, number)
+    assert generations.publish(engine, server) == Listed(4, (1,))
+    server.lists.append((5, [], []))  # and one that it holds to be in force was taken back
+    with pytest.raises(RebuildError, match="tallyman rebuild undo 1"):
+        generations.publish(engine, server)
+    assert generations.take_back(engine, 1, copy=read_copy(server)) == Listed(6, ())
+    assert generations.publish(engine, server) == Listed(6, ())
