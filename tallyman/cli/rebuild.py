@@ -15,7 +15,7 @@ from tallyman.errors import RebuildError
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
     from tallyman.generations import May
     from tallyman.meter import Meter
@@ -179,7 +179,7 @@ def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, e
     find, count_final = load_room("invoices.closed:find_invoiced_in"), load_room("invoices.closed:count_final")
 
     def look(connection: Connection) -> None:
-        for felt_to, some in _felt_to(project.meters, meters, end).items():
+        for felt_to, some in _felt_to(defined, meters, end).items():
             found = find(connection, some, start, felt_to)
             if found is not None:
                 carried = f", which follows from {found.meter} before it, too" if found.start >= end else ""
@@ -192,6 +192,7 @@ def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, e
     engine = open_control(project.control_url)
     try:
         load_room("invoices.store:prepare")(engine)
+        defined = [*_ever_defined(engine), *project.meters]
         with read(engine) as connection:
             known = count_final(connection)
             look(connection)
@@ -205,15 +206,29 @@ def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, e
     return look_again
 
 
+def _ever_defined(engine: Engine) -> list[Meter]:
+    """Return the meters of all definitions: what counts now was booked by any of them, and is felt as these say."""
+    from tallyman import books
+
+    books.prepare(engine)
+    newest = books.newest_definitions(engine)
+    numbers = range(1, newest.number + 1) if newest else ()
+    return [meter for number in numbers for meter in books.load_definitions(engine, number).meters]
+
+
 def _felt_to(defined: Sequence[Meter], names: Sequence[str], end: datetime) -> dict[datetime, list[str]]:
-    """Return up to where answers may change when usage before `end` does: levels go on, counters count on."""
+    """Return up to where answers may change when usage before `end` does: levels go on, counters count on.
+
+    Args:
+        defined: A meter may be among them several times, of which the longest counts.
+    """
     from tallyman.period import LAST_MOMENT
 
-    felt_for = {meter.meter: meter.felt_for for meter in defined}
     found: dict[datetime, list[str]] = {}
     for name in names:
-        span = felt_for.get(name, timedelta(0))
-        found.setdefault(LAST_MOMENT if span is None else min(LAST_MOMENT, end + span), []).append(name)
+        felt_for = [meter.felt_for for meter in defined if meter.meter == name]
+        longest = max((span for span in felt_for if span is not None), default=timedelta(0))
+        found.setdefault(LAST_MOMENT if None in felt_for else min(LAST_MOMENT, end + longest), []).append(name)
     return found
 
 
