@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -107,12 +107,13 @@ def plan_repair(project: Project, client: Client, partition: int, at: int | None
         raise ConfigError(f"PARTITION: expected one from 0 to {topic.partitions - 1}, got {partition}")
     frontier = read_frontier(client, topic.topic_id, partition, topic.chunk_size)
     start, end = _log(project, topic, partition)
-    for decided in _untold(open_books(project), client, topic, partition):
+    first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
+    decided = _untold(open_books(project), frontier, first)
+    if decided is not None:
         return _plan_to_tell(topic, decided, frontier, (start, end), at)
     problem = _problem(client, frontier, start, end)
     if problem is None:
         return None
-    first = max(frontier.reached.offset, _rows_hold(client, frontier, topic.chunk_size))
     if problem in ("clock", "fenced") and at is None:
         try:
             at = _behind_the_future(project, topic, partition, first, end)
@@ -170,8 +171,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     """Repair step by step, yielding what is done; whoever is killed in between runs it again."""
     topic = plan.topic
     if plan.decided is not None:
-        _tell_decided(project, client, topic, plan.partition)
-        yield "told"
+        yield from _tell_steps(project, client, plan)
         return
     if plan.problem == "clock":
         _ask_leader(project, plan)
@@ -204,6 +204,8 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     yield "closed"
     reached, hot = booked.reached, _newest_hot(client, booked)
     counts = reached.counts.plus(_counts_ahead(client, booked, first))
+    if _is_told(client, plan):
+        return  # somebody else was faster, and what was looked up may be of what is booked behind it
     _decide(open_books(project), Repair(
         topic_id=topic.topic_id, partition=plan.partition, number=plan.number, chunk_size=topic.chunk_size,
         from_offset=first, to_offset=plan.goes_on_at, from_clock_ms=reached.clock_ms,
@@ -212,8 +214,24 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
         who=who, decided_at=datetime.now(UTC).replace(microsecond=0),
     ))  # fmt: skip
     yield "decided"
-    _tell_decided(project, client, topic, plan.partition)
+    _tell_decided(project, client, booked, first)
     yield "told"
+
+
+def _tell_steps(project: Project, client: Client, plan: RepairPlan) -> Iterator[str]:
+    """Tell a decision that was taken before; a ClickHouse that was restored since has no fence for it."""
+    with store_errors(client, "fencing usage_hot, progress and ids"):
+        _fence(client, plan)
+        _wait_for_inserts(client)
+    booked = _read_again(client, plan)
+    first = max(booked.reached.offset, _rows_hold(client, booked, plan.topic.chunk_size))
+    if not _is_told(client, plan) and not _tell_decided(project, client, booked, first):
+        raise ConfigError(f"partition {plan.partition}: it was booked on to offset {first} meanwhile; look again")
+    yield "told"
+
+
+def _is_told(client: Client, plan: RepairPlan) -> bool:
+    return len(read_repairs(client, plan.topic.topic_id, plan.partition)) >= plan.number
 
 
 def _read_again(client: Client, plan: RepairPlan) -> Frontier:
@@ -397,15 +415,26 @@ def _wait_for_inserts(client: Client) -> None:
 
 
 def _decide(engine: sa.Engine, decision: Repair) -> None:
-    """Take a decision, unless somebody took it before."""
+    """Take a decision, unless somebody took it before; one that is void gives its number up (`_is_void`)."""
     migrate(engine, "repairs", [_metadata.create_all])
     key = (decision.topic_id, decision.partition, decision.number)
     with write(engine) as connection:
-        if not connection.execute(sa.select(_decisions.c.number).where(_is(*key))).all():
-            body = msgspec.json.encode(asdict(decision)).decode()
-            connection.execute(sa.insert(_decisions).values(
-                topic_id=key[0], partition=key[1], number=key[2], body=body
-            ))  # fmt: skip
+        known = connection.execute(sa.select(_decisions.c.body).where(_is(*key))).scalar()
+        if known is not None and not _is_void(_decoded(known), decision.from_offset, decision.from_booking):
+            return
+        connection.execute(sa.delete(_decisions).where(_is(*key)))
+        body = msgspec.json.encode(asdict(decision)).decode()
+        connection.execute(sa.insert(_decisions).values(topic_id=key[0], partition=key[1], number=key[2], body=body))
+
+
+def _is_void(decision: Repair, first: int, booking: int) -> bool:
+    """Whether a decision that ClickHouse was not told is of other books: it was taken behind its fence, so that they
+    stand where it found them, unless they were restored from before it. What lies between would be lost by it.
+
+    Args:
+        first: The offset up to which everything is booked; `booking`: the one in which that stands.
+    """
+    return decision.from_offset != first or decision.booking < booking
 
 
 def _is(topic_id: str, partition: int, number: int) -> sa.ColumnElement[bool]:
@@ -413,26 +442,32 @@ def _is(topic_id: str, partition: int, number: int) -> sa.ColumnElement[bool]:
     return sa.and_(mine.topic_id == topic_id, mine.partition == partition, mine.number == number)
 
 
-def _untold(engine: sa.Engine, client: Client, topic: books.Topic, partition: int) -> list[Repair]:
-    """Return the decisions that were taken for a partition and that ClickHouse was not told; changes nothing."""
-    mine = sa.and_(_decisions.c.topic_id == topic.topic_id, _decisions.c.partition == partition)
+def _decoded(body: str) -> Repair:
+    return msgspec.json.decode(body, type=Repair)
+
+
+def _untold(engine: sa.Engine, booked: Frontier, first: int) -> Repair | None:
+    """Return the decision that was taken where a partition stands and that ClickHouse was not told, if there is one;
+    changes nothing.
+    """
     with read(engine) as connection:
         if not sa.inspect(connection).has_table(_decisions.name):
-            return []
-        bodies: Sequence[str] = connection.execute(
-            sa.select(_decisions.c.body).where(mine).order_by(_decisions.c.number)
-        ).scalars().all()  # fmt: skip
-    known = {each.number for each in read_repairs(client, topic.topic_id, partition)}
-    decisions = (msgspec.json.decode(body, type=Repair) for body in bodies)
-    return [each for each in decisions if each.number not in known]
+            return None
+        body: str | None = connection.execute(
+            sa.select(_decisions.c.body).where(_is(booked.topic_id, booked.partition, booked.repairs + 1))
+        ).scalar()
+    decision = None if body is None else _decoded(body)
+    return None if decision is None or _is_void(decision, first, booked.reached.booking) else decision
 
 
-def _tell_decided(project: Project, client: Client, topic: books.Topic, partition: int) -> None:
-    """Tell ClickHouse of the decisions that were taken for a partition; a crash may have left one out."""
-    for decision in _untold(open_books(project), client, topic, partition):
+def _tell_decided(project: Project, client: Client, booked: Frontier, first: int) -> bool:
+    """Tell ClickHouse of the decision that was taken where a partition stands; return whether there is one."""
+    decision = _untold(open_books(project), booked, first)
+    if decision is not None:
         names = list(Repair.__dataclass_fields__)
         with store_errors(client, "repairs"):
             client.execute(
                 f"INSERT INTO repairs ({', '.join(names)}) VALUES",
                 [tuple(getattr(decision, name) for name in names)],
             )
+    return decision is not None
