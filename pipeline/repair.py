@@ -411,7 +411,7 @@ def _is_fenced(client: Client, frontier: Frontier) -> bool:
 
 
 def _wait_for_inserts(client: Client) -> None:
-    wait_for_inserts(client, time.monotonic, time.sleep)
+    wait_for_inserts(client, _FENCED, time.monotonic, time.sleep)
 
 
 def _decide(engine: sa.Engine, decision: Repair) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Thread
 
 import pytest
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
+from pipeline.fences import wait_for_inserts
 from pipeline.seal import Sealer
 from tallyman.aggregates import read_completeness, read_known, read_rows, read_usage
+from tallyman.clickhouse import connect
 from tallyman.completeness import _near, _read_seal
+from tallyman.errors import StoreError
+from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.usage import UsageQuery
+from tests.integration.booking import wait_for
 from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
 pytestmark = pytest.mark.integration
@@ -91,3 +98,28 @@ def test_a_staging_table_that_cannot_be_dropped_keeps_no_booking_from_being_seal
     sealed = Sealer(client, [(TOPIC, 0, 8)]).seal_all()
     assert [(each.booking, each.rows, each.events) for each in sealed] == [(DAY, 1, 1)]
     assert client.execute("SHOW TABLES LIKE 'usage_staging_%%'") != []
+
+
+def test_behind_a_fence_only_inserts_into_what_it_is_on_are_waited_for(
+    client: Client, clickhouse_endpoint: ClickHouseEndpoint
+) -> None:
+    """An audit counts for hours into a table of its own."""
+    endpoint = replace(clickhouse_endpoint, database=str(client.connection.database))
+    slow = "INSERT INTO {} (partition) SELECT sleepEachRow(0.4) FROM numbers(5) SETTINGS max_block_size = 1"
+    client.execute("CREATE TABLE recount_x (partition UInt8) ENGINE = MergeTree ORDER BY partition")
+    threads = [
+        Thread(target=connect(endpoint).execute, args=(slow.format(table),)) for table in ("recount_x", "usage_hot")
+    ]
+    for thread in threads:
+        thread.start()
+    mine = "current_database = currentDatabase() AND query_kind = 'Insert'"
+    under_way = f"SELECT count() FROM system.processes WHERE {mine}"
+    try:
+        wait_for(lambda: client.execute(under_way) == [(2,)], "two inserts")
+        wait_for_inserts(client, ["progress", "ids"], patience_s=0)
+        with pytest.raises(StoreError, match="1 inserts were under way"):
+            wait_for_inserts(client, ["usage_hot", "ids"], patience_s=0)
+    finally:
+        for thread in threads:
+            thread.join(30)
+        client.execute("DROP TABLE recount_x")
