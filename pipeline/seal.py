@@ -10,7 +10,6 @@ import logging
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 from clickhouse_driver import Client
@@ -98,8 +97,8 @@ class Sealer:
         booking = self._oldest_waiting(sealed_to, open_from)
         yield "frontier"
         if booking is None:
-            if open_from - 1 > sealed_to:
-                yield from self._record(open_from - 1, frontiers, empty=True)
+            if open_from - 1 > max(sealed_to, read_sealed_to(client)):
+                yield from self._record(open_from - 1, frontiers)
             return
         staging = f"usage_staging_{uuid.uuid4().hex}"
         client.execute(f"CREATE TABLE {staging} AS usage")
@@ -116,7 +115,7 @@ class Sealer:
         yield "replaced"
         roll_up(client, booking, self._taken_for_s)
         yield "rolled up"
-        yield from self._record(booking, frontiers, empty=False)
+        yield from self._record(booking, frontiers)
 
     def _is_held(self) -> bool:
         """Whether a partition has certainly not left the booking behind the newest seal; looked at every second, and a
@@ -141,14 +140,16 @@ class Sealer:
         )
         return int(rows[0][0]) if rows[0][1] else None
 
-    def _record(self, booking: int, frontiers: Sequence[Frontier], *, empty: bool) -> Iterator[Seal]:
-        """Write the seal: from here on readers take this booking from `usage`."""
-        count, events, first, last = 0, 0, datetime.fromtimestamp(0, UTC), datetime.fromtimestamp(0, UTC)
-        if not empty:
-            count, events, first, last = self._client.execute(
-                "SELECT count(), sum(count), min(minute), max(minute) FROM usage WHERE booking = %(booking)s",
-                {"booking": booking},
-            )[0]
+    def _record(self, booking: int, frontiers: Sequence[Frontier]) -> Iterator[Seal]:
+        """Write the seal: from here on readers take this booking from `usage`.
+
+        What it says is what `usage` holds, also where no hot row was found: another sealer may have sealed the booking
+        before that was looked for, and dropped its rows, and the seal that is written last counts.
+        """
+        count, events, first, last = self._client.execute(
+            "SELECT count(), sum(count), min(minute), max(minute) FROM usage WHERE booking = %(booking)s",
+            {"booking": booking},
+        )[0]
         places = msgspec.json.encode([_place(frontier) for frontier in frontiers]).decode()
         self._client.execute(
             "INSERT INTO seals (booking, generation, rows, events, first_minute, last_minute, places) VALUES",

@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Thread
+from typing import Any
 
 import pytest
 from clickhouse_driver import Client
 from clickhouse_driver import errors as driver_errors
 
+from pipeline import seal as seal_room
 from pipeline.fences import wait_for_inserts
 from pipeline.seal import Sealer
 from tallyman.aggregates import read_completeness, read_known, read_rows, read_usage
@@ -123,3 +125,27 @@ def test_behind_a_fence_only_inserts_into_what_it_is_on_are_waited_for(
         for thread in threads:
             thread.join(30)
         client.execute("DROP TABLE recount_x")
+
+
+def test_a_sealer_that_slept_leaves_what_another_one_sealed_as_it_is(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suspended between looking up to where is sealed and looking for what waits; the other one seals, and tidies."""
+    book(client, Booked(minute=NOON, value=7), Booked(minute=NOON + timedelta(hours=2), value=5, booking=DAY + 1))
+    progress(client, 0, 0, 4, NOON + timedelta(hours=3), booking=DAY + 2)
+    partitions, slept, look = [(TOPIC, 0, 8)], list[bool](), seal_room.begin_sealing
+
+    def sleep(*words: Any) -> bool:
+        if not slept:
+            slept.append(True)
+            other = Sealer(client, partitions)
+            assert [each.booking for each in other.seal_all()] == [DAY, DAY + 1]
+            assert other.drop_old_hot((DAY // 1000 + 3) * 86_400_000, sealed_for_s=0) == [DAY, DAY + 1]
+        return look(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seal_room, "begin_sealing", sleep)
+        assert Sealer(client, partitions).seal_all() == []
+    query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + timedelta(hours=4))
+    assert sum(row.value for row in read_usage(client, query).rows) == 12
+    assert client.execute("SELECT booking, rows FROM seals ORDER BY booking") == [(DAY, 1), (DAY + 1, 1)]
