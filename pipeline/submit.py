@@ -192,7 +192,7 @@ def run_job(
     with job_server(endpoint) as jobs:
         check_known(flags, _known_options(jobs), endpoint)
         name = job_name(config.topic)
-        _cancel_older(jobs, name)
+        _cancel_older(jobs, config)
         before = {job.job_id for job in _jobs(jobs, name)}
         pipeline = beam.Pipeline(runner=PortableRunner(), options=_options(flags))
         build(pipeline, config, sorted(partitions), apart=True)
@@ -290,9 +290,12 @@ def _job_id(jobs: Any, name: str, before: set[str]) -> str:
     raise BrokerError(f'the job server took the job "{name}" and does not know it; was it restarted meanwhile?')
 
 
-def _cancel_older(jobs: Any, name: str) -> None:
-    """Cancel what an earlier process has left running: two jobs would count right, but do all work twice."""
-    for job in _jobs(jobs, name):
+def _cancel_older(jobs: Any, config: JobConfig) -> None:
+    """Cancel what an earlier process has left running: two jobs would count right, but do all work twice. That of a
+    topic before, which has ended while nobody looked, has nothing to do and keeps its slots.
+    """
+    names = (*(each.name for each in config.before), config.topic)
+    for job in (job for name in names for job in _jobs(jobs, job_name(name))):
         if job_api.JobState.Enum.Name(job.state) not in _OVER:
             log.info("older_job_cancelled", extra={"job_id": job.job_id})
             jobs.Cancel(job_api.CancelJobRequest(job_id=job.job_id), timeout=_ANSWER_S)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from apache_beam.portability.api import beam_job_api_pb2 as job_api
 from clickhouse_driver.errors import ServerException
 
 from pipeline import submit
@@ -142,10 +143,15 @@ class JobServer:
     """Knows the jobs that it is told of."""
 
     def __init__(self, *names: str) -> None:
-        self._jobs = [SimpleNamespace(job_id=f"id-{number}", job_name=name) for number, name in enumerate(names)]
+        running = job_api.JobState.RUNNING
+        self._jobs = [SimpleNamespace(job_id=f"id-{n}", job_name=name, state=running) for n, name in enumerate(names)]
+        self.cancelled = list[str]()
 
     def GetJobs(self, request: object, timeout: float) -> Any:
         return SimpleNamespace(job_info=self._jobs)
+
+    def Cancel(self, request: Any, timeout: float) -> None:
+        self.cancelled.append(request.job_id)
 
 
 def test_a_job_that_its_server_has_forgotten_is_submitted_again_with_a_sentence() -> None:
@@ -163,3 +169,10 @@ def test_a_job_server_that_never_answers_a_cancel_holds_nobody_up(
     submit._cancel(JobServer(), SimpleNamespace(cancel=answered.wait))
     answered.set()
     assert [record.message for record in caplog.records] == ["job_not_cancelled"]
+
+
+def test_the_job_of_a_topic_that_ended_while_the_service_was_down_is_cancelled() -> None:
+    jobs = JobServer(*map(submit.job_name, ("usage.v1", "usage.v2", "usage.of.others")))
+    config: Any = SimpleNamespace(topic="usage.v2", before=(SimpleNamespace(name="usage.v1"),))
+    submit._cancel_older(jobs, config)
+    assert jobs.cancelled == ["id-0", "id-1"]
