@@ -23,6 +23,7 @@ from tallyman.in_force import definitions_of
 from tallyman.kafka import TopicInfo, check_topic, ensure_topics
 from tallyman.meter import Definitions
 from tallyman.project import Project
+from tallyman.topics import refuse_other_line
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,16 @@ def found_books(project: Project) -> books.Topic:
         LogError: The topic was made anew since it was booked.
     """
     engine = open_books(project)
+    topic = _founded(project, engine)
+    for close in books.unwritten_closes(engine, topic.topic_id):
+        _write(project, engine, topic, close)
+    if books.lacks_definitions(engine, topic.topic_id):
+        _write_next(project, engine, topic)
+    return topic
+
+
+def _founded(project: Project, engine: sa.Engine) -> books.Topic:
+    """Return the newest topic of the line, with its first close in it."""
     info = _topic(project)
     line = books.read_line(engine, info.name)
     if len(line) > 1 and info.topic_id in {each.topic_id for each in line}:
@@ -63,8 +74,6 @@ def found_books(project: Project) -> books.Topic:
         ), now=datetime.now(UTC))  # fmt: skip
     if not topic.founded:
         _found(project, engine, topic, line[-2] if topic in line[1:] else None)
-    for close in books.unwritten_closes(engine):
-        _write(project, engine, topic, close)
     return topic
 
 
@@ -86,28 +95,67 @@ def close_books(project: Project) -> CloseReport:
 
     Raises:
         BrokerError: Not every partition acknowledged; call again.
+        ConfigError: Another line of topics is booked now.
     """
     engine = open_books(project)
-    return _write_next(project, engine, found_books(project))
+    _refuse_other_line(project, engine)
+    return _close_newest(project, engine, _founded(project, engine))
 
 
 def pending_definitions(project: Project) -> tuple[Definitions | None, Definitions]:
-    """Return the definitions in force, and those of the project's files."""
-    return books.closed_definitions(open_books(project)), definitions_of(project)
+    """Return the definitions in force, and those of the project's files.
+
+    Raises:
+        ConfigError: Another line of topics is booked now.
+    """
+    engine = open_books(project)
+    _refuse_other_line(project, engine)
+    return books.closed_definitions(engine, project.config.kafka.topic), definitions_of(project)
 
 
 def apply_definitions(project: Project) -> CloseReport | None:
     """Put the project's definitions in force by a close; None when they are in force already.
 
-    Who was killed behind numbering them, and before a close named them, does it by running it again.
+    Who was killed behind numbering them, and before their close stood in every partition, does it by running it again.
+
+    Raises:
+        BrokerError: Not every partition acknowledged; call again.
+        ConfigError: Another line of topics is booked now.
     """
     engine = open_books(project)
-    topic = found_books(project)
-    before = books.closed_definitions(engine)
+    _refuse_other_line(project, engine)
+    topic = _founded(project, engine)
     after = books.add_definitions(engine, definitions_of(project))
+    before = books.closed_definitions(engine, topic.name)
     if before is not None and before.number == after.number:
         return None
-    return _write_next(project, engine, topic)
+    return _close_newest(project, engine, topic)
+
+
+def _refuse_other_line(project: Project, engine: sa.Engine) -> None:
+    """Refuse to write closes where nobody books; which line is booked, only who books decides.
+
+    Raises:
+        ConfigError: Another line of topics is booked now.
+        StoreError, StoreRefusedError: ClickHouse did not tell.
+    """
+    name = project.config.kafka.topic
+    line = books.read_line(engine, name)
+    client = connect(project.clickhouse)
+    try:
+        with store_errors(client, "reading which topics are booked"):
+            refuse_other_line(client, line[0].topic_id if line else "", name)
+    finally:
+        client.disconnect()
+
+
+def _close_newest(project: Project, engine: sa.Engine, topic: books.Topic) -> CloseReport:
+    """Write the next close; once more if another topic was made to follow meanwhile, behind whose end it may stand."""
+    while True:
+        report = _write_next(project, engine, topic)
+        if books.read_line(engine, topic.name)[-1].topic_id == topic.topic_id:
+            return report  # a topic that follows from here on begins by what this close put in force
+        topic = _founded(project, engine)
 
 
 def wait_until_sealed(
@@ -155,12 +203,12 @@ def _write_next(project: Project, engine: sa.Engine, topic: books.Topic) -> Clos
     Raises:
         BrokerError: Not every partition acknowledged, or their leaders' clocks are days apart.
     """
-    close = books.next_close(engine, datetime.now(UTC))
+    close = books.next_close(engine, datetime.now(UTC), topic.topic_id)
     clocks_ms = _write(project, engine, topic, close)
     if not _opens(close, clocks_ms):
         # This machine's clock is on another day than the broker's, and the log goes by that.
         log.warning("clock_differs", extra={"booking": close.booking, "broker": _moment(max(clocks_ms)).isoformat()})
-        close = books.next_close(engine, _moment(max(clocks_ms)))
+        close = books.next_close(engine, _moment(max(clocks_ms)), topic.topic_id)
         clocks_ms = _write(project, engine, topic, close)
     if not _opens(close, clocks_ms):
         said = ", ".join(f"{partition}: {_moment(clock):%Y-%m-%d %H:%M}" for partition, clock in enumerate(clocks_ms))

@@ -122,14 +122,15 @@ def read_begin(client: Client, topic_id: str) -> Place:
     """Return the place where every partition of a topic begins.
 
     It is the latest clock, booking and definitions at the ends of the topic that it follows, if it follows one; else
-    the booking that was given to it when it was met first, so that nothing of it is booked into what others sealed.
+    the booking that was given to it when it was met first, so that nothing of it is booked into what others sealed, and
+    the definitions in force then.
 
     Raises:
         StoreError: That one is not booked to its end yet.
     """
-    before, booking = begin_of(client, topic_id)
+    before, booking, definitions = begin_of(client, topic_id)
     if before is None:
-        return Place(booking=booking)
+        return Place(booking=booking, definitions=definitions)
     ends = ends_of(client, before.topic_id)
     if len(ends) < before.partitions:
         raise StoreError(

@@ -102,7 +102,7 @@ def preview_file(
         OSError: The file cannot be opened.
     """
     engine = open_books(project)
-    definitions = books.closed_definitions(engine)
+    definitions = books.closed_definitions(engine, project.config.kafka.topic)
     engine.dispose()
     if definitions is None:
         raise LogError("no definitions are in force yet; start the pipeline first: tallyman up, or tallyman pipeline")

@@ -41,7 +41,7 @@ def refuse_rebuilt(project: Project, client: Client, was: bytes, booking: int) -
     second = event.time_us // 1_000_000
     engine = open_books(project)
     try:
-        now = books.closed_definitions(engine)
+        now = books.closed_definitions(engine, project.config.kafka.topic)
         if now is None:
             return
         for meter in sorted({name for each in switches for name in each.meters}):

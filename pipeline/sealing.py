@@ -14,10 +14,10 @@ from pipeline.frontier import Frontier, read_frontier
 from pipeline.growth import look_at_line
 from pipeline.seal import Seal, Sealer, read_sealed_to
 from tallyman.clickhouse import connect, store_errors
-from tallyman.errors import ConfigError, TallymanError
+from tallyman.errors import TallymanError
 from tallyman.kafka import end_offsets, make_consumer
 from tallyman.project import Project
-from tallyman.topics import newest_line, note_line
+from tallyman.topics import note_line, refuse_other_line
 
 log = logging.getLogger(__name__)
 _LOOK_EVERY_S, _REST_S = 1.0, 5.0
@@ -96,11 +96,7 @@ class SealDesk:
             ConfigError: It is another one.
         """
         with store_errors(self._client, "reading which topics are booked"):
-            if newest_line(self._client) not in ("", self._line[0].topic_id):
-                raise ConfigError(
-                    f'kafka.topic: "{self._topic.name}" is not what is booked now, a pipeline was started on another '
-                    "topic since; correct the name, or start the pipeline on this one"
-                )
+            refuse_other_line(self._client, self._line[0].topic_id, self._topic.name)
             note_line(self._client, self._line)
 
     def _seal(self) -> tuple[Seal, ...]:

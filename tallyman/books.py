@@ -58,6 +58,13 @@ _begins = sa.Table(
     sa.Column("topic_id", sa.String, primary_key=True),
     sa.Column("booking", sa.BigInteger, nullable=False),
 )
+_aims = sa.MetaData()
+_aimed = sa.Table(  # where a close is to stand; an older Tallyman noted none
+    "close_topics",
+    _aims,
+    sa.Column("booking", sa.BigInteger, primary_key=True),
+    sa.Column("topic_id", sa.String, nullable=False),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ class Topic:
     """A topic that was founded. Its partition count and chunk size never change; growth is a new topic.
 
     Attributes:
-        begins: The booking that it begins in, where other topics were booked before and it follows none of them.
+        begins: The booking that it begins in, where other topics were booked before and it follows none of them;
+            `definitions`: those in force then, by which what was sent before its own first close is judged.
     """
 
     topic_id: str
@@ -74,6 +82,7 @@ class Topic:
     chunk_size: int
     founded: bool
     begins: int = 0
+    definitions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Close:
 
 def prepare(engine: sa.Engine) -> None:
     """Make the tables of this module, once."""
-    migrate(engine, "books", [_metadata.create_all, _growth.create_all, _lines.create_all])
+    migrate(engine, "books", [_metadata.create_all, _growth.create_all, _lines.create_all, _aims.create_all])
 
 
 def register_topic(engine: sa.Engine, topic: Topic, *, now: datetime | None = None) -> Topic:
@@ -121,19 +130,21 @@ def register_topic(engine: sa.Engine, topic: Topic, *, now: datetime | None = No
                     'see docs/operations/topic-growth.md'
                 )
             return known
-        begins = 0
+        begins = in_force = 0
         if now is not None and connection.execute(sa.select(_topics.c.topic_id).limit(1)).all():
             begins = _next_number(connection, now)
-            in_force = connection.execute(sa.select(sa.func.max(_closes.c.definitions))).scalar() or 0
+            written = sa.select(sa.func.max(_closes.c.definitions)).where(_closes.c.written.is_(True))
+            in_force = connection.execute(written).scalar() or 0
             connection.execute(sa.insert(_closes).values(  # nobody's close: only its number is taken
                 booking=begins, definitions=in_force, made_at=_now(), written=True
             ))  # fmt: skip
+            connection.execute(sa.insert(_aimed).values(booking=begins, topic_id=topic.topic_id))
             connection.execute(sa.insert(_begins).values(topic_id=topic.topic_id, booking=begins))
         connection.execute(sa.insert(_topics).values(
             topic_id=topic.topic_id, name=topic.name, partitions=topic.partitions, chunk_size=topic.chunk_size,
             founded=False,
         ))  # fmt: skip
-    return replace(topic, founded=False, begins=begins)
+    return replace(topic, founded=False, begins=begins, definitions=in_force)
 
 
 def read_topics(engine: sa.Engine) -> Sequence[Topic]:
@@ -147,9 +158,15 @@ def read_topics(engine: sa.Engine) -> Sequence[Topic]:
 
 
 def _read_topics(connection: sa.Connection, wanted: sa.ColumnElement[bool]) -> Sequence[Topic]:
-    begins = sa.func.coalesce(_begins.c.booking, 0)
-    both = _topics.outerjoin(_begins, _begins.c.topic_id == _topics.c.topic_id)
-    rows = connection.execute(sa.select(*_topics.c, begins).select_from(both).where(wanted).order_by(_topics.c.name))
+    columns = *_topics.c, sa.func.coalesce(_begins.c.booking, 0), sa.func.coalesce(_closes.c.definitions, 0)
+    # Who registered a topic before aims were noted began it by no definitions, and it stays so.
+    mine = sa.and_(_aimed.c.booking == _begins.c.booking, _aimed.c.topic_id == _topics.c.topic_id)
+    tables = (
+        _topics.outerjoin(_begins, _begins.c.topic_id == _topics.c.topic_id)
+        .outerjoin(_aimed, mine)
+        .outerjoin(_closes, _closes.c.booking == _aimed.c.booking)
+    )
+    rows = connection.execute(sa.select(*columns).select_from(tables).where(wanted).order_by(_topics.c.name))
     return [Topic(*tuple(row)) for row in rows]
 
 
@@ -172,9 +189,13 @@ def succeed(engine: sa.Engine, topic_id: str, following: Topic) -> Topic:
 
 def read_line(engine: sa.Engine, name: str) -> tuple[Topic, ...]:
     """Return the topics of which each follows the one before, with the named one among them; nothing when it is new."""
-    topics = {topic.topic_id: topic for topic in read_topics(engine)}
     with read(engine) as connection:
-        after = {row.topic_id: row.followed_by for row in connection.execute(sa.select(_successions))}
+        return _read_line(connection, name)
+
+
+def _read_line(connection: sa.Connection, name: str) -> tuple[Topic, ...]:
+    topics = {topic.topic_id: topic for topic in _read_topics(connection, sa.true())}
+    after = {row.topic_id: row.followed_by for row in connection.execute(sa.select(_successions))}
     line = [topic_id for topic_id, topic in topics.items() if topic.name == name]
     if not line:
         return ()
@@ -233,14 +254,41 @@ def add_definitions(engine: sa.Engine, wanted: Definitions) -> Definitions:
         return fresh
 
 
-def closed_definitions(engine: sa.Engine) -> Definitions | None:
-    """Return the newest definitions that a close names: those in force, once it stands in the log."""
+def closed_definitions(engine: sa.Engine, name: str) -> Definitions | None:
+    """Return the definitions in force in the newest topic of a line in which books were opened: the newest that a close
+    names which stands in every partition of it. None where none is.
+
+    Args:
+        name: Of any topic of the line.
+    """
     with read(engine) as connection:
-        number = connection.execute(sa.select(sa.func.max(_closes.c.definitions))).scalar()
+        founded = [topic for topic in _read_line(connection, name) if topic.founded]
+        number = _written_into(connection, founded[-1].topic_id) if founded else 0
+        if founded and not number:  # an older Tallyman wrote them, and noted no topic
+            written = sa.select(sa.func.max(_closes.c.definitions)).where(_closes.c.written.is_(True))
+            number = connection.execute(written).scalar() or 0
     return load_definitions(engine, number) if number else None
 
 
-def next_close(engine: sa.Engine, now: datetime) -> Close:
+def lacks_definitions(engine: sa.Engine, topic_id: str) -> bool:
+    """Whether the newest definitions that any close names are not in force in a topic, as far as is known: that close
+    was cut off, or went elsewhere.
+    """
+    with read(engine) as connection:
+        newest = connection.execute(sa.select(sa.func.max(_closes.c.definitions))).scalar() or 0
+        return _written_into(connection, topic_id) < newest
+
+
+def _written_into(connection: sa.Connection, topic_id: str) -> int:
+    """Return the number of the newest definitions that a close put in force in a topic."""
+    both = _closes.join(_aimed, _aimed.c.booking == _closes.c.booking)
+    written = sa.select(sa.func.max(_closes.c.definitions)).select_from(both).where(
+        _closes.c.written.is_(True), _aimed.c.topic_id == topic_id
+    )  # fmt: skip
+    return connection.execute(written).scalar() or 0
+
+
+def next_close(engine: sa.Engine, now: datetime, topic_id: str) -> Close:
     """Give out the number of the next close: behind every earlier close and behind today's first booking.
 
     A number from beyond tomorrow, which the log refuses (`pipeline.book.booking_after`), was given out by a wrong
@@ -248,6 +296,7 @@ def next_close(engine: sa.Engine, now: datetime) -> Close:
 
     Args:
         now: By the clock that the log goes by.
+        topic_id: Of the topic that it is to stand in.
 
     Raises:
         StoreError: A thousand closes on one day.
@@ -258,6 +307,7 @@ def next_close(engine: sa.Engine, now: datetime) -> Close:
         connection.execute(
             sa.insert(_closes).values(booking=booking, definitions=definitions, made_at=_now(), written=False)
         )
+        connection.execute(sa.insert(_aimed).values(booking=booking, topic_id=topic_id))
     return Close(booking, definitions)
 
 
@@ -277,10 +327,13 @@ def mark_written(engine: sa.Engine, booking: int) -> None:
         connection.execute(sa.update(_closes).where(_closes.c.booking == booking).values(written=True))
 
 
-def unwritten_closes(engine: sa.Engine) -> Sequence[Close]:
-    """Return closes that a crash may have left out of some partitions: writing them again is harmless."""
+def unwritten_closes(engine: sa.Engine, topic_id: str) -> Sequence[Close]:
+    """Return closes that a crash may have left out of some partitions of a topic: writing them again is harmless."""
+    both = _closes.outerjoin(_aimed, _aimed.c.booking == _closes.c.booking)
+    mine = sa.func.coalesce(_aimed.c.topic_id, topic_id) == topic_id
+    unwritten = sa.select(_closes).select_from(both).where(_closes.c.written.is_(False), mine)
     with read(engine) as connection:
-        rows = connection.execute(sa.select(_closes).where(_closes.c.written.is_(False)).order_by(_closes.c.booking))
+        rows = connection.execute(unwritten.order_by(_closes.c.booking))
         return [Close(row.booking, row.definitions) for row in rows]
 
 

@@ -21,7 +21,7 @@ def definitions_of(project: Project) -> Definitions:
 
 
 def definitions_in_force(project: Project) -> Definitions:
-    """Return the definitions of the last close; where nothing was booked yet, what the project's files say.
+    """Return the definitions in force; where nothing was booked yet, what the project's files say.
 
     Raises:
         StoreError: The control store does not open.
@@ -29,7 +29,7 @@ def definitions_in_force(project: Project) -> Definitions:
     engine = open_control(project.control_url)
     try:
         books.prepare(engine)
-        found = books.closed_definitions(engine)
+        found = books.closed_definitions(engine, project.config.kafka.topic)
     finally:
         engine.dispose()
     return found or definitions_of(project)

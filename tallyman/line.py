@@ -28,6 +28,11 @@ class TopicNow:
     def before_ids(self) -> tuple[str, ...]:
         return tuple(topic.topic_id for topic in self.before)
 
+    @property
+    def first_id(self) -> str:
+        """The id of the line's first topic."""
+        return (*self.before_ids, self.info.topic_id)[0]
+
     def name_of(self, topic_id: str) -> str | None:
         """Return the name of a topic of the line; None when it is of another one."""
         names = {topic.topic_id: topic.name for topic in self.before} | {self.info.topic_id: self.info.name}

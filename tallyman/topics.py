@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tallyman.errors import ConfigError
+
 if TYPE_CHECKING:
     from clickhouse_driver import Client
 
@@ -16,6 +18,7 @@ ENDED = (1 << 32) - 1  # the booking behind a topic's end marker: nothing is boo
 # (The view `topics_abandoned` says the same, and takes 3 ms longer each time.)
 LINE_SQL = "SELECT argMax(line, noted_at) FROM topics"
 ABANDONED_SQL = f"SELECT topic_id FROM topics FINAL WHERE line != ({LINE_SQL})"  # noqa: S608 - our own words
+_BEGINS = "begins, begins_definitions"
 # With it a time behind all that was noted, whatever the server's clock did since.
 _NEWEST_LINE = (
     "SELECT argMax(line, noted_at), greatest(now64(3, 'UTC'), addMilliseconds(max(noted_at), 1)) FROM topics"
@@ -27,25 +30,47 @@ def note_line(client: Client, line: Sequence[Topic]) -> None:
 
     Topics of any other line are abandoned, until that line is noted once more.
     """
-    known = set(client.execute("SELECT topic_id, follows, line, begins FROM topics FINAL"))
+    known = set(client.execute(f"SELECT topic_id, follows, line, {_BEGINS} FROM topics FINAL"))  # noqa: S608
     newest, noted_at = client.execute(_NEWEST_LINE)[0]
     before = ["", *(topic.topic_id for topic in line)]
     first = line[0].topic_id
     rows = [
-        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows, first, topic.begins)
+        (topic.topic_id, topic.name, topic.partitions, topic.chunk_size, follows, first, *_begins(topic))
         for topic, follows in zip(line, before, strict=False)
-        if newest != first or (topic.topic_id, follows, first, topic.begins) not in known
+        if newest != first or (topic.topic_id, follows, first, *_begins(topic)) not in known
     ]
     if rows:
         client.execute(
-            "INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, begins, noted_at) VALUES",
+            f"INSERT INTO topics (topic_id, name, partitions, chunk_size, follows, line, {_BEGINS}, noted_at) VALUES",
             [(*row, noted_at) for row in rows],
         )
+
+
+def _begins(topic: Topic) -> tuple[int, int]:
+    return topic.begins, topic.definitions
 
 
 def newest_line(client: Client) -> str:
     """Return the id of the first topic of the line that is booked now; nothing where none was noted."""
     return str(client.execute(LINE_SQL)[0][0])
+
+
+def refuse_other_line(client: Client, first: str, name: str) -> None:
+    """Refuse a line of topics that is not the one that is booked now: what goes there is read by nobody.
+
+    Args:
+        first: The id of its first topic; empty where none of it was ever booked.
+        name: Of the topic that is configured.
+
+    Raises:
+        ConfigError: It is another one.
+    """
+    noted = "SELECT 1 FROM system.columns WHERE database = currentDatabase() AND table = 'topics' AND name = 'line'"
+    if client.execute(noted) and newest_line(client) not in ("", first):
+        raise ConfigError(
+            f'kafka.topic: "{name}" is not what is booked now, a pipeline was started on another topic since; correct '
+            "the name, or start the pipeline on this one"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +82,19 @@ class NotedTopic:
     partitions: int
 
 
-def begin_of(client: Client, topic_id: str) -> tuple[NotedTopic | None, int]:
-    """Return the topic that a topic follows, if it follows one; and the booking that it begins in, if it does not."""
+def begin_of(client: Client, topic_id: str) -> tuple[NotedTopic | None, int, int]:
+    """Return the topic that a topic follows, if it follows one; the booking and definitions that it begins with, if it
+    does not.
+    """
     rows = client.execute(
-        "SELECT topic_id, name, partitions, begins FROM topics FINAL WHERE topic_id = %(topic)s"
+        f"SELECT topic_id, name, partitions, {_BEGINS} FROM topics FINAL WHERE topic_id = %(topic)s"  # noqa: S608
         " OR topic_id IN (SELECT follows FROM topics FINAL WHERE topic_id = %(topic)s)",
         {"topic": topic_id},
     )
-    before = [NotedTopic(str(found), str(name), int(partitions)) for found, name, partitions, _ in rows
+    before = [NotedTopic(str(found), str(name), int(partitions)) for found, name, partitions, *_ in rows
               if found != topic_id]  # fmt: skip
-    begins = [int(booking) for found, _, _, booking in rows if found == topic_id]
-    return before[0] if before else None, begins[0] if begins else 0
+    begins = [(int(booking), int(definitions)) for found, _, _, booking, definitions in rows if found == topic_id]
+    return before[0] if before else None, *(begins[0] if begins else (0, 0))
 
 
 def topics_before(client: Client, topic_id: str) -> tuple[str, ...]:

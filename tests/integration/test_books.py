@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from kafka import KafkaAdminClient
 
+from pipeline import growth
 from pipeline.close import (
     apply_definitions,
     close_books,
@@ -23,11 +24,12 @@ from pipeline.close import (
 )
 from pipeline.frontier import StoredIds
 from pipeline.identities import EVERYTHING
+from pipeline.outlet import write_close
 from pipeline.runtime import forget
-from tallyman.books import BOOKINGS_PER_DAY, add_definitions
+from tallyman.books import BOOKINGS_PER_DAY, add_definitions, lacks_definitions, read_line
 from tallyman.clickhouse import connect
-from tallyman.errors import ConfigError, LogError
-from tallyman.in_force import definitions_of
+from tallyman.errors import BrokerError, ConfigError, LogError
+from tallyman.in_force import definitions_in_force
 from tallyman.kafka import ensure_topics
 from tallyman.local.clickhouse_child import ClickHouse
 from tallyman.local.folder import ClickHouseEndpoint
@@ -153,16 +155,73 @@ def test_a_close_by_a_machine_whose_clock_is_wrong_goes_by_the_brokers(
     assert own.ask("SELECT sum(sum) FROM usage") == [(1500,)]
 
 
-def test_an_apply_that_was_killed_before_its_close_is_done_by_running_it_again(make: Make) -> None:
-    own = make()
+def killed(*_: object) -> list[int]:
+    raise KeyboardInterrupt
+
+
+def half_taken(brokers: Sequence[str], topic: str, partitions: int, booking: int, definitions: int) -> list[int]:
+    write_close(brokers, topic, 1, booking, definitions)
+    raise BrokerError("the leader of partition 1 moves")
+
+
+def cut_off(own: OwnProject, monkeypatch: pytest.MonkeyPatch, target: str, instead: object) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(target, instead)
+        with pytest.raises((KeyboardInterrupt, BrokerError)):
+            apply_definitions(own.project)
+
+
+@pytest.mark.parametrize(
+    ("target", "instead"),
+    [("pipeline.close.books.next_close", killed), ("pipeline.close.write_close", killed),
+     ("pipeline.close.write_close", half_taken)],
+    ids=["before its close is numbered", "before it is written", "behind one of two partitions"],
+)  # fmt: skip
+def test_an_apply_that_was_cut_off_is_not_taken_for_done_until_it_is_done_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, target: str, instead: object
+) -> None:
+    own = make(partitions=2)
     found_books(own.project)
     own.define(BOTH)
-    add_definitions(open_books(own.project), definitions_of(own.project))
+    cut_off(own, monkeypatch, target, instead)
     in_force, wanted = pending_definitions(own.project)
     assert in_force is not None and (in_force.number, len(in_force.meters), len(wanted.meters)) == (1, 1, 2)
+    assert definitions_in_force(own.project) == in_force
     report = apply_definitions(own.project)
     assert report is not None and report.definitions == 2
     assert apply_definitions(own.project) is None
+
+
+def test_an_apply_that_was_cut_off_is_done_by_the_next_start_of_a_pipeline(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make(partitions=2)
+    found_books(own.project)
+    own.define(BOTH)
+    cut_off(own, monkeypatch, "pipeline.close.write_close", half_taken)
+    found_books(own.project)
+    assert definitions_in_force(own.project).number == 2
+    assert apply_definitions(own.project) is None
+
+
+def test_an_apply_that_a_growth_overtakes_is_done_in_the_new_topic(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its close stands behind the end of the old one, where nothing counts."""
+    own = make()
+    project = own.project
+    old = found_books(project)
+    own.define(BOTH)
+    monkeypatch.setattr("pipeline.close.books.add_definitions", lambda *words: grow() and add_definitions(*words))
+
+    def grow() -> object:
+        monkeypatch.undo()
+        return growth.grow(project, growth.plan_growth(project, 2))
+
+    report = apply_definitions(own.project)
+    assert report is not None and report.definitions == 2
+    new = read_line(open_books(project), old.name)[-1]
+    assert new != old and not lacks_definitions(open_books(project), new.topic_id)
 
 
 def test_new_definitions_come_into_force_at_the_close_and_earlier_usage_stays_as_it_was_booked(

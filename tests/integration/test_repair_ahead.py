@@ -160,7 +160,7 @@ def test_a_day_that_began_ahead_of_progress_is_known_to_hold_what_was_booked_bef
     that day, and a rebuild of it would lose them.
     """
     day = (datetime.now(UTC) + timedelta(days=1)).replace(hour=2, minute=0, second=0, microsecond=0)
-    close = next_close(open_books(own.project), day)  # stands for midnight
+    close = next_close(open_books(own.project), day, "")  # stands for midnight
     write_close((own.kafka,), str(own.settings["topic"]), 2, close.booking, close.definitions)
 
     def at_two(name: str) -> tuple[bytes, Any]:

@@ -23,10 +23,10 @@ def test_a_rebuild_waits_for_the_booking_before_its_definitions(tmp_path: Path) 
     """Whatever closes come behind, the older booking is sealed as soon as every partition has left it."""
     engine = open_control(f"sqlite:///{tmp_path / 'control.db'}")
     books.prepare(engine)
-    books.next_close(engine, NOON)
+    books.next_close(engine, NOON, "topic")
     books.add_definitions(engine, Definitions(number=0, meters=()))
-    wrong_day = books.next_close(engine, NOON.replace(year=2027))  # by a machine whose clock is a year ahead
-    right = books.next_close(engine, NOON)
+    wrong_day = books.next_close(engine, NOON.replace(year=2027), "topic")  # by a machine whose clock is a year ahead
+    right = books.next_close(engine, NOON, "topic")
     assert (right.booking, right.definitions, wrong_day.definitions) == (DAY + 2, 1, 1)
     assert newest_close(engine, 1, reached=DAY + 1) is None
     assert newest_close(engine, 1, reached=DAY + 2) == DAY + 2
