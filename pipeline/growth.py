@@ -21,7 +21,7 @@ from tallyman.config import TOPIC_NAME_EXPECTED, is_topic_name
 from tallyman.errors import ConfigError
 from tallyman.kafka import TopicInfo, check_topic, end_offsets, ensure_topics, make_consumer, read_topic
 from tallyman.project import Project
-from tallyman.topics import ends_of, has_ended, note_line
+from tallyman.topics import ends_of, has_ended, is_noted, note_line
 
 _VERSION = re.compile(r"^(.*[.-]v)(\d+)$")
 
@@ -103,15 +103,33 @@ def line_to_book(project: Project, client: Client) -> tuple[books.Topic, ...]:
     From here on this line is the one that is booked: only who books calls it.
 
     Raises:
-        ConfigError, LogError, BrokerError: As `found_books`.
+        ConfigError, LogError, BrokerError: As `found_books`; or another control store has the books of the topic.
         StoreError, StoreRefusedError: ClickHouse did not tell.
     """
+    _refuse_other_store(project, client)
     newest = found_books(project)
     line = books.read_line(open_books(project), newest.name)
     with store_errors(client, "reading which topics have ended"):
         line = _up_to_now(client, line)
         note_line(client, line)
     return line
+
+
+def _refuse_other_store(project: Project, client: Client) -> None:
+    """Refuse a topic that is noted as booked and that this control store does not know, as on a second host without
+    `control.url`: its definitions, and the numbers of its closes, would be others than those of the log.
+    """
+    name, engine = project.config.kafka.topic, open_books(project)
+    if books.read_line(engine, name):
+        return
+    info = read_topic(project.kafka_brokers, name)
+    with store_errors(client, "reading which topics are booked"):
+        # Who books registers a topic in the store first; so another one that starts just now is there when it is noted.
+        if info is not None and is_noted(client, info.topic_id) and not books.read_line(engine, name):
+            raise ConfigError(
+                f'control.url: topic "{name}" is booked in this ClickHouse, and this control store does not know it; '
+                "point it at the one where its books were opened, or restore that one from its newest backup"
+            )
 
 
 def look_at_line(project: Project, client: Client) -> tuple[books.Topic, ...]:

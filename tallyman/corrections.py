@@ -30,7 +30,7 @@ from tallyman.event import (
 )
 from tallyman.headers import Headers, headers_of, kind_of
 from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
-from tallyman.line import TopicNow, read_topic_now
+from tallyman.line import TopicNow, read_topic_now, topic_to_mend
 from tallyman.mend import mend
 from tallyman.repairs import NOT_JUDGED_ANEW, NOT_UNDONE, read_repairs
 from tallyman.send import SendReport, runs_of
@@ -124,18 +124,19 @@ def refuse_same(history: History, now: bytes) -> None:
         raise UsageQueryError(f'event: "{history.id}" counts so already; there is nothing to correct')
 
 
-def correct(project: Project, history: History, now: bytes, reason: str) -> SendReport:
+def correct(project: Project, client: Client, history: History, now: bytes, reason: str) -> SendReport:
     """Send the correction that makes an event count as `now`, empty for nothing; return when Kafka acknowledged it.
 
     Sending it twice corrects once.
 
     Raises:
         UsageQueryError: It counts so already.
+        ConfigError: Another line of topics is booked now: nobody would read it.
         BrokerError: Kafka did not acknowledge; run it again.
     """
     began = time.monotonic()
     refuse_same(history, now)
-    topic = read_topic_now(project).info
+    topic = topic_to_mend(project, client).info
     version = history.now.number + 1
     moment = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     body = write_correction(history.now.text, now, event_id=f"{history.id}/{version}", time=moment, reason=reason)

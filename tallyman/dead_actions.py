@@ -12,13 +12,11 @@ import msgspec
 from kafka.errors import KafkaError
 
 from tallyman.admission import Admission, admit
-from tallyman.clickhouse import store_errors
 from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_certain_keys, read_slices
 from tallyman.errors import BrokerError, EventError, UsageQueryError
 from tallyman.kafka import make_producer
-from tallyman.line import TopicNow, read_topic_now
+from tallyman.line import TopicNow, topic_to_mend
 from tallyman.send import SendReport, SentBatch, runs_of
-from tallyman.topics import refuse_other_line
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -88,10 +86,7 @@ def retry(
     keys = read_certain_keys(client, choice)
     if "id" in changes and len(keys) > 1:
         raise UsageQueryError(f"--set id: {len(keys)} letters would become one event; mend them one by one")
-    now = read_topic_now(project)
-    with store_errors(client, "reading which topics are booked"):
-        refuse_other_line(client, now.first_id, project.config.kafka.topic)
-    retrying = _Retrying(now, changes)
+    retrying = _Retrying(topic_to_mend(project, client), changes)
     producer = None if preview else make_producer(project.kafka_brokers)
     try:
         for letters in read_slices(client, keys):

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from tallyman import books
 from tallyman.control import open_control
 from tallyman.kafka import TopicInfo, check_topic
+from tallyman.topics import refuse_other_line
 
 if TYPE_CHECKING:
+    from clickhouse_driver import Client
+
     from tallyman.project import Project
 
 
@@ -27,11 +30,6 @@ class TopicNow:
     @property
     def before_ids(self) -> tuple[str, ...]:
         return tuple(topic.topic_id for topic in self.before)
-
-    @property
-    def first_id(self) -> str:
-        """The id of the line's first topic."""
-        return (*self.before_ids, self.info.topic_id)[0]
 
     def name_of(self, topic_id: str) -> str | None:
         """Return the name of a topic of the line; None when it is of another one."""
@@ -59,3 +57,18 @@ def read_topic_now(project: Project) -> TopicNow:
         return TopicNow(check_topic(brokers, project.config.kafka.topic, replication=copies))
     now = line[-1]
     return TopicNow(check_topic(brokers, now.name, topic_id=now.topic_id, replication=copies), line[:-1])
+
+
+def topic_to_mend(project: Project, client: Client) -> TopicNow:
+    """Return what `read_topic_now` does, for who sends again or corrects what was booked.
+
+    Raises:
+        ConfigError: Another line of topics is booked now: nobody would read what is sent.
+        LogError, BrokerError, StoreError: As `read_topic_now`.
+    """
+    from tallyman.clickhouse import store_errors  # who only sends has no ClickHouse
+
+    now = read_topic_now(project)
+    with store_errors(client, "reading which topics are booked"):
+        refuse_other_line(client, (*now.before_ids, now.info.topic_id)[0], project.config.kafka.topic)
+    return now

@@ -55,6 +55,11 @@ def newest_line(client: Client) -> str:
     return str(client.execute(LINE_SQL)[0][0])
 
 
+def is_noted(client: Client, topic_id: str) -> bool:
+    """Tell whether somebody has booked a topic."""
+    return bool(client.execute("SELECT 1 FROM topics WHERE topic_id = %(topic)s LIMIT 1", {"topic": topic_id}))
+
+
 def refuse_other_line(client: Client, first: str, name: str) -> None:
     """Refuse a line of topics that is not the one that is booked now: what goes there is read by nobody.
 
@@ -67,9 +72,10 @@ def refuse_other_line(client: Client, first: str, name: str) -> None:
     """
     noted = "SELECT 1 FROM system.columns WHERE database = currentDatabase() AND table = 'topics' AND name = 'line'"
     if client.execute(noted) and newest_line(client) not in ("", first):
+        store = "" if first else ", or control.url, where it names another store than that of the pipeline"
         raise ConfigError(
             f'kafka.topic: "{name}" is not what is booked now, a pipeline was started on another topic since; correct '
-            "the name, or start the pipeline on this one"
+            f"the name{store}, or start the pipeline on this one"
         )
 
 

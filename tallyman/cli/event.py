@@ -146,7 +146,8 @@ def _correct(
         leave(3)
     fate, outrun = None, ""
     if wishes["yes"]:
-        sent = corrections.correct(project, found, now, wishes["reason"])
+        with clickhouse(project) as client:
+            sent = corrections.correct(project, client, found, now, wishes["reason"])
         if wishes["wait"]:
             waiting = progress_line("counting")
             fate = wait_for(project, sent, on_progress=lambda left: waiting(f"{left:,} records to go"))

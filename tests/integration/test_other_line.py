@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.growth import line_to_book
 from pipeline.seal import Sealer
 from tallyman.aggregates import read_completeness
 from tallyman.cli import run
 from tallyman.clickhouse import connect
+from tallyman.errors import ConfigError
 from tallyman.kafka import ensure_topics
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.topics import note_line
@@ -155,12 +157,24 @@ def test_who_writes_to_another_line_than_is_booked_is_told(
     old_name: OwnProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody would seal there, the close would be behind for good, and the letters would be lost."""
-    for words in ("seal", "close", "apply --yes", "dead retry --yes", "dead retry"):
-        assert run(words.split()) == 2, words
+    event = ("Zoë Åström", "nova/berlin-1", "e-1")
+    for words in (["seal"], ["close"], ["apply", "--yes"], ["dead", "retry", "--yes"], ["dead", "retry"],
+                  ["event", "void", *event, "--reason", "twice", "--yes"]):  # fmt: skip
+        assert run(words) == 2, words
         name = old_name.settings["topic"]
         assert f'kafka.topic: "{name}" is not what is booked now' in capsys.readouterr().err, words
     old_name.settings["topic"] = f"{name}.typo"  # one that nobody has booked yet
     assert old_name.project.config.kafka.topic == f"{name}.typo"
+    assert run(["apply", "--yes"]) == 2
+
+
+def test_a_second_host_with_a_control_store_of_its_own_is_refused(books: OwnProject, tmp_path: Path) -> None:
+    """It would count by its own definitions 1, whatever is in force."""
+    books.sections["control"] = {"url": f"'sqlite:///{tmp_path / 'other.db'}'"}
+    client = connect(books.endpoint)
+    with pytest.raises(ConfigError, match=r"control\.url: topic .* is booked in this ClickHouse, and this control"):
+        line_to_book(books.project, client)
+    client.disconnect()
     assert run(["apply", "--yes"]) == 2
 
 
