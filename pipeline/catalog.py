@@ -6,6 +6,7 @@ A series is (meter, subject, dimensions, item); inside a process it has a number
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ LATEST_COUNTS = frozenset(("latest", "first", "time_weighted", "lifecycle"))
 EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
 ITEMS_KEPT = 200_000  # met since the last clearing; those of open chunks stay in any case
 SERIES_KEPT = 200_000  # that were not met lately
+_LONGEST_US = 1 << 60
 LATELY = 2  # tables of each partition: a chunk's, or a booking's part of it
 
 
@@ -52,8 +54,8 @@ class Catalog:
         self._free: list[int] = []
         self.parameters = tuple(map(parameters_of, definitions.meters))
         self.by_item = frozenset(n for n, meter in enumerate(self.meters) if meter.aggregation in BY_ITEM)
-        self.oldest_us = _microseconds(definitions.oldest_accepted.total_seconds())
-        self.ahead_us = _microseconds(definitions.furthest_ahead.total_seconds())
+        self.oldest_us = _microseconds(definitions.oldest_accepted)
+        self.ahead_us = _microseconds(definitions.furthest_ahead)
         self.remember_us = self.oldest_us + self.ahead_us
         kinds = {meter.aggregation for meter in definitions.meters}
         self.needs = Needs(extremes=not kinds.isdisjoint(EXTREMES_COUNT), latest=not kinds.isdisjoint(LATEST_COUNTS))
@@ -142,5 +144,6 @@ class Catalog:
         return self.series.lasting - busy > max(SERIES_KEPT, busy)
 
 
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1_000_000)
+def _microseconds(duration: timedelta) -> int:
+    """Return what may be added to any clock in 64 bits: what is longer reaches beyond all years either way."""
+    return min(round(duration.total_seconds() * 1_000_000), _LONGEST_US)

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from pipeline.book import booking_after
+from pipeline.catalog import Catalog
+from pipeline.json_events import JsonDecoder
 from pipeline.outlet import write_close, write_end
 from pipeline.seal import read_sealed_to
 from tallyman import books
@@ -80,7 +82,7 @@ def _founded(project: Project, engine: sa.Engine) -> books.Topic:
 def _found(project: Project, engine: sa.Engine, topic: books.Topic, before: books.Topic | None) -> None:
     """Write the first close of a topic, and the end of the one that it follows."""
     if before is None:
-        books.add_definitions(engine, definitions_of(project))
+        _number_definitions(project, engine)
     _write_next(project, engine, topic)
     if before is not None:
         info = check_topic(
@@ -125,7 +127,7 @@ def apply_definitions(project: Project) -> CloseReport | None:
     engine = open_books(project)
     _refuse_other_line(project, engine)
     topic = _founded(project, engine)
-    after = books.add_definitions(engine, definitions_of(project))
+    after = _number_definitions(project, engine)
     before = books.closed_definitions(engine, topic.name)
     if before is not None and before.number == after.number:
         return None
@@ -156,6 +158,17 @@ def _close_newest(project: Project, engine: sa.Engine, topic: books.Topic) -> Cl
         if books.read_line(engine, topic.name)[-1].topic_id == topic.topic_id:
             return report  # a topic that follows from here on begins by what this close put in force
         topic = _founded(project, engine)
+
+
+def _number_definitions(project: Project, engine: sa.Engine) -> Definitions:
+    """Number the definitions of a project's files, once a decoder was made of them.
+
+    Where none can be, nothing is numbered: behind a close that named them no worker could go on, and no later
+    definitions would help, since what stands between the two closes needs a decoder too.
+    """
+    definitions = definitions_of(project)
+    JsonDecoder(Catalog(definitions), 1, kernel=None)
+    return books.add_definitions(engine, definitions)
 
 
 def wait_until_sealed(

@@ -32,7 +32,7 @@ from pipeline.values import Failures, narrow, parse_times, scale_values
 from pipeline.work import Work
 from tallyman.errors import EventError
 from tallyman.event import MAX_NAME_BYTES, decode_event, identity
-from tallyman.meter import value_in
+from tallyman.meter import Meter, is_path, value_in
 from tallyman.nesting import is_too_deep
 
 _SHORT = MAX_NAME_BYTES // 4  # so many characters are never too many bytes
@@ -90,6 +90,8 @@ class JsonDecoder:
         self._slow_types = {
             name for name, numbers in catalog.by_type.items() if not all(_is_flat(catalog, n) for n in numbers)
         }
+        # Their meters read what cannot be a field of `Data`.
+        self._line_by_line = {meter.event_type for meter in catalog.meters if not _has_names(meter)}
         meanings = Meanings(catalog, self._homes, self._slow_types)
         self._kernel = load_kernel() if kernel == "load" else kernel
         self._lookalikes = Lookalikes(meanings, *(() if few is None else (few,)))
@@ -128,6 +130,10 @@ class JsonDecoder:
     def _one_by_one(self, bodies: Sequence[bytes], rows: list[int], work: Work) -> dict[int, Any]:
         """Decode lines of any shape, and return what names they have."""
         wires, slow = self._parse([bodies[row] for row in rows])
+        if self._line_by_line:
+            slow = [i for i, wire in enumerate(wires) if wire is None or wire.type in self._line_by_line]
+            for i in slow:
+                wires[i] = None
         quick = [i for i, wire in enumerate(wires) if wire is not None] if slow else list(range(len(rows)))
         if quick:
             chosen = [wires[i] for i in quick] if slow else wires
@@ -392,10 +398,16 @@ def _is_flat(catalog: Catalog, number: int) -> bool:
     deeper = {path.split(".", 1)[0] for path in texts | values if "." in path}
     return (
         number not in catalog.by_item
+        and _has_names(meter)
         and not any("." in path for path in paths)
         and not set(meter.text_paths) & (values | deeper)
         and not set(meter.value_paths) & texts
     )
+
+
+def _has_names(meter: Meter) -> bool:
+    """Tell whether the paths that a meter reads can be fields of a struct: msgspec refuses some names."""
+    return all(map(is_path, (*meter.text_paths, *meter.value_paths)))
 
 
 def _plain(data: Any) -> Any:
@@ -412,7 +424,7 @@ def _fields(catalog: Catalog) -> dict[str, tuple[str, Any]]:
     values = {path for meter in catalog.meters for path in meter.value_paths}
     fields: dict[str, tuple[str, Any]] = {}
     for meter in catalog.meters:
-        for path in (*meter.text_paths, *meter.value_paths):
+        for path in filter(is_path, (*meter.text_paths, *meter.value_paths)):
             for name in dict.fromkeys((path, path.split(".", 1)[0])):
                 kind: Any = Any if name in values or "." in path else str | int | None
                 known = fields.get(name)

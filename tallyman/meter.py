@@ -198,6 +198,16 @@ def decode_definitions(text: str) -> Definitions:
     return msgspec.json.decode(text, type=Definitions)
 
 
+def is_path(text: str) -> bool:
+    """Tell whether a path reads as one: without quotes, backslashes and control characters, which msgspec takes for no
+    part of a field's name. Others are found line by line.
+
+    >>> is_path("labels.app"), is_path('labels["app"]')
+    (True, False)
+    """
+    return '"' not in text and "\\" not in text and min(text, default=" ") >= " "
+
+
 def find(data: Mapping[str, Any], path: str) -> Any:
     """Return the value at a dotted path of `data`, or None; a name with dots of its own ("k8s.pod.name") comes first.
 

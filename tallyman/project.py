@@ -13,7 +13,7 @@ import msgspec
 from tallyman.config import ClickHouseConfig, TallymanConfig
 from tallyman.errors import ConfigError, StackError
 from tallyman.files import Secret, load_marked, load_marked_folder, load_yaml, refuse_repeats, show_path
-from tallyman.meter import Meter
+from tallyman.meter import Meter, is_path
 
 SETTINGS_FILE = "tallyman.yaml"
 STACK_FILE = "stack.json"  # written by tallyman.local.folder, whose libraries a host need not have
@@ -200,6 +200,7 @@ def _find_unfit(meter: Meter) -> Iterator[tuple[str, str]]:
     What is in force may say it still, from before it was refused, and is read as it always was (`tallyman.meter`).
     """
     yield from _find_empty(meter)
+    yield from _find_no_paths(meter)
     if meter.percentile and not _PLAIN_NUMBER.fullmatch(meter.percentile):
         yield "percentile", f'a plain number such as "95" or "99.9", got {meter.percentile!a}'
     for key, text in (("multiply_by", meter.multiply_by), ("add", meter.add)):
@@ -232,6 +233,19 @@ def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
                 yield key, 'a path inside data before each list of texts, got ""'
             if not texts:
                 yield f"{key}.{name}", "one text at least, got none: no event is like that"
+
+
+def _find_no_paths(meter: Meter) -> Iterator[tuple[str, str]]:
+    """Yield the paths that are none, such as those of a query language or of a counter of Windows."""
+    named = [(key, getattr(meter, key)) for key in ("value", "resource", "state", "incarnation")]
+    named += [(f"dimensions.{name}", path) for name, path in meter.dimensions.items()]
+    named += [(key, path) for key in ("where", "ends_on") for path in getattr(meter, key)]
+    for key, path in named:
+        if not is_path(path):
+            yield key, (
+                "a path of names with dots between, such as labels.app, without quotes, backslashes and control "
+                f"characters, got {path!a}"
+            )
 
 
 def read_stack(data: Path) -> _Stack | None:

@@ -46,7 +46,7 @@ def parse_duration(text: str) -> timedelta:
     """Return a duration from its text.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none, or longer than anything that is metered: what is added to it must stay a moment.
 
     >>> parse_duration("35d")
     datetime.timedelta(days=35)

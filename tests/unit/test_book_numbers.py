@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from pipeline import close
 from tallyman import books
 from tallyman.books import BOOKINGS_PER_DAY, Topic
 from tallyman.control import open_control
@@ -252,3 +253,20 @@ def test_a_store_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     for read in (books.read_topics, lambda engine: books.read_line(engine, TOPIC.name)):
         with pytest.raises(StoreError, match=f"control store sqlite:///{tmp_path}/control.db: "):
             read(engine)
+
+
+def test_definitions_of_which_no_decoder_can_be_made_are_not_numbered(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a close that names them no worker could go on."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such field")
+
+    monkeypatch.setattr(close, "open_books", lambda project: engine)
+    monkeypatch.setattr(close, "found_books", lambda project: TOPIC)
+    monkeypatch.setattr(close, "definitions_of", lambda project: definitions("a"))
+    monkeypatch.setattr(close, "JsonDecoder", refuse)
+    with pytest.raises(ValueError, match="no such field"):
+        close.apply_definitions(object())  # type: ignore[arg-type]
+    assert books.add_definitions(engine, definitions("b")).number == 1

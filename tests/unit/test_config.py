@@ -92,6 +92,7 @@ BAD = [
     ("operator: x\nagent:\n  subject: a\x07b", "tallyman.yaml:3: no YAML: found the character U+0007; remove it"),
     ("clickhouse: {password: }", "clickhouse.password: expected a text, got nothing"),
     ("usage: {oldest_accepted: 35}", 'expected a duration such as 200ms, 30s, 5m, 1h or 35d, got "35"'),
+    ("usage: {oldest_accepted: 36501d}", "usage.oldest_accepted: expected a duration of at most 36500d, got"),
 ]
 
 

@@ -18,6 +18,13 @@ WRONG = {
                                "ends_on.gone: expected one text at least, got none"),
     "a dimension called subject": ("aggregation: sum, dimensions: {subject: mail.subject}",
                                    "dimensions.subject: expected another name"),
+    "a believed_for of a thousand years": ("aggregation: lifecycle, state: s, states: [up], believed_for: 365000d",
+                                           "believed_for: expected a duration of at most 36500d"),
+    "a path in the words of a query": ("aggregation: count, dimensions: {app: 'labels[\"app\"]'}",
+                                       "dimensions.app: expected a path of names with dots between"),
+    "a path of Windows": (r"aggregation: sum, value: '\Processor(_Total)\% Processor Time'",
+                          "value: expected a path of names with dots between"),
+    "a filter at no path": ('aggregation: count, where: {"a\\tb": [c]}', "where: expected a path of names"),
     "a factor of other digits": ('aggregation: sum, multiply_by: "٩"', "multiply_by: expected a fraction in digits"),
     "a zero point with an underscore": ('aggregation: sum, add: "-1_0"', "add: expected a fraction in digits"),
 } | {

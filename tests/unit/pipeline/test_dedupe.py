@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -39,6 +40,13 @@ def reconciles(walk: Walk) -> bool:
 
 def traffic(number: int, amount: object) -> bytes:
     return body(number, type="traffic", data={"bytes": amount})
+
+
+def test_an_age_beyond_all_years_is_accepted_for_ever() -> None:
+    """As definitions say it that were put in force before it was refused."""
+    for_ever = replace(PLAIN, oldest_accepted=timedelta.max, furthest_ahead=timedelta.max)
+    walk = Walk(for_ever).send(body(1, time="2000-01-01T00:00:00Z"), body(2, time="2099-12-31T23:59:59Z"), body(2))
+    assert (walk.counts["aggregated"], walk.counts["duplicate"]) == (2, 1)
 
 
 def test_the_first_copy_counts_and_a_later_one_does_not() -> None:
