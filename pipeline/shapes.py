@@ -20,6 +20,7 @@ import pyarrow as pa
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 _LABELLED = frozenset(("source", "type", "subject", "specversion"))
+_ENCODED = "data_base64"  # dimensions and values in one text: read line by line
 _LARGEST = 1 << 30  # Arrow's offsets are 32 bits wide
 # The only number between two texts, and no literal beside it; whatever is written otherwise stays in the label.
 _NUMBER = re.compile(rb"([ :\[\]{},]*)(-?[0-9][0-9.]*)([ :\[\]{},]*)")
@@ -142,7 +143,7 @@ def values_of(line: bytes) -> tuple[Free, ...]:
         event = json.loads(template_of(line), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return ()
-    roles = _roles(event) if isinstance(event, dict) else {}
+    roles = _roles(event) if isinstance(event, dict) and _ENCODED not in event else {}
     if not {"s-id", "s-time"} <= {f"{marker[0]}-{role}" for marker, role in roles.items()}:
         return ()
     return tuple(

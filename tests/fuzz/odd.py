@@ -43,7 +43,7 @@ TIMES = (
     "２０２６-10-31T12:00:00Z",
 )  # fmt: skip
 KEYS = ("id", "source", "type", "subject", "time", "specversion", "data", "Id", "data.value", "", "datacontenttype",
-        "extension", "\\u0069d", "\\u0064ata", "id\\u0000")  # fmt: skip
+        "data_base64", "extension", "\\u0069d", "\\u0064ata", "id\\u0000")  # fmt: skip
 CONTENT_TYPES = (
     "application/json", "Application/CloudEvents+JSON; charset=utf-8", "application/cloudevents+json;",
     "APPLICATION/CLOUDEVENTS-BATCH+JSON;charset=UTF-8", " application/x-ndjson ", "application/x-NDJSON ; a=b",

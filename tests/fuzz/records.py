@@ -111,9 +111,10 @@ class Maker:
     def _alike(self, now_ms: int) -> list[bytes]:
         """Return enough lines of one shape to be read by shape, with some odd ones among them."""
         rng, texts = self._rng, []
-        model = self._texts.good(now_ms, type=rng.choice(('"server"', '"store"', '"cpu"')))
+        kind = rng.choice(('"server"', '"store"', '"cpu"', '"balancer.host"'))
+        models = [self._texts.good(now_ms, type=kind) for _ in range(rng.choice((1, 1, 3)))]
         for number in range(rng.choice((260, 400))):
-            texts.append(model.replace(b'"e-', b'"l%d-' % number, 1))
+            texts.append(rng.choice(models).replace(b'"e-', b'"l%d-' % number, 1))
         for _ in range(rng.choice((0, 1, 10))):
             place = rng.randrange(len(texts))
             texts[place] = spoil(rng, texts[place], rng.choice(self._pool)).replace(b"\n", b" ")
@@ -126,12 +127,13 @@ class Maker:
     def _binary(self, now_ms: int) -> Record:
         try:
             event = msgspec.json.decode(self._texts.good(now_ms))
-        except msgspec.DecodeError:
+            data = json.dumps(event["data"])
+        except (msgspec.DecodeError, KeyError):
             return self._single(now_ms)
         headers = [(f"ce_{name}", str(value).encode()) for name, value in event.items() if name != "data"]
         if self._rng.random() < 0.5:
             headers.append((CONTENT_TYPE, b"application/json; charset=utf-8"))
-        return Record(json.dumps(event["data"]).encode(), tuple(headers))
+        return Record(data.encode(), tuple(headers))
 
     def _lines(self, now_ms: int) -> Record:
         lines = self._alike(now_ms) if self._rng.random() < 0.02 else self._some_events(now_ms)

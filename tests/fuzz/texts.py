@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta, timezone
 
 from tallyman.event import format_time
@@ -127,7 +128,10 @@ class Texts:
         style = (",", ":") if rng.random() < 0.7 else rng.choice(((", ", ": "), (" ,\t", " : "), (",\r", ":")))
         inner = "{" + style[0].join(f'"{name}"{style[1]}{value}' for name, value in data) + "}"
         pairs = list(event)
-        pairs.insert(len(pairs) if rng.random() < 0.8 else rng.randint(0, len(pairs)), ("data", inner))
+        named = ("data", inner)
+        if rng.random() < 0.05:
+            named = ("data_base64", json.dumps(b64encode(inner.encode("utf-8", "surrogatepass")).decode()))
+        pairs.insert(len(pairs) if rng.random() < 0.8 else rng.randint(0, len(pairs)), named)
         text = "{" + style[0].join(f'"{name}"{style[1]}{value}' for name, value in pairs) + "}"
         return text.encode("utf-8", "surrogatepass")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ METERS = (
           allow_negative=False),
     Meter(meter="bytes", event_type="store", aggregation="sum", value="bytes", scale=0, allow_negative=False),
     Meter(meter="deep", event_type="deep", aggregation="count", dimensions={"host": "host.name"}),
+    Meter(meter="calls", event_type="call", aggregation="count", dimensions={"region": "region"},
+          where={"size": ("L",)}),
 )  # fmt: skip
 ALONE = 1 << 30
 LeftOver = Callable[[list[bytes]], list[int]]
@@ -45,6 +48,9 @@ SHAPES = (
     '{{"id":{i},"id":{i},"source":{s},"type":{k},"subject":{s},"time":{t},"data":{{"hours":{q},"hours":{n}}}}}',
     '{{"time":{t},"data":{s},"id":{n},"source":{s},"type":{k},"subject":{s}}}',
     '{{"id":{i},"source":{s},"type":"deep","subject":{s},"time":{t},"data":{{"host":{{"name":{s}}},"hours":{n}}}}}',
+    '{{"id":{i},"source":{s},"type":"call","subject":{s},"time":{t},"data_base64":{b}}}',
+    '{{"specversion":{s},"id":{i},"source":{s},"type":"call","subject":{s},"time":{t},"dataschema":{s},"datacontenttype":{s},'
+    '"region":{s},"size":{n},"data":{{"region":{s},"size":"L","Region":{s},"more":{{"size":{s}}}}}}}',
 )
 TEXTS = ["Zoë Åström", "a", "b", "L", "4", "1.0", "", "{", "}", ",", ":", '\\"', "\\\\", "\\u0041", "a,b:{}", "x" * 300,
          "ü" * 600, "🙂", "\t", "\n", "\r", "\x7f", "nul\x00", "s3", "n4", "true"]  # fmt: skip
@@ -55,9 +61,10 @@ NUMBERS = ["1", "4", "1.5", "-2", "-0", "-0.0", "01", "1.", "1.2.3", "1e3", "1E4
 TIMES = ["2026-10-31T12:00:00Z", "2026-10-31T12:00:00.123456Z", "2026-10-31T12:00:00+01:00", "2026-02-30T12:00:00Z",
          "1999-12-31T23:59:59Z", "2026-10-31 12:00:00Z", "2026-10-31T12:00:00.1234567Z", "2026-10-31T24:00:00Z",
          "soon", "", "2026-10-31T12:00:60Z", "2026/10/31T12:00:00Z"]  # fmt: skip
+ENCODED = [b64encode(text).decode() for text in (b'{"size":"L","region":"a"}', b'{"size":"L","region":"b"}', b"{}")]
 SPLICES = [b"", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", "é🙂".encode(), b"\\", b'"', b'","id":"x',
            b"0", b"e1", b".", b"-", b" ", b"\x00", b"\x1f", b"\x7f", b"9" * 19]  # fmt: skip
-TYPES = ["server", "store", "heartbeat", "unknown", "deep", ""]
+TYPES = ["server", "store", "call", "heartbeat", "unknown", "deep", ""]
 
 
 def mostly(usual: list[str], odd: list[str]) -> st.SearchStrategy[str]:
@@ -71,7 +78,7 @@ class Slots:
         self.draw, self.number = draw, number
 
     def fill(self, shape: str) -> bytes:
-        for letter in "isktqn":
+        for letter in "isktqnb":
             while f"{{{letter}}}" in shape:
                 shape = shape.replace(f"{{{letter}}}", self.value(letter), 1)
         return shape.replace("{{", "{").replace("}}", "}").encode()
@@ -85,6 +92,8 @@ class Slots:
             text = self.draw(mostly(["server", "store"], TYPES))
         elif letter == "t":
             text = self.draw(mostly(TIMES[:2], TIMES))
+        elif letter == "b":
+            text = self.draw(mostly(ENCODED, [*TEXTS, b64encode(b"<a/>").decode(), "eyJ"]))
         elif letter == "q":
             text = self.draw(mostly(QUANTITIES[:3], QUANTITIES))
         else:
@@ -249,6 +258,15 @@ def test_the_template_of_a_line_holds_no_text_but_its_keys() -> None:
 
 def test_a_key_that_stands_twice_is_no_shape() -> None:
     assert free_parts(plain(1, more=',"hours":"2"'), frozenset()) == ()
+
+
+def test_data_in_base64_say_what_each_line_counts_for(left_over: LeftOver) -> None:
+    """Dimensions and filters stand in them; the first line's had been taken for those of all."""
+    starts = [plain(n).replace(b"server", b"call").partition(b',"data"')[0] for n in range(9)]
+    bodies = [start + f',"data_base64":"{ENCODED[n % 3]}"}}'.encode() for n, start in enumerate(starts)]
+    assert left_over(bodies) == list(range(9))
+    (*_, readings, dead, ignored) = outcome(decoder(2), bodies)
+    assert ([place for place, *_ in readings], dead, ignored) == ([0, 1, 2, 3, 4, 5], [], 3)
 
 
 def test_a_line_with_a_backslash_is_not_plain() -> None:
