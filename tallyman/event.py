@@ -153,8 +153,9 @@ _encode = msgspec.json.Encoder(decimal_format="string").encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Python reads integers of at most 4,300 digits, or of fewer: from 640 digits on that depends on how it was started.
-_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
-_LONG_INTEGER = re.compile(rb"-?[0-9]{640,}")
+# A text may lack its end, or each of its quotes would be tried as the beginning of one; no digit is looked at twice.
+_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
+_LONG_INTEGER = re.compile(rb"(?<![0-9])-?[0-9]{640,}")
 _BELOW_MICROSECONDS = re.compile(r"(\.[0-9]{6})[0-9]+")
 # Seconds since 1970, from 2000 on; shorter or longer digits are dates without signs, or milliseconds.
 _UNIX_SECONDS = re.compile(r"([0-9]{9,10})(?:\.([0-9]+))?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -93,6 +94,15 @@ def test_an_integer_of_any_length_is_no_matter_where_nobody_reads_it(digits: int
     """Python reads 4,300 digits, or fewer, as it was started; an event may not depend on that."""
     body = (HEAD + ',"note":"' + "9" * 700 + '","data":{"value":1,"note":[-' + "9" * digits + ",1.5e3]}}").encode()
     assert decode_event(body).data["value"] == 1
+
+
+@pytest.mark.parametrize("rest", [b'"' + b'\\"' * 50_000, b'"\\' * 50_000, (b"1" * 639 + b",") * 100])
+def test_a_text_without_an_end_behind_a_long_integer_is_read_once(rest: bytes) -> None:
+    """Each quote was tried as a beginning: a record of four mebibytes would have held a worker for hours."""
+    began_s = time.process_time()
+    with pytest.raises(EventError):
+        decode_event(b'{"id":5,"n":[' + b"1" * 640 + b"," + rest)
+    assert time.process_time() - began_s < 2
 
 
 def test_a_long_integer_has_the_same_text_as_a_short_one() -> None:
