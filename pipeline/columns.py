@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,25 +14,35 @@ from pipeline.book import Counts, DeadLetter, Forward, Place, RawRecord
 from pipeline.heard import Heard
 from pipeline.identities import IdColumns
 from tallyman.event import Event
-from tallyman.headers import Headers
+from tallyman.headers import Headers, RecordKind, kept_headers
 from tallyman.meter import Meter
 
 Identity = tuple[int, int]
 MetersAt = Callable[[int], tuple[Meter, ...]]
 
 
-class Records(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Records:
     """The records of a fetch as they came: a dead letter keeps what it was made of."""
 
     offsets: npt.NDArray[np.int64]
     appended_ms: npt.NDArray[np.int64]
     values: list[bytes | None]
     headers: list[Headers]
+    kinds: list[RecordKind]
+    kept: dict[int, Headers] = field(default_factory=dict)
 
-    def at(self, offset: int) -> tuple[int, Headers, bytes]:
-        """Return when a record was appended, its headers and its value."""
+    def at(self, offset: int) -> tuple[int, RecordKind, bytes]:
+        """Return when a record was appended, what its headers say it is, and its value."""
         row = int(np.searchsorted(self.offsets, offset))
-        return int(self.appended_ms[row]), self.headers[row], self.values[row] or b""
+        return int(self.appended_ms[row]), self.kinds[row], self.values[row] or b""
+
+    def kept_headers(self, offset: int) -> Headers:
+        """Return what all dead letters of a record keep of its headers."""
+        if offset not in self.kept:
+            row = int(np.searchsorted(self.offsets, offset))
+            self.kept[offset] = kept_headers(self.headers[row], self.kinds[row])
+        return self.kept[offset]
 
 
 @dataclass(slots=True)

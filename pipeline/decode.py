@@ -96,7 +96,7 @@ def _fill(block: Block, log: LogRows, first: int, last: int, decoders: Decoders,
     _, json_decoder, arrow_decoder = decoders.get(block.after.definitions)
     arrow_decoder.begin()
     booking = block.after.booking
-    records = block.records = Records(log.offsets, log.appended, log.values, log.headers)
+    records = block.records = Records(log.offsets, log.appended, log.values, log.headers, log.kinds)
     lines, arrow = Lines(), list[ArrowRecord]()
     rows = range(first, last)
     if archive:

@@ -6,7 +6,6 @@ from pipeline.book import DeadLetter
 from pipeline.columns import Block, Events, Records
 from tallyman.errors import EventError
 from tallyman.event import SINGLE, decode_event
-from tallyman.headers import kept_headers, kind_of
 
 
 def complete(letter: DeadLetter, records: Records) -> DeadLetter:
@@ -14,9 +13,8 @@ def complete(letter: DeadLetter, records: Records) -> DeadLetter:
 
     An event in binary mode gets the body back that it came with.
     """
-    _, headers, value = records.at(letter.offset)
-    kind = kind_of(headers)
-    letter.headers = kept_headers(headers)
+    _, kind, value = records.at(letter.offset)
+    letter.headers = records.kept_headers(letter.offset)
     letter.content_type = kind.content_type if kind.format == "single" else SINGLE
     if kind.attributes is not None:
         letter.body = value
@@ -40,7 +38,6 @@ def event_letter(part: Events, row: int, block: Block, reason: str, detail: str)
 def record_letter(block: Block, offset: int, error: EventError) -> DeadLetter:
     """Make the one dead letter of a record that could not be taken as a whole."""
     assert block.records is not None
-    appended_ms, headers, value = block.records.at(offset)
-    kind = kind_of(headers)
+    appended_ms, kind, value = block.records.at(offset)
     return DeadLetter(offset, 0, appended_ms, block.after.booking, error.reason, error.detail, value,
-                      kind.content_type, source=kind.collector, headers=kept_headers(headers))  # fmt: skip
+                      kind.content_type, source=kind.collector, headers=block.records.kept_headers(offset))  # fmt: skip

@@ -27,7 +27,9 @@ from tallyman.event import (
 )
 
 Headers = tuple[tuple[str, bytes], ...]
-_OWN = "tallyman-"
+_FOREIGN = frozenset((CONTENT_TYPE, ADMITTED))
+_NUMBERED = _FOREIGN | {COLLECTOR, EPOCH, SEQUENCE}
+_OWN = _NUMBERED | {INDEX, WATERMARK, CORRECTS, TICK, CLOSE, DEFINITIONS, END}
 _LONGEST_KEPT = 4096
 MAX_HEADER_BYTES = 1 << 20  # of all headers of a record, which go with it when it is sent on
 
@@ -135,10 +137,17 @@ def _number(named: dict[str, bytes], name: str) -> int:
     return int(text)
 
 
-def kept_headers(headers: Headers) -> Headers:
-    """Return what a dead letter keeps of its record's headers: what says how it is read, and who it is."""
-    return tuple(
-        (name, value[:_LONGEST_KEPT])
-        for name, value in headers
-        if name.lower() == CONTENT_TYPE or name.lower().startswith((_OWN, PREFIX))
-    )
+def kept_headers(headers: Headers, kind: RecordKind) -> Headers:
+    """Return what a dead letter keeps of its record's headers: what says how it is read, and who it is.
+
+    A record of many events may make as many letters: each keeps only what its event needs to be let in again.
+    """
+    one = kind.format in (None, "single")
+    names, longest = (_OWN, _LONGEST_KEPT) if one else (_NUMBERED if kind.sequence >= 0 else _FOREIGN, MAX_NAME_BYTES)
+    kept: dict[str, tuple[str, bytes]] = {}
+    for name, value in headers:
+        lower = name.lower()
+        if lower in names or (one and lower.startswith(PREFIX)):
+            kept.pop(lower, None)  # of two, the last counts
+            kept[lower] = name, value[:longest] if one else value.strip()[:longest]  # a content type has room around
+    return tuple(kept.values())

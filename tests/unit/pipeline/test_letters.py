@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from collectors.arrow import Reading, encode_readings
-from tallyman.event import ADMITTED, ARROW, INDEX, SINGLE, Series, home_key
+from tallyman.event import ADMITTED, ARROW, BATCH, INDEX, SINGLE, Series, home_key
 from tallyman.kafka import partition_of
 from tallyman.meter import Meter
 from tests.unit.pipeline.events import NOON_US, PLAIN, Walk, body, numbered, short_window
@@ -86,6 +86,16 @@ def test_the_content_type_of_a_dead_line_says_what_its_bytes_are() -> None:
     odd = (("Content-Type", b"APPLICATION/X-NDJSON; charset=utf-8"), ("traceparent", b"00"))
     (letter,) = Walk().send(b"\n".join([body(1), b"{"]), headers=odd).chunk.dead
     assert (letter.content_type, letter.headers) == (SINGLE, odd[:1])
+
+
+@pytest.mark.parametrize("number", [(), numbered(3)[1:]])
+def test_each_dead_event_of_a_record_keeps_only_the_headers_that_it_needs(number: Headers) -> None:
+    """A mebibyte of headers beside 65,536 events would else be 64 GiB of dead letters."""
+    own = (("content-type", BATCH.encode()), *number)
+    idle = [(f"ce_a{n}", b"x" * 4090) for n in range(50)] + [("tallyman-note", b"x" * 4090), ("tallyman-epoch", b"x")]
+    letters = Walk().send(b"[1,2,3]", headers=(*idle, ("Content-Type", b"x" * 4090), *own)).chunk.dead
+    assert len(letters) == 3 and all(letter.headers == own for letter in letters)
+    assert len({id(letter.headers) for letter in letters}) == 1
 
 
 CPU = Meter(meter="host.cpu", event_type="cpu", aggregation="sum", value="value", scale=0)
