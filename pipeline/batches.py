@@ -28,6 +28,7 @@ _CRC_FROM = 21  # the checksum covers what follows it
 _CODEC, _APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
 _NOTHING: IntArray = np.empty(0, np.int64)
 _ABORT = 0
+_OBJECT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +44,8 @@ class Fetch:
         digests: (base offset, leader epoch, CRC) of each Kafka batch in order, also of those without usable
             records. The first may begin below `first`.
         at_end: The broker has said that the log ends behind it, and not only sent no more yet.
-        size: Of what came from the log, its bytes when decompressed; of a part, still those of the whole.
+        size: Of what came from the log, its bytes when decompressed, and about what its records and headers take
+            besides, which may have none; of a part, still those of the whole.
     """
 
     topic_id: str
@@ -167,7 +169,7 @@ class BatchWalk:
         return Fetch(
             self._topic_id, self._partition, first, self.position,
             columns.offsets, columns.appended_ms, columns.values, columns.keys, columns.headers,
-            tuple(digests), size=size,
+            tuple(digests), size=size + _OBJECT_BYTES * columns.objects,
         )  # fmt: skip
 
     def _end_of_batch(self) -> int | None:

@@ -16,6 +16,7 @@ from pipeline.write import Flush
 # ClickHouse cuts blocks at 1,048,449 rows, and a cut block is no longer one cut of the log. Far below it, since a flush
 # holds its rows as Python objects, 250 bytes each, and one fetch more may come on top.
 MAX_CHANGED_KEYS = 200_000
+MAX_DEAD_LETTERS = 20_000  # kilobytes each, and one block more may come on top
 _SHARE_BEHIND, _LONGEST_PAUSE_S = 3, 0.6  # of what the last flush took
 
 
@@ -66,7 +67,9 @@ def _rested_at() -> float:
 def _is_due(chunk: OpenChunk, flush_s: float, rested_at: float) -> bool:
     """Tell whether it is time for a chunk that has something to write."""
     own = chunk.flushed_at + max(flush_s, min(chunk.flush_cost_s, _LONGEST_PAUSE_S))
-    return time.monotonic() >= max(own, rested_at) or _changed_keys(chunk) > MAX_CHANGED_KEYS
+    if time.monotonic() >= max(own, rested_at):
+        return True
+    return len(chunk.dead) > MAX_DEAD_LETTERS or _changed_keys(chunk) > MAX_CHANGED_KEYS
 
 
 def _flush(chunk: OpenChunk, decoders: Decoders) -> Flush:

@@ -32,6 +32,11 @@ class RecordColumns:
     values: list[bytes | None]
     headers: list[Headers] | None
 
+    @property
+    def objects(self) -> int:
+        """How many records and headers they are."""
+        return len(self.values) + (sum(map(len, self.headers)) if self.headers else 0)
+
     def without(self, count: int) -> RecordColumns:
         """Return all but the first `count` records."""
         headers = self.headers[count:] if self.headers is not None else None

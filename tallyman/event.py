@@ -289,29 +289,33 @@ def split_record(content_type: str | bytes | None, body: bytes) -> list[bytes]:
     if len(body) > MAX_RECORD_BYTES:
         raise EventError("too_large", f"expected at most {MAX_RECORD_BYTES} bytes, got {len(body)}")
     if kind == "lines":
-        return _not_too_many([line for line in body.split(b"\n") if line.strip()])
+        _check_count(body.count(b"\n") + (not body.endswith(b"\n")))  # blank ones, too: each is looked at
+        return [line for line in body.split(b"\n") if line.strip()]
     if kind == "batch":
         try:
-            return _not_too_many(_split_batch(body))
+            return _split_batch(body)
         except msgspec.DecodeError as error:
             _check_utf8(body)
             raise EventError("malformed", f"batch: {error}") from error
     return [body]
 
 
-def _not_too_many(parts: list[bytes]) -> list[bytes]:
-    if len(parts) > MAX_RECORD_EVENTS:
-        raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} events in a record, got {len(parts)}")
-    return parts
+def _check_count(count: int) -> None:
+    if count > MAX_RECORD_EVENTS:
+        raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} events in a record, got {count}")
 
 
 def _split_batch(body: bytes) -> list[bytes]:
     if not is_too_deep(body, MAX_NESTING + 1):
-        return [bytes(raw) for raw in _decode_raws(body)]
+        raws = _decode_raws(body)
+        _check_count(len(raws))
+        return [bytes(raw) for raw in raws]
     # One event that is nested too deeply is dead, and not the others: cut a text without it, at the same places.
     parts, place = [], 0
     flat = flatten(body, MAX_NESTING + 1)
-    for raw in _decode_raws(flat):
+    raws = _decode_raws(flat)
+    _check_count(len(raws))
+    for raw in raws:
         place = flat.index(bytes(raw), place)
         parts.append(body[place : place + len(raw)])
         place += len(raw)

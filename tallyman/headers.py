@@ -31,6 +31,7 @@ _FOREIGN = frozenset((CONTENT_TYPE, ADMITTED))
 _NUMBERED = _FOREIGN | {COLLECTOR, EPOCH, SEQUENCE}
 _OWN = _NUMBERED | {INDEX, WATERMARK, CORRECTS, TICK, CLOSE, DEFINITIONS, END}
 _LONGEST_KEPT = 4096
+MAX_HEADERS = 4096  # with empty names they take no bytes
 MAX_HEADER_BYTES = 1 << 20  # of all headers of a record, which go with it when it is sent on
 
 
@@ -81,6 +82,8 @@ def kind_of(headers: Headers) -> RecordKind:
             opens, definitions = _number(named, CLOSE), _number(named, DEFINITIONS)
             return RecordKind(None, content_type, control=True, opens=opens, definitions=definitions, ends=END in named)
         size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MAX_HEADERS:
+            raise EventError("too_large", f"headers: expected at most {MAX_HEADERS} of them, got {len(headers)}")
         if size > MAX_HEADER_BYTES:
             raise EventError("too_large", f"headers: expected at most {MAX_HEADER_BYTES} bytes together, got {size}")
         kind = RecordKind("single", content_type, ADMITTED in named)

@@ -50,6 +50,13 @@ def test_records_come_with_offset_key_value_and_the_brokers_time(codec: str, cou
     assert fetch.headers is None
 
 
+def test_the_size_of_a_fetch_counts_each_record_and_header() -> None:
+    """They take room also where they have hardly any bytes."""
+    bare, headed = (only(walk(batch_of([(None, b"1", (("", b""),) * count)] * 50))) for count in (0, 9))
+    assert bare.size - 50 * 64 < 50 * 10 + 70
+    assert headed.size - bare.size == 50 * 9 * (64 + 2)
+
+
 def test_a_topic_without_log_append_time_shows_the_senders_times() -> None:
     times = [NOON_MS + 7, NOON_MS - 3_600_000, NOON_MS]
     fetch = only(walk(batch_of(events(3), appended_ms=None, created_ms=times)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from pipeline import stretch
 from pipeline.batches import empty_fetch
 from pipeline.book import DAY_MS, Place, chain
 from pipeline.decode import blocks
@@ -271,3 +273,28 @@ def test_what_new_definitions_read_of_an_event_is_held_from_their_close_on() -> 
     )
     rows, _ = walk.chunk.table.take_changes()
     assert rows.latest.tolist() == rows.max.tolist() == [1_500_000] * 2 and rows.latest_us.all()
+
+
+@pytest.mark.parametrize("content", [LINES, BATCH])
+def test_a_fetch_is_cut_where_its_records_may_become_too_much(content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mebibyte of the shortest lines is half a million dead letters; wherever it is cut, it comes to the same."""
+    events = [body(1), body(2), b"1", body(3)]
+    record = b"\n".join(events) if content == LINES else b"[" + b",".join(events) + b"]"
+    rows = [(record, (("content-type", content.encode()),), NOON_MS)] * 3 + [(body(4), (), NOON_MS)] * 3
+    whole = Walk().go(fetch_of(rows))
+    monkeypatch.setattr(stretch, "_MOST", np.array([[1 << 20], [3]]))
+    cut = Walk().go(fetch_of(rows))
+    assert [len(walk.blocks) for walk in (whole, cut)] == [1, 4]
+    assert cut.sums() == whole.sums() and cut.chunk.here == whole.chunk.here
+    letters = [[(letter.offset, letter.index) for letter in walk.dead] for walk in (whole, cut)]
+    assert letters[0] == letters[1] == [(offset, 2) for offset in range(3)]
+
+
+def test_blank_lines_are_counted_too() -> None:
+    walk = Walk().send(b"\n" * 65_536, b"\n" * 65_537, body(1), headers=NDJSON)
+    assert (walk.reasons, walk.counts["aggregated"], walk.chunk.dead[0].offset) == (["too_large"], 1, 1)
+
+
+def test_headers_are_counted_though_they_be_empty() -> None:
+    assert Walk().send(body(1), headers=(("", b""),) * 4097).reasons == ["too_large"]
+    assert Walk().send(body(1), headers=(("", b""),) * 4096).reasons == []

@@ -110,6 +110,14 @@ def test_a_chunk_is_flushed_before_clickhouse_would_cut_its_block(monkeypatch: p
     assert walk.totals
 
 
+def test_a_chunk_is_flushed_before_dead_letters_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "MAX_DEAD_LETTERS", 2)
+    walk = Walk().send(b"1", b"2")
+    assert (len(walk.dead), len(walk.chunk.dead)) == (0, 2)
+    walk.send(b"3")
+    assert (len(walk.dead), len(walk.chunk.dead)) == (3, 0)
+
+
 def test_many_readings_of_few_series_are_no_reason_to_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is how many rows a flush would write."""
     monkeypatch.setattr(folding, "MAX_CHANGED_KEYS", 5)

@@ -20,7 +20,7 @@ from pipeline.catalog import Catalog
 from pipeline.compiled import load_kernel
 from pipeline.json_events import JsonDecoder
 from pipeline.lines import PADDING, Lines
-from pipeline.stretch import LogRows, read_alike
+from pipeline.stretch import LogRows, read_alike, sizes_of
 from tallyman.errors import EventError
 from tallyman.event import LINES, MAX_RECORD_EVENTS, identity, parse_time, split_record
 from tallyman.headers import kind_of
@@ -105,7 +105,8 @@ def rows_of(values: list[bytes]) -> LogRows:
     count, kind = len(values), kind_of(NDJSON)
     offsets = np.arange(7, 7 + count)
     zeros = np.zeros(count, np.int64)
-    return LogRows([kind] * count, offsets, zeros + 1, zeros + 2, zeros, zeros, list(values), [NDJSON] * count)
+    sizes = sizes_of(list(values), [kind] * count, {kind.format})
+    return LogRows([kind] * count, offsets, zeros + 1, zeros + 2, zeros, zeros, list(values), [NDJSON] * count, sizes)
 
 
 @needs_numba
