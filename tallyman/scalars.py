@@ -57,7 +57,7 @@ def parse_duration(text: str) -> timedelta:
     # Python refuses to read more than 4,300 digits.
     milliseconds = int(parts[1]) * _UNITS[parts[2]] if len(parts[1]) <= _SHOWN else math.inf
     if milliseconds > _LONGEST // timedelta(milliseconds=1):
-        raise ValueError(f'expected at most {write_duration(_LONGEST)}, got "{text[:_SHOWN]}"')
+        raise ValueError(f'expected a duration of at most {write_duration(_LONGEST)}, got "{text[:_SHOWN]}"')
     return timedelta(milliseconds=milliseconds)
 
 
