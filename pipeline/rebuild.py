@@ -21,7 +21,6 @@ from pipeline.audit import first_booking
 from pipeline.book import Place
 from pipeline.booked import BookedChunk, read_chunks
 from pipeline.close import open_books
-from pipeline.closes import newest_close
 from pipeline.compare import Difference, MeterCompared, compare, rebuilt_sides
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.recount import RecountConfig, SourceName, Task
@@ -169,7 +168,7 @@ class _Rebuild:
                 _refuse_before_close(each, switch)
             if going_on:  # what follows begins where all of this one has ended
                 reached = min(each.reached.booking for each in going_on)
-                _refuse_unsealed_before(newest_close(self._engine, switch.definitions, reached), switch)
+                _refuse_unsealed_before(books.newest_close(self._engine, switch.definitions, reached), switch)
                 break
         # Of whatever meter and minute: what the older ones did not count of a new meter left no row of it.
         rows = self._client.execute(

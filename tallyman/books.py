@@ -254,6 +254,14 @@ def add_definitions(engine: sa.Engine, wanted: Definitions) -> Definitions:
         return fresh
 
 
+def newest_close(engine: sa.Engine, definitions: int, reached: int) -> int | None:
+    """Return the newest booking up to `reached` that a close of these definitions opened; None if none did."""
+    mine = sa.and_(_closes.c.definitions == definitions, _closes.c.booking <= reached)
+    with read(engine) as connection:
+        found: int | None = connection.execute(sa.select(sa.func.max(_closes.c.booking)).where(mine)).scalar()
+    return found
+
+
 def closed_definitions(engine: sa.Engine, name: str) -> Definitions | None:
     """Return the definitions in force in the newest topic of a line in which books were opened: the newest that a close
     names which stands in every partition of it. None where none is.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.closes import newest_close
 from pipeline.rebuild import _refuse_unsealed_before
 from tallyman import books
 from tallyman.control import open_control
@@ -28,9 +27,9 @@ def test_a_rebuild_waits_for_the_booking_before_its_definitions(tmp_path: Path) 
     wrong_day = books.next_close(engine, NOON.replace(year=2027), "topic")  # by a machine whose clock is a year ahead
     right = books.next_close(engine, NOON, "topic")
     assert (right.booking, right.definitions, wrong_day.definitions) == (DAY + 2, 1, 1)
-    assert newest_close(engine, 1, reached=DAY + 1) is None
-    assert newest_close(engine, 1, reached=DAY + 2) == DAY + 2
-    assert newest_close(engine, 1, reached=DAY + 1000) == DAY + 2
+    assert books.newest_close(engine, 1, reached=DAY + 1) is None
+    assert books.newest_close(engine, 1, reached=DAY + 2) == DAY + 2
+    assert books.newest_close(engine, 1, reached=DAY + 1000) == DAY + 2
     engine.dispose()
     for last in (DAY + 1, DAY + 900):
         _refuse_unsealed_before(DAY + 2, switch(last))
