@@ -421,7 +421,7 @@ def test_a_person_sees_who_sends_what_is_missing_and_what_to_do(
         "värd-2     live    2026-10-05 12:20 +00:00  2026-10-05 12:20 +00:00                0              0",
         "missing: batches 3 to 4 of värd-1 (usage between 2026-10-05 12:02 +00:00 and 2026-10-05 12:05 +00:00)",
     ]
-    assert "tallyman collectors retire värd-1" in captured.err
+    assert "tallyman collectors retire 'värd-1'" in captured.err
     assert run(["collectors", "retire", "värd-1"]) == run(["collectors", "retire", "värd-1"]) == 0
     capsys.readouterr()
     assert run(["collectors", "list", "--json"]) == 0
