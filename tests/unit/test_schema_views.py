@@ -86,6 +86,15 @@ def test_views_that_an_older_version_wrote_back_are_made_anew_once() -> None:
     assert store.changes == changes + 1  # the journal, which is made if it does not exist
 
 
+def test_a_view_that_the_version_before_made_is_made_anew_at_the_upgrade() -> None:
+    store = Store()
+    migrate(store)  # type: ignore[arg-type]
+    made = "CREATE OR REPLACE VIEW usage_minute AS SELECT 1"
+    store.views["usage_minute"] = f"{made}\nCOMMENT 'tallyman/schema 0123456789abcdef'"
+    assert keep_views(store) == ["usage_minute"]  # type: ignore[arg-type]
+    assert all_newest(store)
+
+
 def test_an_older_version_leaves_the_views_of_a_newer_one_alone() -> None:
     store = Store()
     migrate(store)  # type: ignore[arg-type]
