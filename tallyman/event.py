@@ -38,8 +38,8 @@ FORMATS: Mapping[str, Format] = {
     "application/jsonl": "lines",
 }
 
-# Headers of our own. The last seven are honoured only because the broker's ACLs let nobody but the operator's
-# principal write them (docs/decisions/0004).
+# Headers of our own. Of whoever may write to the topic they are believed: see docs/operations.md, "Who may write to the
+# topic", and docs/decisions/0004.
 CONTENT_TYPE = "content-type"
 COLLECTOR, EPOCH, SEQUENCE = "tallyman-collector", "tallyman-epoch", "tallyman-sequence"
 WATERMARK = "tallyman-watermark-us"
