@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@.ci/venv $(VENV)
 	@echo "tallyman: installing the pinned packages into $(VENV) (about two minutes the first time)" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,dev]'
-	@$(BIN)/python -c 'import pipeline.worker; from pipeline.compiled import load_kernel; load_kernel()' >/dev/null 2>&1 || true
+	@$(BIN)/python -c 'import pipeline.worker; from pipeline.compiled import load_id_kernel, load_kernel; load_kernel(); load_id_kernel()' >/dev/null 2>&1 || true
 	@touch $@
 
 demo: setup ## this host and a month of a small cloud, through Kafka and ClickHouse, to alarms and invoices

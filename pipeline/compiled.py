@@ -1,13 +1,15 @@
-"""The compiled loops, if this machine has them: `pipeline.kernel` needs numba, which may be absent.
+"""The compiled loops, if this machine has them: `pipeline.kernel` and `pipeline.id_kernel` need numba, which may be
+absent.
 
-Without them, and where they do not give what Python gives, everything is read by `pipeline.lookalikes`, with the same
-answers and at half the speed. `TALLYMAN_COMPILED=no` does without them, too.
+Without them, and where they do not give what Python gives, `pipeline.lookalikes` and numpy do the same at half the
+speed, with the same answers. `TALLYMAN_COMPILED=no` does without them, too.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import logging
 import os
 import tempfile
@@ -22,31 +24,40 @@ log = logging.getLogger(__name__)
 @functools.cache
 def load_kernel() -> ModuleType | None:
     """Return the compiled loops, or nothing. The first call on a machine compiles for some seconds, later ones load."""
-    if os.environ.get("TALLYMAN_COMPILED") == "no":
-        return None
-    try:
-        kernel = _import()
-    except ImportError:
-        return None
-    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise: there is another way
-        log.warning("not_compiled", extra={"error": str(error)[:300]})
-        return None
-    if not _is_right(kernel):
+    kernel = _load("pipeline.kernel")
+    if kernel is not None and not _is_right(kernel):
         log.warning("not_compiled", extra={"error": "the compiled loops hash otherwise than hashlib"})
         return None
     return kernel
 
 
-def _import() -> ModuleType:
-    """Import the loops; what is compiled is kept beside them, else in the user's cache folder, else for now."""
+@functools.cache
+def load_id_kernel() -> ModuleType | None:
+    """Return the compiled loops over identities, or nothing, as `load_kernel`."""
+    return _load("pipeline.id_kernel")
+
+
+def _load(name: str) -> ModuleType | None:
+    if os.environ.get("TALLYMAN_COMPILED") == "no":
+        return None
     try:
-        from pipeline import kernel
+        return _import(name)
+    except ImportError:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise: there is another way
+        log.warning("not_compiled", extra={"error": str(error)[:300]})
+        return None
+
+
+def _import(name: str) -> ModuleType:
+    """Import loops; what is compiled is kept beside them, else in the user's cache folder, else for now."""
+    try:
+        return importlib.import_module(name)
     except RuntimeError:  # numba found no folder that it may write to
         import numba
 
         numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="tallyman-")
-        from pipeline import kernel
-    return kernel
+        return importlib.import_module(name)
 
 
 def _is_right(kernel: ModuleType) -> bool:

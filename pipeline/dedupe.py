@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipeline.book import Conflict, Counts, Forward, OpenChunk
 from pipeline.catalog import Catalog
 from pipeline.columns import Block, Events
+from pipeline.compiled import load_id_kernel
 from pipeline.corrections import count_corrections
 from pipeline.id_filter import IdFilter
 from pipeline.identities import EVERYTHING, Accepted, IdColumns, IdStore
@@ -190,6 +191,11 @@ def _duplicates(
 
 def _repeated(high: npt.NDArray[np.uint64]) -> Mask:
     """Tell which values occur more than once."""
+    kernel = load_id_kernel()
+    if kernel is not None:
+        found = np.zeros(len(high), bool)
+        kernel.find_repeated(high, np.zeros(1 << (2 * len(high)).bit_length(), np.int32), found)
+        return found
     order = np.argsort(high)
     ordered = high[order]
     same = ordered[1:] == ordered[:-1]

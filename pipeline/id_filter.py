@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.compiled import load_id_kernel
 from pipeline.identities import EVERYTHING, HASHES, U64, IdStore
 
 log = logging.getLogger(__name__)
@@ -252,6 +253,10 @@ class _Layer:
 
     def _set(self, high: U64, low: U64) -> None:
         # Kirsch and Mitzenmacher: two independent hashes make any number of probes. Identities are hashes already.
+        kernel = load_id_kernel()
+        if kernel is not None:
+            kernel.set_bits(self._bytes, self._share_bits, _SHARE_BITS, _PROBES, high, low)
+            return
         mask, share, step = self._begin(high, low)
         at = high
         for _ in range(_PROBES):
@@ -267,7 +272,10 @@ class _Layer:
 
     def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
         """Tell which may be in; each probe looks only at those that all probes before have let through."""
-        result = np.zeros(len(high), bool)
+        result, kernel = np.zeros(len(high), bool), load_id_kernel()
+        if kernel is not None:
+            kernel.find_bits(self._bytes, self._share_bits, _SHARE_BITS, _PROBES, high, low, result)
+            return result
         left = np.arange(len(high))
         mask, share, step = self._begin(high, low)
         at = high

@@ -19,7 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
-from pipeline.compiled import load_kernel
+from pipeline.compiled import load_id_kernel, load_kernel
 from pipeline.growth import is_followed, line_to_book
 from pipeline.job import build
 from pipeline.members import Alone, Group, Members, Share
@@ -165,6 +165,7 @@ def prepare(project: Project) -> JobConfig:
     """
     check_client()
     load_kernel()
+    load_id_kernel()
     client = connect(project.clickhouse)
     try:
         migrate(client)

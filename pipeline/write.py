@@ -24,7 +24,7 @@ from pipeline.archive import MapOfPairs
 from pipeline.book import Forward, OpenChunk, Place
 from pipeline.catalog import EXTREMES_COUNT, LATEST_COUNTS, Catalog
 from pipeline.identities import IdColumns
-from pipeline.repeated import repeat
+from pipeline.repeated import plain, repeat
 from tallyman.clickhouse import TYPE_MISMATCH, refusal, store_errors
 from tallyman.errors import DamageError, FencedError, SealedError, StoreError
 from tallyman.metrics import counter
@@ -235,16 +235,16 @@ class Tables:
         self._insert(
             _IDS,
             [
-                joined.high,
-                joined.low,
+                plain(joined.high, np.uint64),
+                plain(joined.low, np.uint64),
                 _repeated([key[0] for key, _ in cuts], sizes),
-                np.repeat(np.array([key[1] for key, _ in cuts], np.uint32), sizes),
-                joined.offsets.astype(np.uint64),
-                joined.indexes.astype(np.uint32),
-                joined.remembered_us,
-                joined.digests,
-                joined.definitions,
-                np.repeat(np.array([key[2] for key, _ in cuts], np.uint32), sizes),
+                plain(np.repeat([key[1] for key, _ in cuts], sizes), np.uint32),
+                plain(joined.offsets, np.uint64),
+                plain(joined.indexes, np.uint32),
+                plain(joined.remembered_us, np.int64),
+                plain(joined.digests, np.uint64),
+                plain(joined.definitions, np.uint32),
+                plain(np.repeat([key[2] for key, _ in cuts], sizes), np.uint32),
             ],
         )
 

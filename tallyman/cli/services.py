@@ -113,7 +113,9 @@ def run_service(
         target: "module:function" of `main(project, stop, metrics_port, **more) -> exit code`.
     """
     from tallyman.log import setup
+    from tallyman.memory import use_one_arena
 
+    use_one_arena()
     setup(log_level, json=log_json)
     if metrics_port is None and (given := os.environ.get(METRICS_PORT)):
         metrics_port = _port(given)

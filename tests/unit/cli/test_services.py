@@ -38,6 +38,16 @@ def test_a_service_gets_its_project_and_gives_its_exit_code(service: list[str]) 
     assert CALLS[0][1:] == (False, None)
 
 
+def test_a_service_has_one_heap_before_anything_begins_a_thread(
+    service: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("tallyman.memory.use_one_arena", lambda: done.append("one heap"))
+    monkeypatch.setattr("tallyman.cli.services.load_room", lambda target: done.append(target) or fake_main)
+    assert run(service) == 7
+    assert done == ["one heap", "collectors.agent:main"]
+
+
 def test_the_metrics_port_is_an_option_or_in_the_environment(
     service: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
