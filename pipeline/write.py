@@ -375,13 +375,17 @@ def _usage_columns(chunk: OpenChunk, rows: Reduced, catalog: Catalog) -> list[li
 
 
 def _touched(rows: Reduced, catalog: Catalog) -> list[tuple[str, str, int, int]] | None:
+    """Return of each meter and tenant the first and the last minute that rows change; None: they are too many."""
+    keys = np.sort(rows.keys)
+    codes, minutes = keys >> 32, keys & 0xFFFFFFFF
+    first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
+    last = np.concatenate([first[1:], [len(keys)]]) - 1
     spans: dict[tuple[int, str], tuple[int, int]] = {}
     meters, subjects = catalog.series.meters, catalog.series.subjects
-    for key in rows.keys.tolist():
-        code, minute = key >> 32, key & 0xFFFFFFFF
+    for code, begin, end in zip(codes[first].tolist(), minutes[first].tolist(), minutes[last].tolist(), strict=True):
         name = meters[code], subjects[code]
-        first, last = spans.get(name, (minute, minute))
-        spans[name] = min(first, minute), max(last, minute)
+        known = spans.get(name)
+        spans[name] = (begin, end) if known is None else (min(known[0], begin), max(known[1], end))
         if len(spans) > MAX_TOUCHED:
             return None
     return [(catalog.meters[meter].meter, subject, *span) for (meter, subject), span in spans.items()]

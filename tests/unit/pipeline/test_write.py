@@ -138,6 +138,19 @@ def test_a_push_names_who_was_touched_and_when() -> None:
     assert (wire.pushes[0].covered, wire.pushes[0].place) == (2, walk.chunk.here)
 
 
+def test_a_push_names_each_tenant_once_whatever_the_order_of_series_and_minutes() -> None:
+    events = [body(n, time=f"2026-10-31T11:{minute:02}:00Z", subject=subject, data={"hours": 1, "region": region})
+              for n, (subject, region, minute) in enumerate([
+                  ("Łukasz", "b", 40), ("Zoë Åström", "a", 20), ("Łukasz", "a", 10), ("Łukasz", "a", 50),
+                  ("Zoë Åström", "b", 25), ("Łukasz", "b", 5)])]  # fmt: skip
+    walk, wire = Walk().send(*events), Wire()
+    write(walk.cut(), Store(), wire)
+    touched = [push.touched for push in wire.pushes]
+    eleven = NOON_MS // 60_000 - 60
+    assert sorted(touched[0] or ()) == [("compute.hours", "Zoë Åström", eleven + 20, eleven + 25),
+                                        ("compute.hours", "Łukasz", eleven + 5, eleven + 50)]  # fmt: skip
+
+
 def test_dead_letters_of_two_bookings_are_two_blocks() -> None:
     """Each within one ClickHouse partition, so that each is written whole or not at all."""
     walk, store = Walk(chunk=new_chunk()).send(b"{").send(b"[", at_ms=NOON_MS + 86_400_000), Store()
