@@ -2,7 +2,7 @@
 
 The first partitions of the world's log are the old topic's, the others the new one's. An end marker is a close that
 opens the last of all bookings: nothing behind it counts in the old topic, whoever still writes there is sent on.
-No command grows a topic yet: until one does, docs/operations.md, "A new topic", is what to do.
+`tallyman topic grow` does it (`pipeline.growth`, docs/operations/topic-growth.md).
 
     python -m tests.model.growth_model 20000                  # all rules on
     python -m tests.model.growth_model 2000 ids_carry_over    # without the rules named

@@ -6,11 +6,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.model.chunk_model import Broken, Rules
+from tests.model.chunk_model import Broken
 
-AnyRules = TypeVar("AnyRules", bound=Rules)
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AnyRules = TypeVar("AnyRules", bound="DataclassInstance")
 RunSchedule = Callable[[int, AnyRules], None]
 
 
