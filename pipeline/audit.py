@@ -24,7 +24,7 @@ from pipeline.compare import Difference, MeterCompared, compare, sides
 from pipeline.derived import BlocksDifference, SealDifference, compare_blocks, compare_seals
 from pipeline.frontier import read_frontier
 from pipeline.hot import HotCopy, Rows
-from pipeline.recount import Found, RecountConfig, SourceName, Task
+from pipeline.recount import RecountConfig, Recounted, SourceName, Task
 from pipeline.replay import Wanted
 from pipeline.runtime import Database
 from pipeline.seal import read_sealed_to
@@ -374,7 +374,7 @@ class _Audit:
         if recount.stored_totals(self._client, self._name) != totals:
             raise StoreError("audit: what was counted again is not what ClickHouse stored of it; run it again")
 
-    def _check_chunks(self, chunks: Sequence[BookedChunk], found: Sequence[Found]) -> None:
+    def _check_chunks(self, chunks: Sequence[BookedChunk], found: Sequence[Recounted]) -> None:
         """Compare the place, the counts and the identities of each chunk."""
         marks = {(each.topic_id, each.partition, each.chunk): each for each in found}
         ids = read_ids(self._client, chunks)

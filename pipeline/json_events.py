@@ -22,14 +22,14 @@ from pipeline.book import DeadLetter
 from pipeline.catalog import Catalog
 from pipeline.columns import Events
 from pipeline.compiled import load_kernel
+from pipeline.compiled_lookalikes import CompiledLookalikes
+from pipeline.event_rows import EventRows
 from pipeline.homes import Homes
 from pipeline.lines import Cuts, Lines, Stretch
 from pipeline.lookalikes import Lookalikes
-from pipeline.meanings import Found, Meanings
-from pipeline.quick import Quick
+from pipeline.meanings import FoundEvents, Meanings
 from pipeline.together import MOST_TOGETHER, join_objects
 from pipeline.values import Failures, narrow, parse_times, scale_values
-from pipeline.work import Work
 from tallyman.errors import EventError
 from tallyman.event import MAX_NAME_BYTES, decode_event, identity
 from tallyman.meter import Meter, is_path, value_in
@@ -94,8 +94,9 @@ class JsonDecoder:
         self._line_by_line = {meter.event_type for meter in catalog.meters if not _has_names(meter)}
         meanings = Meanings(catalog, self._homes, self._slow_types)
         self._kernel = load_kernel() if kernel == "load" else kernel
-        self._lookalikes = Lookalikes(meanings, *(() if few is None else (few,)))
-        self._quick = Quick(self._kernel, meanings, *(() if few is None else (few,))) if self._kernel else None
+        least = () if few is None else (few,)
+        self._lookalikes = Lookalikes(meanings, *least)
+        self._compiled = CompiledLookalikes(self._kernel, meanings, *least) if self._kernel else None
 
     def _plan(self, number: int, names: dict[str, tuple[str, Any]]) -> _MeterPlan:
         meter = self.catalog.meters[number]
@@ -110,7 +111,7 @@ class JsonDecoder:
     ) -> tuple[Events, list[DeadLetter], int]:
         """Return the events that some meter wants, the dead letters, and how many events were ignored."""
         stretch = lines if isinstance(lines, Stretch) else lines.together()
-        work = Work.of(len(stretch))
+        work = EventRows.of(len(stretch))
         found, rest = self.read_alike(stretch)
         for each in found:
             work.take(each)
@@ -121,13 +122,13 @@ class JsonDecoder:
                     for row, error in sorted(work.errors.items())]  # fmt: skip
         return self._events(stretch, work, content_type), dead, int((work.kind == 2).sum())
 
-    def read_alike(self, stretch: Stretch) -> tuple[list[Found], npt.NDArray[np.int64]]:
+    def read_alike(self, stretch: Stretch) -> tuple[list[FoundEvents], npt.NDArray[np.int64]]:
         """Read the lines that share a shape; return the rows, too, that are left to be read one by one."""
-        if self._quick:
-            return self._quick.read(stretch)
+        if self._compiled:
+            return self._compiled.read(stretch)
         return self._lookalikes.read(stretch.bodies, stretch.ends - stretch.starts)
 
-    def _one_by_one(self, bodies: Sequence[bytes], rows: list[int], work: Work) -> dict[int, Any]:
+    def _one_by_one(self, bodies: Sequence[bytes], rows: list[int], work: EventRows) -> dict[int, Any]:
         """Decode lines of any shape, and return what names they have."""
         wires, slow = self._parse([bodies[row] for row in rows])
         if self._line_by_line:
@@ -174,7 +175,7 @@ class JsonDecoder:
         except (msgspec.DecodeError, UnicodeDecodeError, ArithmeticError):
             return None
 
-    def _understand(self, wires: list[Any], rows: npt.NDArray[np.int64], work: Work) -> None:
+    def _understand(self, wires: list[Any], rows: npt.NDArray[np.int64], work: EventRows) -> None:
         find, dead_name = self._homes.get, self._bad_name
         identities: list[bytes] = [bytes(16)] * len(wires)
         homes = [0] * len(wires)
@@ -218,7 +219,7 @@ class JsonDecoder:
         plans: tuple[_MeterPlan, ...],
         wires: list[Any],
         rows: npt.NDArray[np.int64],
-        work: Work,
+        work: EventRows,
     ) -> None:
         wanted = np.zeros(len(wires), bool)
         for plan in plans:
@@ -260,7 +261,7 @@ class JsonDecoder:
         keys: list[Any],
         series: list[Any],
         rows: npt.NDArray[np.int64],
-        work: Work,
+        work: EventRows,
     ) -> None:
         """Give numbers to series that are met for the first time."""
         if len(plan.cache) > 2 * self.catalog.series.lasting + _LEFT_OUT_KEPT:
@@ -276,7 +277,7 @@ class JsonDecoder:
                     work.fail(int(rows[i]), error)
                     series[i] = -1
 
-    def _slow(self, row: int, body: bytes, work: Work, named: dict[int, Any]) -> None:
+    def _slow(self, row: int, body: bytes, work: EventRows, named: dict[int, Any]) -> None:
         try:
             event = decode_event(body)
         except EventError as error:
@@ -288,7 +289,7 @@ class JsonDecoder:
         work.identify(row, identity(event.subject, event.source, event.id))
         self._measure_slowly(row, event.type, event.subject, event.data, work)
 
-    def _measure_slowly(self, row: int, name: str, subject: str, data: Mapping[str, Any], work: Work) -> None:
+    def _measure_slowly(self, row: int, name: str, subject: str, data: Mapping[str, Any], work: EventRows) -> None:
         meters = self.catalog.by_type.get(name)
         if meters is None:
             self._unwanted(name, [row], work)
@@ -309,7 +310,7 @@ class JsonDecoder:
         for series, value in found:
             work.read(np.array([row], np.int64), np.array([series], np.int32), narrow([value]))
 
-    def _unwanted(self, name: str, rows: list[int], work: Work) -> None:
+    def _unwanted(self, name: str, rows: list[int], work: EventRows) -> None:
         ignored = name in self.catalog.ignored
         for row in rows:
             if ignored and work.kind[row] == 0:
@@ -346,7 +347,7 @@ class JsonDecoder:
             named.subject if named else "",
         )
 
-    def _events(self, lines: Stretch, work: Work, content_type: str) -> Events:
+    def _events(self, lines: Stretch, work: EventRows, content_type: str) -> Events:
         kept = work.kind == 0
         rows, series, values = work.readings()
         bodies, words, times, homes = lines.bodies, work.identities, work.times, work.homes

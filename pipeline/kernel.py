@@ -368,7 +368,7 @@ def read_lines(
         text, starts, ends, rows: The lines' bytes, where each is, and which to read.
         fixed, edges: The parts of a line between its values, one behind the other, and where each begins.
         kinds, roles, slots: What each value is; of a quantity, which one.
-        table, marks, places, pool, counts, room: The labels known, and how many there may be (see `pipeline.quick`).
+        table, marks, places, pool, counts, room: The labels known, and how many there may be (`CompiledLookalikes`).
         labels: Filled with each line's label, or `NEW`, or `NOT_SO`.
         times, ids, mantissas, decimals, from_, to: Filled for each line; the last four for each quantity of it.
     """

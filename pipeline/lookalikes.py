@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.homes import identify
-from pipeline.meanings import LEARNED, Found, Labels, Meanings, Scaled, only, to_forget
+from pipeline.meanings import LEARNED, FoundEvents, Labels, Meanings, Scaled, only, to_forget
 from pipeline.shapes import Bools, Cuts, Free, Ints, Sheet, cut, fixed_parts, free_parts, integers, scan, template_of
 from pipeline.values import are_numbers, lengths_of, scale_column, time_column
 from tallyman.event import MAX_NAME_BYTES
@@ -64,10 +64,10 @@ class Lookalikes:
         self._shapes: dict[bytes, _Shape | None] = {}
         self._learned = 0  # labels, since it was last looked at how much memory they all take
 
-    def read(self, bodies: Sequence[bytes], lengths: Ints) -> tuple[list[Found], Ints]:
+    def read(self, bodies: Sequence[bytes], lengths: Ints) -> tuple[list[FoundEvents], Ints]:
         """Return the events found, and the rows that are left to the other way."""
         done = np.zeros(len(bodies), bool)
-        found: list[Found] = []
+        found: list[FoundEvents] = []
         sheet = scan(bodies, lengths) if len(bodies) >= self._few and self._meanings.types else None
         waiting = np.flatnonzero(sheet.plain) if sheet else np.zeros(0, np.int64)
         for _ in range(_MOST_SHAPES):
@@ -99,7 +99,7 @@ class Lookalikes:
 
     def _read_shape(
         self, sheet: Sheet, bodies: Sequence[bytes], rows: Ints, shape: _Shape
-    ) -> tuple[Ints, Found]:
+    ) -> tuple[Ints, FoundEvents]:
         """Return the rows that were tried, and what was found in them; others may have another shape."""
         if shape.mixed:
             rows = rows[_same_lengths(sheet, rows, shape)]
@@ -123,8 +123,9 @@ class Lookalikes:
         ids = columns["id"] if good.all() else columns["id"].take(integers(chosen))
         identities = np.frombuffer(b"".join(identify(begins, ids.cast(pa.binary()).to_pylist())), "<u8")
         kept = [(lines[at], series, values) for at, series, values in only(readings, good)]
-        return rows, Found(lines[chosen], times[chosen], shape.labels.homes[label], identities.reshape(-1, 2), kept,
-                           lines[good & ~wanted])  # fmt: skip
+        homes = shape.labels.homes[label]
+        return rows, FoundEvents(lines[chosen], times[chosen], homes, identities.reshape(-1, 2), kept,
+                                 lines[good & ~wanted])  # fmt: skip
 
     def _understand(
         self, shape: _Shape, cuts: Cuts, lines: Ints, good: Bools, bodies: Sequence[bytes]

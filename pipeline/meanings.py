@@ -1,7 +1,7 @@
 """What labels mean: from whom an event comes, which series it belongs to, and what its meters read.
 
 A label is understood once, from a whole line that has it, by the contract's own decoder; both ways of reading lines
-that look alike (`pipeline.lookalikes`, `pipeline.quick`) ask here.
+that look alike (`pipeline.lookalikes`, `pipeline.compiled_lookalikes`) ask here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNKNOWN = -1  # the kind of a label that is none of ours: left to the decoder fo
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundEvents:
     """Events in order, as columns; of `unwanted` rows all meters' filters say no.
 
     Attributes:

@@ -85,7 +85,7 @@ STOP = Stop()
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class LogRestriction:
     """A restriction: the log from `begin` on, the place where a restart must begin; `done` when somebody stopped it.
 
     -1 before the first claim. It is what a runner checkpoints; the book is asked all the same.
@@ -95,13 +95,13 @@ class Stretch:
     done: bool = False
 
 
-class StretchTracker(RestrictionTracker):
+class LogTracker(RestrictionTracker):
     """Claims restart places in growing order; a claim of None ends the stretch."""
 
-    def __init__(self, stretch: Stretch) -> None:
+    def __init__(self, stretch: LogRestriction) -> None:
         self._stretch = stretch
 
-    def current_restriction(self) -> Stretch:
+    def current_restriction(self) -> LogRestriction:
         return self._stretch
 
     def try_claim(self, position: int | None) -> bool:
@@ -110,10 +110,10 @@ class StretchTracker(RestrictionTracker):
         if position is None:
             self._stretch = replace(self._stretch, done=True)
         else:
-            self._stretch = Stretch(max(self._stretch.begin, position))
+            self._stretch = LogRestriction(max(self._stretch.begin, position))
         return True
 
-    def try_split(self, fraction_of_remainder: float) -> tuple[Stretch, Stretch] | None:
+    def try_split(self, fraction_of_remainder: float) -> tuple[LogRestriction, LogRestriction] | None:
         """Hand the rest back to the runner; a partition has no second half that another could read."""
         if fraction_of_remainder != 0 or self._stretch.done:
             return None
@@ -132,19 +132,19 @@ class StretchTracker(RestrictionTracker):
 class Stretches(RestrictionProvider):
     """Makes the restriction of a partition."""
 
-    def initial_restriction(self, element: Element) -> Stretch:
-        return Stretch()
+    def initial_restriction(self, element: Element) -> LogRestriction:
+        return LogRestriction()
 
-    def create_tracker(self, restriction: Stretch) -> StretchTracker:
-        return StretchTracker(restriction)
+    def create_tracker(self, restriction: LogRestriction) -> LogTracker:
+        return LogTracker(restriction)
 
-    def restriction_size(self, element: Element, restriction: Stretch) -> int:
+    def restriction_size(self, element: Element, restriction: LogRestriction) -> int:
         return 1
 
     def restriction_coder(self) -> PickleCoder:
         return PickleCoder()
 
-    def truncate(self, element: Element, restriction: Stretch) -> None:
+    def truncate(self, element: Element, restriction: LogRestriction) -> None:
         return None
 
 

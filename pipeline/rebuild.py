@@ -385,7 +385,7 @@ def _task(chunk: BookedChunk) -> Task:
     return Task(chunk.topic_id, chunk.partition, chunk.size, chunk.chunk, chunk.start, (chunk.reached.offset,))
 
 
-def _check_places(chunks: Sequence[BookedChunk], found: Sequence[recount.Found], source: SourceName) -> None:
+def _check_places(chunks: Sequence[BookedChunk], found: Sequence[recount.Recounted], source: SourceName) -> None:
     """Refuse when what was read is not what was booked: records are missing, or they are others (`nothing_unread`); and
     when `ids` has not all that was accepted of them (`judged_as_booked`).
     """

@@ -82,7 +82,7 @@ class Task:
     stops: tuple[int, ...]
 
 
-class Found(msgspec.Struct, frozen=True):
+class Recounted(msgspec.Struct, frozen=True):
     """What a chunk came to: the place at each stop, and its accepted identities.
 
     Attributes:
@@ -230,7 +230,7 @@ class _Recount(beam.DoFn):
         yield from totals.totals.items()
 
 
-def recount(task: Task, source: Source, stages: Stages) -> Found:
+def recount(task: Task, source: Source, stages: Stages) -> Recounted:
     """Count a chunk again."""
     stages.tables.begin()
     chunk = stages.chunk_at(task.topic_id, task.partition, task.size, task.chunk, task.start)
@@ -239,10 +239,10 @@ def recount(task: Task, source: Source, stages: Stages) -> Found:
         places.append((place.offset, place.clock_ms, place.booking, place.definitions, place.digest,
                        tuple(place.counts)))  # fmt: skip
         ids = ids or (stages.tables.ids.count, stages.tables.ids.mark)
-    return Found(task.topic_id, task.partition, task.chunk, places, *(ids or (0, 0)))
+    return Recounted(task.topic_id, task.partition, task.chunk, places, *(ids or (0, 0)))
 
 
-def recount_as_booked(task: Task, process: Process, name: str) -> Found:
+def recount_as_booked(task: Task, process: Process, name: str) -> Recounted:
     """Count what was accepted of a chunk by other definitions, and how many events that are by those of then."""
     source, stages, first = process.source(task.topic_id), process.stages[task.topic_id], task.start.offset
     counted = stages.count
@@ -256,7 +256,7 @@ def recount_as_booked(task: Task, process: Process, name: str) -> Found:
     return msgspec.structs.replace(found, ids=accepted)
 
 
-def _note(client: Client, config: RecountConfig, found: Found) -> None:
+def _note(client: Client, config: RecountConfig, found: Recounted) -> None:
     row = (found.topic_id, found.partition, found.chunk, "", msgspec.json.encode(found).decode())
     client.execute(f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [row])
 
@@ -369,7 +369,7 @@ def drop_tables(client: Client, name: str) -> None:
         client.execute(f"DROP TABLE IF EXISTS {table} SYNC")
 
 
-def read_found(client: Client, name: str) -> tuple[list[Found], dict[TotalsKey, tuple[int, int]]]:
+def read_found(client: Client, name: str) -> tuple[list[Recounted], dict[TotalsKey, tuple[int, int]]]:
     """Return what each chunk came to, and the control totals: events and sum.
 
     Raises:
@@ -381,7 +381,7 @@ def read_found(client: Client, name: str) -> tuple[list[Found], dict[TotalsKey, 
     for label, body in rows:
         if label == _REFUSED:
             raise RebuildError(body)
-    found = [msgspec.json.decode(body, type=Found) for label, body in rows if not label]
+    found = [msgspec.json.decode(body, type=Recounted) for label, body in rows if not label]
     totals: dict[TotalsKey, tuple[int, int]] = {}
     for label, body in rows:
         if label:
@@ -401,7 +401,7 @@ def stored_totals(client: Client, name: str) -> dict[TotalsKey, tuple[int, int]]
 
 def run_tasks(
     config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int, int], None], client: Client
-) -> tuple[list[Found], dict[TotalsKey, tuple[int, int]]]:
+) -> tuple[list[Recounted], dict[TotalsKey, tuple[int, int]]]:
     """Run the job and return what it found."""
     if tasks:
         run(config, tasks, on_progress)

@@ -15,7 +15,7 @@ import yaml
 
 from tallyman.errors import TallymanError
 from tallyman.scalars import (
-    Found,
+    Mistake,
     Problem,
     got,
     hint,
@@ -50,7 +50,7 @@ class Converter:
     """Converts one file's tree. Collects every problem, so that a file is corrected in one go."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        self.problems: list[Found] = []
+        self.problems: list[Mistake] = []
         self.lines: dict[str, int] = {}
         self._environment = environment
 

@@ -27,7 +27,7 @@ _SHOWN, _LONGEST_NUMBER = 60, 100
 _LONGEST = timedelta(days=36_500)  # what is added to a moment must stay a moment, and fit 64 bits as microseconds
 
 
-class Found(NamedTuple):
+class Mistake(NamedTuple):
     """One problem of a file."""
 
     line: int
@@ -39,7 +39,7 @@ class Problem(Exception):
 
     def __init__(self, line: int, path: str, text: str) -> None:
         super().__init__(text)
-        self.found = Found(line, f"{path}: {text}" if path else text)
+        self.found = Mistake(line, f"{path}: {text}" if path else text)
 
 
 def parse_duration(text: str) -> timedelta:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import lookalikes, meanings, quick
+from pipeline import compiled_lookalikes, lookalikes, meanings
 from pipeline.catalog import Catalog
 from pipeline.compiled import load_kernel
 from pipeline.json_events import JsonDecoder
@@ -182,7 +182,7 @@ def test_labels_of_all_shapes_together_take_no_more_memory_than_they_may(
 ) -> None:
     """A tenant may send long labels without end, in as many shapes as it likes; and what it sends counts as ever."""
     most = 1 << 19
-    for module in (quick, lookalikes):
+    for module in (compiled_lookalikes, lookalikes):
         monkeypatch.setattr(module, "LEARNED", 0)
     together, alone = decoder(2, compiled=compiled), decoder(ALONE)
 
@@ -190,7 +190,7 @@ def test_labels_of_all_shapes_together_take_no_more_memory_than_they_may(
         for shape, part in itertools.product(range(4), range(6)):
             bodies = [plain(n, subject=f"{part}-{n}-".ljust(400, "x"), more=f',"m{shape}":1') for n in range(60)]
             assert outcome(together, bodies) == outcome(alone, bodies)
-        books = [shape.book for shape in together._quick._shapes.values() if shape] if together._quick else [
+        books = [shape.book for shape in together._compiled._shapes.values() if shape] if together._compiled else [
             shape for shape in together._lookalikes._shapes.values() if shape]  # fmt: skip
         assert len(books) == 4
         return sum(book.size for book in books)

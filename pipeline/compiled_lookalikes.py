@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.homes import identity_prefix
 from pipeline.lines import PADDING, Stretch
-from pipeline.meanings import LEARNED, UNKNOWN, Bools, Found, Ints, Labels, Meanings, Scaled, only, to_forget
+from pipeline.meanings import LEARNED, UNKNOWN, Bools, FoundEvents, Ints, Labels, Meanings, Scaled, only, to_forget
 from pipeline.shapes import is_label, is_plain, pieces_of, template_of, values_of
 from pipeline.values import scale_column
 
@@ -113,7 +113,7 @@ class _Read:
                    *(np.zeros((max(quantities, 1), lines), np.int64) for _ in range(4)))  # fmt: skip
 
 
-class Quick:
+class CompiledLookalikes:
     """Read the lines that share a shape under one catalog.
 
     Args:
@@ -125,10 +125,10 @@ class Quick:
         self._shapes: dict[bytes, _Shape | None] = {}
         self._learned = 0  # labels, since it was last looked at how much memory they all take
 
-    def read(self, stretch: Stretch) -> tuple[list[Found], Ints]:
+    def read(self, stretch: Stretch) -> tuple[list[FoundEvents], Ints]:
         """Return the events found, and the rows that are left to the other way."""
         rest = np.ones(len(stretch), bool)
-        found: list[Found] = []
+        found: list[FoundEvents] = []
         waiting = np.arange(len(stretch) if self._meanings.types else 0)
         for _ in range(_MOST_SHAPES):
             if len(waiting) < self._few:
@@ -180,7 +180,7 @@ class Quick:
             _Book(self._meanings.width),
         )
 
-    def _read_shape(self, stretch: Stretch, rows: Ints, shape: _Shape) -> tuple[Found, Ints]:
+    def _read_shape(self, stretch: Stretch, rows: Ints, shape: _Shape) -> tuple[FoundEvents, Ints]:
         """Return what was found in rows, and the rows that may have another shape."""
         text = np.frombuffer(stretch.text, np.uint8)
         read = self._read_lines(text, stretch, rows, shape)
@@ -194,7 +194,7 @@ class Quick:
         label = read.labels[at]
         kept = [(rows[mine], series, values) for mine, series, values in only(readings, good)]
         identities = self._identify(text, read.ids[at], label, shape)
-        events = Found(rows[at], read.times[at], labels.homes[label], identities, kept, rows[good & ~wanted])
+        events = FoundEvents(rows[at], read.times[at], labels.homes[label], identities, kept, rows[good & ~wanted])
         return events, rows[read.labels == self._kernel.NOT_SO]
 
     def _read_lines(self, text: npt.NDArray[np.uint8], stretch: Stretch, rows: Ints, shape: _Shape) -> _Read:

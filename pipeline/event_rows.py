@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.meanings import Found
+from pipeline.meanings import FoundEvents
 from tallyman.errors import EventError
 
 
 @dataclass(slots=True)
-class Work:
+class EventRows:
     """One row for each line: what became of it (0 fine, 1 dead, 2 ignored), when and where it counts, and who it is.
 
     Attributes:
@@ -31,7 +31,7 @@ class Work:
     values: list[npt.NDArray[Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, count: int) -> Work:
+    def of(cls, count: int) -> EventRows:
         """Return rows of which nothing is known."""
         return cls(
             np.zeros(count, np.int8), np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((count, 2), "<u8")
@@ -52,7 +52,7 @@ class Work:
         self.series.append(series)
         self.values.append(values)
 
-    def take(self, found: Found) -> None:
+    def take(self, found: FoundEvents) -> None:
         """Add events that were found together."""
         self.times[found.rows] = found.times
         self.homes[found.rows] = found.homes
