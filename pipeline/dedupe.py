@@ -194,8 +194,8 @@ def _repeated(high: npt.NDArray[np.uint64]) -> Mask:
     kernel = load_id_kernel()
     if kernel is not None:
         found = np.zeros(len(high), bool)
-        kernel.find_repeated(high, np.zeros(1 << (2 * len(high)).bit_length(), np.int32), found)
-        return found
+        if kernel.find_repeated(high, np.zeros(1 << (2 * len(high)).bit_length(), np.int32), found):
+            return found
     order = np.argsort(high)
     ordered = high[order]
     same = ordered[1:] == ordered[:-1]

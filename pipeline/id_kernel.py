@@ -14,6 +14,7 @@ from numba import njit, types
 _U = np.uint64
 _BITS, _INTS, _FLAGS = types.uint8[::1], types.int32[::1], types.boolean[::1]
 _WORDS = types.Array(types.uint64, 1, "A", readonly=True)  # columns of a table of words, too
+_PROBES_EACH = 8  # for a hash, on an average; where they lie by chance it is less than one
 
 
 @njit(types.void(_BITS, types.uint64, types.uint64, types.int64, _WORDS, _WORDS), cache=True, nogil=True)
@@ -47,19 +48,27 @@ def find_bits(octets, share_bits, below, probes, high, low, found):
             at += step
 
 
-@njit(types.void(_WORDS, _INTS, _FLAGS), cache=True, nogil=True)
+@njit(types.boolean(_WORDS, _INTS, _FLAGS), cache=True, nogil=True)
 def find_repeated(hashes, table, found):
     """Tell which hashes occur more than once.
 
     Args:
         table: Zeros, at least one more of them than hashes, as many as a power of two.
+
+    Returns:
+        Whether that could be told: a tenant may choose ids whose hashes all lie in each other's way, and would have
+        everybody in its partition wait for the square of their number.
     """
-    mask = len(table) - 1
+    mask, left = len(table) - 1, _PROBES_EACH * len(hashes)
     for i in range(len(hashes)):
         slot = np.int64(hashes[i] >> _U(1)) & mask
         while table[slot] != 0 and hashes[table[slot] - 1] != hashes[i]:
             slot = (slot + 1) & mask
+            left -= 1
+        if left < 0:
+            return False
         if table[slot] != 0:
             found[table[slot] - 1] = found[i] = True
         else:
             table[slot] = i + 1
+    return True

@@ -66,6 +66,19 @@ def test_what_occurs_twice_is_found_wherever_hashes_lie(values: list[int]) -> No
 
 
 @needs_numba
+def test_hashes_that_were_chosen_to_lie_in_each_others_way_take_no_longer_than_they_may() -> None:
+    """Of five hundred ids that a tenant tries, one lies among the first slots of the table: seconds of looking."""
+    assert KERNEL is not None
+    high = np.random.default_rng(4).integers(0, 2**64, 20_000, np.uint64)
+    chosen = high & ~np.uint64(0x1FF00)
+    for values, told in ((high, True), (chosen, False)):
+        room = np.zeros(1 << (2 * len(values)).bit_length(), np.int32)
+        assert KERNEL.find_repeated(values, room, np.zeros(len(values), bool)) is told
+    compiled, plain = both(lambda: _repeated(np.concatenate([chosen, chosen[:1]])).tolist())
+    assert compiled == plain and plain[0] and plain[-1] and sum(plain) == 2
+
+
+@needs_numba
 @pytest.mark.parametrize("limit_bytes", [1 << 40, 1 << 12], ids=["grows", "covers less"])
 def test_a_filter_over_several_layers_answers_the_same(limit_bytes: int) -> None:
     high, low = np.random.default_rng(3).integers(0, 2**64, (2, 20_000), np.uint64)
