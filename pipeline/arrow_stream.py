@@ -42,14 +42,15 @@ def read_batches(schema: Any, messages: Any) -> list[Any]:
         EventError: `bad_schema`, `too_large`.
         pa.ArrowException, OSError, ValueError: These bytes are no Arrow stream.
     """
-    batches, rows = [], 0
+    batches, rows, size = [], 0, 0
     for message in messages:
         if message.type != "record batch":
             raise EventError("bad_schema", f"Arrow batch: expected record batches, got a {message.type}"[:300])
         rows += _rows_in(message.metadata)
         if not 0 <= rows <= MAX_RECORD_EVENTS:
             raise EventError("too_large", f"expected at most {MAX_RECORD_EVENTS} rows, got {rows}")
-        if (size := _unpacked(message)) > _MOST_UNPACKED:
+        size += _unpacked(message)  # together: a column may be longer than its rows, and is kept as long as they are
+        if size > _MOST_UNPACKED:
             raise EventError("too_large", f"expected at most {_MOST_UNPACKED} bytes in columns, got {size}")
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate()  # else columns that are shorter than they say are read beyond their end

@@ -70,6 +70,17 @@ def test_many_batches_in_one_stream_are_counted_together() -> None:
     assert refusal(record)[0] == "too_large"
 
 
+def test_many_small_batches_with_columns_longer_than_their_rows_are_counted_together() -> None:
+    """A hundred kilobytes would take more than a gigabyte, and again after each start."""
+    head, rows = written(), 300_000
+    message = written(zeros(rows), compression="zstd")[len(head) - 8 : -8]  # without the end of the stream
+    message = message.replace(struct.pack("<q", rows), struct.pack("<q", 1))
+    record = head[:-8] + message * 100 + head[-8:]
+    assert [each.num_rows for each in read_batches(*open_messages(head[:-8] + message + head[-8:]))] == [1]
+    assert len(record) < 110_000
+    assert refusal(record) == ("too_large", f"expected at most {16 << 20} bytes in columns, got {2 * 44 * rows}")
+
+
 @pytest.mark.parametrize("rows", [60_000, 12])
 def test_columns_that_are_shorter_than_they_say_are_not_read_beyond_their_end(rows: int) -> None:
     """Behind them may stand other tenants' usage, or nothing: then the process dies."""
