@@ -16,9 +16,12 @@ from tallyman.event import MAX_RECORD_EVENTS
 
 # Flatbuffers, as Arrow's `Message.fbs` has them: at the front of a table is the distance back to the list that says
 # where in the table each field stands, 0 if it does not.
-_HEADER, _LENGTH, _BUFFERS, _COMPRESSION = 2, 0, 2, 3  # fields of a message; of the record batch that it announces
+_KIND, _HEADER, _BODY_BYTES = 1, 2, 3  # fields of a message
+_LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3  # of the record batch that it announces
+_RECORD_BATCH = 3  # a kind
 _PLACE, _DISTANCE, _OFFSET, _LONG = (struct.Struct(each).unpack_from for each in ("<H", "<i", "<I", "<q"))
 _BUFFER = struct.Struct("<qq")
+_FRAME = struct.Struct("<ii").unpack_from  # before each message: -1, and how long its front is, 0 behind the last one
 _MOST_UNPACKED = 16 << 20  # ten times what so many rows of our columns are
 
 
@@ -56,6 +59,30 @@ def read_batches(schema: Any, messages: Any) -> list[Any]:
         batch.validate()  # else columns that are shorter than they say are read beyond their end
         batches.append(batch)
     return batches
+
+
+def most_rows(body: bytes) -> int:
+    """Return how many rows an Arrow record has, or more; nothing is unpacked, and pyarrow is not asked (3 µs)."""
+    front, rows, at = memoryview(body), 0, 0
+    try:
+        while at + 8 <= len(body):
+            mark, size = _FRAME(body, at)
+            if mark != -1 or size < 0:
+                return MAX_RECORD_EVENTS
+            if not size:
+                break
+            message = front[at + 8 : at + 8 + size]
+            table = _OFFSET(message, 0)[0]
+            kind, length = _field(message, table, _KIND), _field(message, table, _BODY_BYTES)
+            if kind and message[kind] == _RECORD_BATCH:
+                rows += _rows_in(message)
+            after = _LONG(message, length)[0] if length else 0
+            if after < 0 or not 0 <= rows <= MAX_RECORD_EVENTS:
+                return MAX_RECORD_EVENTS
+            at += 8 + size + after
+    except (struct.error, IndexError):  # it is none, or written otherwise than by ours
+        return MAX_RECORD_EVENTS
+    return rows
 
 
 def _rows_in(metadata: Any) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrow_stream import most_rows
 from pipeline.batches import Fetch
 from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Place, RawRecord, booking_after
 from pipeline.compiled import load_kernel
@@ -89,10 +90,12 @@ def sizes_of(
         sizes[0] = np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
     except TypeError:  # some have none
         sizes[0] = [len(value or b"") for value in values]
-    if "lines" in formats or "batch" in formats:
+    if not {"lines", "batch", "arrow"}.isdisjoint(formats):
         for row, (value, kind) in enumerate(zip(values, kinds, strict=True)):
             if value and kind.format in _BETWEEN:
                 sizes[1, row] += _count(value, _BETWEEN[kind.format])
+            elif value and kind.format == "arrow":
+                sizes[1, row] = most_rows(value)
     return sizes
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from collectors.arrow import Reading, encode_readings
 from pipeline.arrow_events import ARROW_SCHEMA, ArrowDecoder
-from pipeline.arrow_stream import open_messages, read_batches
+from pipeline.arrow_stream import most_rows, open_messages, read_batches
 from pipeline.catalog import Catalog
 from tallyman.errors import EventError
-from tallyman.event import ARROW_SERIES_KEY, MAX_RECORD_EVENTS, Series
-from tests.unit.pipeline.events import NOON_US
+from tallyman.event import ARROW, ARROW_SERIES_KEY, MAX_RECORD_EVENTS, Series
+from tests.unit.pipeline.events import NOON_US, Walk, fetch_of, numbered
 from tests.unit.pipeline.test_arrow_events import CPU, DEFINITIONS
 
 ROWS = 11
@@ -79,6 +79,23 @@ def test_many_small_batches_with_columns_longer_than_their_rows_are_counted_toge
     assert [each.num_rows for each in read_batches(*open_messages(head[:-8] + message + head[-8:]))] == [1]
     assert len(record) < 110_000
     assert refusal(record) == ("too_large", f"expected at most {16 << 20} bytes in columns, got {2 * 44 * rows}")
+
+
+def test_rows_of_packed_records_are_counted_before_they_are_unpacked_and_cut_into_blocks() -> None:
+    """Three thousand such records are four megabytes, and two hundred million rows."""
+    record = written(zeros(40_000), compression="zstd")
+    assert len(record) < 2000
+    walk = Walk(DEFINITIONS).go(fetch_of([(record, numbered(n, content=ARROW), 0) for n in range(6)]))
+    assert [block.counts.received for block in walk.blocks] == [80_000] * 3
+
+
+def test_an_arrow_record_has_no_more_rows_than_are_counted() -> None:
+    assert most_rows(batch(0)) == 0
+    assert most_rows(batch(ROWS)) == ROWS
+    assert most_rows(written(zeros(30), zeros(500), compression="zstd")) == 530
+    assert most_rows(written(zeros(30), zeros(500))[:-8]) == 530  # without the mark of its end
+    for odd in (b"no Arrow at all", batch()[4:], batch()[:20], batch().replace(b"\x0b\0\0\0\0\0\0\0", b"\xff" * 8)):
+        assert most_rows(odd) == MAX_RECORD_EVENTS
 
 
 @pytest.mark.parametrize("rows", [60_000, 12])
