@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import dedupe, id_filter
@@ -37,6 +37,7 @@ def both(answer: Answer) -> tuple[Any, Any]:
 
 
 @needs_numba
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, WORDS), max_size=200), st.lists(st.tuples(WORDS, WORDS), max_size=50))
 def test_a_layer_has_the_same_bits_and_answers(inside: list[tuple[int, int]], others: list[tuple[int, int]]) -> None:
     """Rows of a table of words, which are no columns of their own, too."""
@@ -53,6 +54,7 @@ def test_a_layer_has_the_same_bits_and_answers(inside: list[tuple[int, int]], ot
 
 
 @needs_numba
+@settings(deadline=None)
 @given(st.lists(WORDS, max_size=300))
 @example([])
 @example([7])
