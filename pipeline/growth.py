@@ -21,7 +21,7 @@ from tallyman.config import TOPIC_NAME_EXPECTED, is_topic_name
 from tallyman.errors import ConfigError
 from tallyman.kafka import TopicInfo, check_topic, end_offsets, ensure_topics, make_consumer, read_topic
 from tallyman.project import Project
-from tallyman.topics import ends_of, has_ended, is_noted, note_line
+from tallyman.topics import ends_of, has_ended, is_noted, name_of_following, note_line
 
 _VERSION = re.compile(r"^(.*[.-]v)(\d+)$")
 
@@ -117,19 +117,23 @@ def line_to_book(project: Project, client: Client) -> tuple[books.Topic, ...]:
 
 def _refuse_other_store(project: Project, client: Client) -> None:
     """Refuse a topic that is noted as booked and that this control store does not know, as on a second host without
-    `control.url`: its definitions, and the numbers of its closes, would be others than those of the log.
+    `control.url`: its definitions, and the numbers of its closes, would be others than those of the log. So with a
+    store from before a topic grew, which would book the old one for good, that has ended.
     """
     name, engine = project.config.kafka.topic, open_books(project)
-    if books.read_line(engine, name):
-        return
-    info = read_topic(project.kafka_brokers, name)
+    line = books.read_line(engine, name)
+    info = None if line else read_topic(project.kafka_brokers, name)
     with store_errors(client, "reading which topics are booked"):
-        # Who books registers a topic in the store first; so another one that starts just now is there when it is noted.
-        if info is not None and is_noted(client, info.topic_id) and not books.read_line(engine, name):
-            raise ConfigError(
-                f'control.url: topic "{name}" is booked in this ClickHouse, and this control store does not know it; '
-                "point it at the one where its books were opened, or restore that one from its newest backup"
-            )
+        if line:
+            unknown = name_of_following(client, line[-1].topic_id)
+        else:
+            unknown = name if info is not None and is_noted(client, info.topic_id) else ""
+    # Who books registers a topic in the store first; so another one that starts just now is there when it is noted.
+    if unknown and books.read_line(engine, name) == line:
+        raise ConfigError(
+            f'control.url: topic "{unknown}" is booked in this ClickHouse, and this control store does not know it; '
+            "point it at the one where its books were opened, or restore that one from its newest backup"
+        )
 
 
 def look_at_line(project: Project, client: Client) -> tuple[books.Topic, ...]:

@@ -35,7 +35,7 @@ from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
 from tallyman.repairs import NOT_JUDGED_ANEW, read_quarantines, read_repairs
-from tallyman.topics import ENDED
+from tallyman.topics import ENDED, refuse_other_line
 from tallyman.usage import Repair
 
 MOST_TICKS = 1_000_000
@@ -158,7 +158,7 @@ def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note
     """Do what was planned; return the decision, which is another's if somebody was faster.
 
     Raises:
-        ConfigError: Meanwhile nothing is wrong any more, or the plan cannot be kept.
+        ConfigError: Meanwhile nothing is wrong any more, the plan cannot be kept, or another line of topics is booked.
         StoreError, BrokerError: It is not finished; run it again.
     """
     for _ in steps(project, client, plan, who=who, note=note):
@@ -173,6 +173,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     if plan.decided is not None:
         yield from _tell_steps(project, client, plan)
         return
+    _refuse_unbooked(project, client, plan)
     if plan.problem == "clock":
         _ask_leader(project, plan)
         yield "asked"
@@ -216,6 +217,17 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     yield "decided"
     _tell_decided(project, client, booked, first)
     yield "told"
+
+
+def _refuse_unbooked(project: Project, client: Client, plan: RepairPlan) -> None:
+    """Refuse a line of topics that is not booked now before anything is changed: no close can be written there.
+
+    Raises:
+        ConfigError: Another line of topics is booked now.
+    """
+    line = books.read_line(open_books(project), plan.topic.name)
+    with store_errors(client, "reading which topics are booked"):
+        refuse_other_line(client, line[0].topic_id, project.config.kafka.topic)
 
 
 def _tell_steps(project: Project, client: Client, plan: RepairPlan) -> Iterator[str]:

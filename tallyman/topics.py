@@ -60,6 +60,12 @@ def is_noted(client: Client, topic_id: str) -> bool:
     return bool(client.execute("SELECT 1 FROM topics WHERE topic_id = %(topic)s LIMIT 1", {"topic": topic_id}))
 
 
+def name_of_following(client: Client, topic_id: str) -> str:
+    """Return the name of the topic that was booked behind another one; nothing where none was."""
+    rows = client.execute("SELECT name FROM topics WHERE follows = %(topic)s LIMIT 1", {"topic": topic_id})
+    return str(rows[0][0]) if rows else ""
+
+
 def refuse_other_line(client: Client, first: str, name: str) -> None:
     """Refuse a line of topics that is not the one that is booked now: what goes there is read by nobody.
 

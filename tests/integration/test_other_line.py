@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
-from pipeline.growth import line_to_book
+from pipeline.growth import grow, line_to_book, plan_growth
 from pipeline.seal import Sealer
 from tallyman.aggregates import read_completeness
 from tallyman.cli import run
@@ -176,6 +178,34 @@ def test_a_second_host_with_a_control_store_of_its_own_is_refused(books: OwnProj
         line_to_book(books.project, client)
     client.disconnect()
     assert run(["apply", "--yes"]) == 2
+
+
+def test_a_control_store_of_before_a_topic_grew_is_refused(books: OwnProject, tmp_path: Path) -> None:
+    """It would book the old topic, which has ended, for good, and say nothing."""
+    backup = tmp_path / "backup.db"
+    control = books.folder / "data" / "control.db"
+    with closing(sqlite3.connect(control)) as now, closing(sqlite3.connect(backup)) as copy:
+        now.backup(copy)
+    grow(books.project, plan_growth(books.project, 2))
+    with books.running():
+        wait_for(lambda: books.ask("SELECT uniqExact(topic_id) FROM topics") == [(2,)], "the new topic to be booked")
+    books.sections["control"] = {"url": f"'sqlite:///{backup}'"}
+    client = connect(books.endpoint)
+    new = f"{books.settings['topic']}.v2"
+    with pytest.raises(ConfigError, match=rf'topic "{new}" is booked in this ClickHouse, and this control store does'):
+        line_to_book(books.project, client)
+    client.disconnect()
+
+
+def test_a_repair_where_nobody_books_is_refused_before_anything_is_changed(
+    old_name: OwnProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_name.eat(0, 6)
+    assert run(["repair", "0"]) == 0
+    assert run(["repair", "0", "--yes"]) == 2
+    assert "is not what is booked now" in capsys.readouterr().err
+    fenced = "SELECT countIf(position(create_table_query, 'repaired_') > 0) FROM system.tables"
+    assert old_name.ask(f"{fenced} WHERE database = currentDatabase()") == [(0,)]
 
 
 def accepted(books: OwnProject) -> int:
