@@ -57,10 +57,12 @@ def found_books(project: Project) -> books.Topic:
     """
     engine = open_books(project)
     topic = _founded(project, engine)
-    for close in books.unwritten_closes(engine, topic.topic_id):
-        _write(project, engine, topic, close)
+    unwritten = books.unwritten_closes(engine, topic.topic_id)
+    late = [close for close in unwritten if not _opens(close, _write(project, engine, topic, close))]
     if books.lacks_definitions(engine, topic.topic_id):
         _write_next(project, engine, topic)
+    for close in late:
+        books.mark_void(engine, close.booking)
     return topic
 
 
@@ -221,9 +223,11 @@ def _write_next(project: Project, engine: sa.Engine, topic: books.Topic) -> Clos
     if not _opens(close, clocks_ms):
         # This machine's clock is on another day than the broker's, and the log goes by that.
         log.warning("clock_differs", extra={"booking": close.booking, "broker": _moment(max(clocks_ms)).isoformat()})
-        close = books.next_close(engine, _moment(max(clocks_ms)), topic.topic_id)
+        late, close = close, books.next_close(engine, _moment(max(clocks_ms)), topic.topic_id)
+        books.mark_void(engine, late.booking)
         clocks_ms = _write(project, engine, topic, close)
     if not _opens(close, clocks_ms):
+        books.mark_void(engine, close.booking)
         said = ", ".join(f"{partition}: {_moment(clock):%Y-%m-%d %H:%M}" for partition, clock in enumerate(clocks_ms))
         raise BrokerError(
             f'topic "{topic.name}": no close can open a booking in all partitions, since the clocks of their leaders '
@@ -238,8 +242,13 @@ def _opens(close: books.Close, clocks_ms: Sequence[int]) -> bool:
 
 
 def _write(project: Project, engine: sa.Engine, topic: books.Topic, close: books.Close) -> Sequence[int]:
+    """Write a close into every partition, and note it if it opens its booking there; return when each was appended.
+
+    One that was cut off and is written on a later day opens none: what it puts in force comes in the middle of another.
+    """
     clocks = write_close(project.kafka_brokers, topic.name, topic.partitions, close.booking, close.definitions)
-    books.mark_written(engine, close.booking)
+    if _opens(close, clocks):
+        books.mark_written(engine, close.booking)
     return clocks
 
 

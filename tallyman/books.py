@@ -255,8 +255,10 @@ def add_definitions(engine: sa.Engine, wanted: Definitions) -> Definitions:
 
 
 def newest_close(engine: sa.Engine, definitions: int, reached: int) -> int | None:
-    """Return the newest booking up to `reached` that a close of these definitions opened; None if none did."""
-    mine = sa.and_(_closes.c.definitions == definitions, _closes.c.booking <= reached)
+    """Return the newest booking up to `reached` that a close of these definitions opened in every partition of its
+    topic; None if none did.
+    """
+    mine = sa.and_(_closes.c.definitions == definitions, _closes.c.booking <= reached, _closes.c.written.is_(True))
     with read(engine) as connection:
         found: int | None = connection.execute(sa.select(sa.func.max(_closes.c.booking)).where(mine)).scalar()
     return found
@@ -333,6 +335,14 @@ def mark_written(engine: sa.Engine, booking: int) -> None:
     """Note that a close stands in every partition."""
     with write(engine) as connection:
         connection.execute(sa.update(_closes).where(_closes.c.booking == booking).values(written=True))
+
+
+def mark_void(engine: sa.Engine, booking: int) -> None:
+    """Note that a close opened nothing where it stands, since its number is of another day: it counts for nothing, and
+    is not written again. What it was to put in force another one says.
+    """
+    with write(engine) as connection:
+        connection.execute(sa.update(_closes).where(_closes.c.booking == booking).values(definitions=0, written=True))
 
 
 def unwritten_closes(engine: sa.Engine, topic_id: str) -> Sequence[Close]:

@@ -16,19 +16,22 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from kafka import KafkaAdminClient, TopicPartition
 
 from collectors.arrow import Reading, encode_readings
 from pipeline import rebuild as room
-from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
+from pipeline.close import apply_definitions, close_books, found_books, open_books, wait_until_sealed
 from pipeline.runtime import forget
 from pipeline.seal import Sealer
+from tallyman.books import add_definitions, next_close, read_line, unwritten_closes
 from tallyman.cli import run
 from tallyman.clickhouse import connect, migrate
 from tallyman.event import ARROW, LINES, Series, home_key
+from tallyman.in_force import definitions_of
 from tallyman.kafka import partition_of
 from tallyman.local.folder import ClickHouseEndpoint
-from tests.integration.booking import OwnProject
+from tests.integration.booking import OwnProject, wait_for
 
 pytestmark = pytest.mark.integration
 HOURS = (
@@ -345,6 +348,44 @@ def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(
     own.ask("INSERT INTO usage_hot SELECT * REPLACE (booking + 5 AS booking, chunk + 9 AS chunk) FROM usage_hot")
     told = operator.rebuild(meters=("compute.peak",), code=1)
     assert "is still hot and holds usage by definitions 1" in told and "First: tallyman close" in told
+
+
+def test_a_close_that_is_written_a_day_late_opens_no_booking_and_another_one_does(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It puts its definitions in force in the middle of a booking: what older ones ignored there would never count."""
+    operator = make()
+    own = operator.own
+    own.sections["usage"] = {"ignore": "[cpu]"}
+    own.define(f"meters:\n{HOURS}{SERVERS}")
+    host = partition_of(b"host-01", 2)
+    with own.running():
+        apply_definitions(own.project)
+        own.send((readings(5), numbered(1)), partition=host)
+        own.wait_until_booked()
+        report = close_books(own.project)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        own.send((readings(7), numbered(2)), partition=host)
+        own.wait_until_booked()
+    engine = open_books(own.project)
+    del own.sections["usage"]
+    own.define(f"meters:\n{HOURS}{SERVERS}{CPU}")
+    add_definitions(engine, definitions_of(own.project))
+    here = read_line(engine, str(own.settings["topic"]))[-1].topic_id
+    late = next_close(engine, datetime.now(UTC), here).booking  # by an apply that was killed behind it
+    with engine.begin() as connection:  # and the day has turned since
+        for table in ("closes", "close_topics"):
+            connection.execute(sa.text(f"UPDATE {table} SET booking = booking - 1000 WHERE booking = {late}"))
+    with monkeypatch.context() as patch, own.running():
+        patch.setattr(Sealer, "seal_all", lambda self: [])
+        wait_for(lambda: unwritten_closes(engine, here) == [], "the close to be written")
+        own.wait_until_booked()
+        told = operator.rebuild(meters=("host.cpu",), code=1)
+        assert "is not sealed yet, and what came before booking" in told
+    with own.running():
+        reached = own.ask("SELECT max(reached_booking) FROM progress")[0][0]
+        wait_until_sealed(own.project, reached - 1, timeout_s=60)
+        assert operator.rebuild(meters=("host.cpu",))["changes"][0]["after"]["events"] == 12
 
 
 def test_what_was_accepted_and_can_no_longer_be_counted_stops_the_rebuild(make: Make) -> None:

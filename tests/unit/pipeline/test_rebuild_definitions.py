@@ -27,9 +27,16 @@ def test_a_rebuild_waits_for_the_booking_before_its_definitions(tmp_path: Path) 
     wrong_day = books.next_close(engine, NOON.replace(year=2027), "topic")  # by a machine whose clock is a year ahead
     right = books.next_close(engine, NOON, "topic")
     assert (right.booking, right.definitions, wrong_day.definitions) == (DAY + 2, 1, 1)
+    assert books.newest_close(engine, 1, reached=DAY + 2) is None, "it may be cut off"
+    for close in (wrong_day, right):
+        books.mark_written(engine, close.booking)
     assert books.newest_close(engine, 1, reached=DAY + 1) is None
     assert books.newest_close(engine, 1, reached=DAY + 2) == DAY + 2
     assert books.newest_close(engine, 1, reached=DAY + 1000) == DAY + 2
+    late = books.next_close(engine, NOON, "topic")
+    books.mark_void(engine, late.booking)  # cut off, and written again the day after
+    assert books.newest_close(engine, 1, reached=DAY + 1000) == DAY + 2
+    assert late.booking not in [each.booking for each in books.unwritten_closes(engine, "topic")]
     engine.dispose()
     for last in (DAY + 1, DAY + 900):
         _refuse_unsealed_before(DAY + 2, switch(last))
