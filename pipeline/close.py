@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from clickhouse_driver import Client
 
 from pipeline.book import booking_after
 from pipeline.catalog import Catalog
@@ -20,12 +21,12 @@ from pipeline.seal import read_sealed_to
 from tallyman import books
 from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
-from tallyman.errors import BrokerError, StoreError
+from tallyman.errors import BrokerError, ConfigError, StoreError
 from tallyman.in_force import definitions_of
 from tallyman.kafka import TopicInfo, check_topic, ensure_topics
 from tallyman.meter import Definitions
 from tallyman.project import Project
-from tallyman.topics import refuse_other_line
+from tallyman.topics import name_of_following, refuse_other_line
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _found(project: Project, engine: sa.Engine, topic: books.Topic, before: book
     """Write the first close of a topic, and the end of the one that it follows."""
     if before is None:
         _number_definitions(project, engine)
-    _write_next(project, engine, topic)
+    _write_next(project, engine, topic, again=True)
     if before is not None:
         info = check_topic(
             project.kafka_brokers, before.name, topic_id=before.topic_id, replication=project.kafka_replication
@@ -140,7 +141,7 @@ def _refuse_other_line(project: Project, engine: sa.Engine) -> None:
     """Refuse to write closes where nobody books; which line is booked, only who books decides.
 
     Raises:
-        ConfigError: Another line of topics is booked now.
+        ConfigError: Another line of topics is booked now, or more of this one than the control store knows.
         StoreError, StoreRefusedError: ClickHouse did not tell.
     """
     name = project.config.kafka.topic
@@ -149,8 +150,33 @@ def _refuse_other_line(project: Project, engine: sa.Engine) -> None:
     try:
         with store_errors(client, "reading which topics are booked"):
             refuse_other_line(client, line[0].topic_id if line else "", name)
+        refuse_older_store(client, engine, name, line)
     finally:
         client.disconnect()
+
+
+def refuse_older_store(client: Client, engine: sa.Engine, name: str, line: Sequence[books.Topic]) -> None:
+    """Refuse a control store from before a topic grew: the old topic has ended, and nothing counts there any more.
+
+    Args:
+        name, line: The topic of the settings, and what the control store had of its line.
+
+    Raises:
+        ConfigError: ClickHouse knows of a topic that follows, and the control store still does not.
+    """
+    with store_errors(client, "reading which topics are booked"):
+        unknown = name_of_following(client, line[-1].topic_id) if line else ""
+    # Who books registers a topic in the store first; so one that was made just now is there when it is noted.
+    if unknown and books.read_line(engine, name) == line:
+        raise ConfigError(unknown_topic(unknown))
+
+
+def unknown_topic(name: str) -> str:
+    """Say that a topic is booked that the control store does not know."""
+    return (
+        f'control.url: topic "{name}" is booked in this ClickHouse, and this control store does not know it; '
+        "point it at the one where its books were opened, or restore that one from its newest backup"
+    )
 
 
 def _close_newest(project: Project, engine: sa.Engine, topic: books.Topic) -> CloseReport:
@@ -212,13 +238,16 @@ def _topic(project: Project) -> TopicInfo:
     return events
 
 
-def _write_next(project: Project, engine: sa.Engine, topic: books.Topic) -> CloseReport:
+def _write_next(project: Project, engine: sa.Engine, topic: books.Topic, *, again: bool = False) -> CloseReport:
     """Give out the next close, and write it until every partition's log takes it for one.
+
+    Args:
+        again: Take up one that was begun and not written, as `books.next_close` does.
 
     Raises:
         BrokerError: Not every partition acknowledged, or their leaders' clocks are days apart.
     """
-    close = books.next_close(engine, datetime.now(UTC), topic.topic_id)
+    close = books.next_close(engine, datetime.now(UTC), topic.topic_id, again=again)
     clocks_ms = _write(project, engine, topic, close)
     if not _opens(close, clocks_ms):
         # This machine's clock is on another day than the broker's, and the log goes by that.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from clickhouse_driver import Client
 
-from pipeline.close import found_books, open_books
+from pipeline.close import found_books, open_books, refuse_older_store, unknown_topic
 from pipeline.outlet import write_end
 from tallyman import books
 from tallyman.clickhouse import store_errors
@@ -21,7 +21,7 @@ from tallyman.config import TOPIC_NAME_EXPECTED, is_topic_name
 from tallyman.errors import ConfigError
 from tallyman.kafka import TopicInfo, check_topic, end_offsets, ensure_topics, make_consumer, read_topic
 from tallyman.project import Project
-from tallyman.topics import ends_of, has_ended, is_noted, name_of_following, note_line
+from tallyman.topics import ends_of, has_ended, is_noted, note_line
 
 _VERSION = re.compile(r"^(.*[.-]v)(\d+)$")
 
@@ -122,18 +122,14 @@ def _refuse_other_store(project: Project, client: Client) -> None:
     """
     name, engine = project.config.kafka.topic, open_books(project)
     line = books.read_line(engine, name)
-    info = None if line else read_topic(project.kafka_brokers, name)
+    if line:
+        refuse_older_store(client, engine, name, line)
+        return
+    info = read_topic(project.kafka_brokers, name)
     with store_errors(client, "reading which topics are booked"):
-        if line:
-            unknown = name_of_following(client, line[-1].topic_id)
-        else:
-            unknown = name if info is not None and is_noted(client, info.topic_id) else ""
-    # Who books registers a topic in the store first; so another one that starts just now is there when it is noted.
-    if unknown and books.read_line(engine, name) == line:
-        raise ConfigError(
-            f'control.url: topic "{unknown}" is booked in this ClickHouse, and this control store does not know it; '
-            "point it at the one where its books were opened, or restore that one from its newest backup"
-        )
+        # Who books registers a topic in the store first; so another one that starts just now is there when it is noted.
+        if info is not None and is_noted(client, info.topic_id) and not books.read_line(engine, name):
+            raise ConfigError(unknown_topic(name))
 
 
 def look_at_line(project: Project, client: Client) -> tuple[books.Topic, ...]:

@@ -298,7 +298,7 @@ def _written_into(connection: sa.Connection, topic_id: str) -> int:
     return connection.execute(written).scalar() or 0
 
 
-def next_close(engine: sa.Engine, now: datetime, topic_id: str) -> Close:
+def next_close(engine: sa.Engine, now: datetime, topic_id: str, *, again: bool = False) -> Close:
     """Give out the number of the next close: behind every earlier close and behind today's first booking.
 
     A number from beyond tomorrow, which the log refuses (`pipeline.book.booking_after`), was given out by a wrong
@@ -307,18 +307,35 @@ def next_close(engine: sa.Engine, now: datetime, topic_id: str) -> Close:
     Args:
         now: By the clock that the log goes by.
         topic_id: Of the topic that it is to stand in.
+        again: Whether today's newest one for this topic will do that was not written yet and names these definitions:
+            who tries until Kafka is back would use up a day's numbers.
 
     Raises:
         StoreError: A thousand closes on one day.
     """
     with write(engine) as connection:
         definitions = connection.execute(sa.select(sa.func.max(_definitions.c.number))).scalar() or 0
+        begun = _unwritten_of_today(connection, now, topic_id, definitions) if again else None
+        if begun is not None:
+            return Close(begun, definitions)
         booking = _next_number(connection, now)
         connection.execute(
             sa.insert(_closes).values(booking=booking, definitions=definitions, made_at=_now(), written=False)
         )
         connection.execute(sa.insert(_aimed).values(booking=booking, topic_id=topic_id))
     return Close(booking, definitions)
+
+
+def _unwritten_of_today(connection: sa.Connection, now: datetime, topic_id: str, definitions: int) -> int | None:
+    today = int(now.timestamp()) // 86_400 * BOOKINGS_PER_DAY
+    mine = sa.select(sa.func.max(_closes.c.booking)).select_from(
+        _closes.join(_aimed, _aimed.c.booking == _closes.c.booking)
+    ).where(
+        _closes.c.written.is_(False), _aimed.c.topic_id == topic_id, _closes.c.definitions == definitions,
+        _closes.c.booking.between(today + 1, today + BOOKINGS_PER_DAY - 1),
+    )  # fmt: skip
+    found: int | None = connection.execute(mine).scalar()
+    return found
 
 
 def _next_number(connection: sa.Connection, now: datetime) -> int:

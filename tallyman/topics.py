@@ -62,8 +62,16 @@ def is_noted(client: Client, topic_id: str) -> bool:
 
 def name_of_following(client: Client, topic_id: str) -> str:
     """Return the name of the topic that was booked behind another one; nothing where none was."""
+    if not _notes_lines(client):
+        return ""
     rows = client.execute("SELECT name FROM topics WHERE follows = %(topic)s LIMIT 1", {"topic": topic_id})
     return str(rows[0][0]) if rows else ""
+
+
+def _notes_lines(client: Client) -> bool:
+    """Whether a pipeline was started here that notes which line it books."""
+    noted = "SELECT 1 FROM system.columns WHERE database = currentDatabase() AND table = 'topics' AND name = 'line'"
+    return bool(client.execute(noted))
 
 
 def refuse_other_line(client: Client, first: str, name: str) -> None:
@@ -76,8 +84,7 @@ def refuse_other_line(client: Client, first: str, name: str) -> None:
     Raises:
         ConfigError: It is another one.
     """
-    noted = "SELECT 1 FROM system.columns WHERE database = currentDatabase() AND table = 'topics' AND name = 'line'"
-    if client.execute(noted) and newest_line(client) not in ("", first):
+    if _notes_lines(client) and newest_line(client) not in ("", first):
         store = "" if first else ", or control.url, where it names another store than that of the pipeline"
         raise ConfigError(
             f'kafka.topic: "{name}" is not what is booked now, a pipeline was started on another topic since; correct '

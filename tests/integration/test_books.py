@@ -155,7 +155,7 @@ def test_a_close_by_a_machine_whose_clock_is_wrong_goes_by_the_brokers(
     assert own.ask("SELECT sum(sum) FROM usage") == [(1500,)]
 
 
-def killed(*_: object) -> list[int]:
+def killed(*_: object, **_more: object) -> list[int]:
     raise KeyboardInterrupt
 
 

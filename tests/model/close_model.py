@@ -97,12 +97,11 @@ class CloseWorld:
         begins = max(self.in_force(topic - 1)) if topic else 0
         found = []
         for log in self.topics[topic].logs:
-            booking, definitions = 0, begins
+            definitions = begins
             for record in log:
                 if record.definitions == END:
                     break
-                if record.booking > booking:
-                    booking, definitions = record.booking, max(definitions, record.definitions)
+                definitions = max(definitions, record.definitions)
             found.append(definitions)
         return found
 

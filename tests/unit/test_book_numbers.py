@@ -107,6 +107,22 @@ def test_definitions_that_nobody_applied_here_are_not_guessed(engine: sa.Engine)
         books.load_definitions(engine, 7)
 
 
+def test_who_founds_a_topic_until_kafka_is_back_uses_up_one_number(engine: sa.Engine) -> None:
+    """Not one of yesterday, which would open nothing, nor of other definitions or another topic."""
+    books.add_definitions(engine, definitions("one"))
+    first = books.next_close(engine, NOON, HERE, again=True)
+    assert first.booking == TODAY + 1
+    assert [books.next_close(engine, NOON, HERE, again=True) for _ in range(3)] == [first] * 3
+    assert books.next_close(engine, NOON, AGAIN.topic_id, again=True).booking == TODAY + 2
+    assert books.next_close(engine, NOON, HERE).booking == TODAY + 3  # an operator's close ends what is open now
+    books.add_definitions(engine, definitions("other"))
+    assert books.next_close(engine, NOON, HERE, again=True) == books.Close(TODAY + 4, 2)
+    tomorrow = TODAY + BOOKINGS_PER_DAY
+    assert books.next_close(engine, NOON + timedelta(days=1), HERE, again=True).booking == tomorrow + 1
+    books.mark_written(engine, tomorrow + 1)
+    assert books.next_close(engine, NOON + timedelta(days=1), HERE, again=True).booking == tomorrow + 2
+
+
 def test_a_close_never_opens_an_older_booking(engine: sa.Engine) -> None:
     """Not even on a machine whose clock is behind."""
     books.add_definitions(engine, definitions("compute.hours"))
