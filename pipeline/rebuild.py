@@ -375,7 +375,7 @@ def _refuse_unsealed_before(begins: int | None, switch: Switch) -> None:
         )
     if switch.last < begins - 1:
         raise RebuildError(
-            f"booking {begins - 1} is not sealed yet, and what came before booking {begins} came under older "
+            f"booking {begins - 1} is not sealed yet, and what came before booking {begins} may have come under older "
             f"definitions than {switch.definitions}; sealed is up to booking {switch.last}. Wait for the seal "
             "(tallyman status says how far it is), then rebuild"
         )
