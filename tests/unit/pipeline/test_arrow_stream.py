@@ -94,6 +94,8 @@ def test_an_arrow_record_has_no_more_rows_than_are_counted() -> None:
     assert most_rows(batch(ROWS)) == ROWS
     assert most_rows(written(zeros(30), zeros(500), compression="zstd")) == 530
     assert most_rows(written(zeros(30), zeros(500))[:-8]) == 530  # without the mark of its end
+    many = written(*[zeros(1)] * 200)
+    assert most_rows(many) == MAX_RECORD_EVENTS  # a hostile record has a hundred thousand
     for odd in (b"no Arrow at all", batch()[4:], batch()[:20], batch().replace(b"\x0b\0\0\0\0\0\0\0", b"\xff" * 8)):
         assert most_rows(odd) == MAX_RECORD_EVENTS
 
