@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=100, help="answers to each question")
     parser.add_argument("--store", type=Path, help="folder of the store, which stays")
     arguments = parser.parse_args()
+    if arguments.answers < 2:
+        parser.error(f"--answers: expected 2 or more, for a p95, got {arguments.answers}")
     setup("error")
     days = max(int(DAYS * arguments.scale), 1)
     with (
