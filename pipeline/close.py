@@ -103,7 +103,7 @@ def close_books(project: Project) -> CloseReport:
         ConfigError: Another line of topics is booked now.
     """
     engine = open_books(project)
-    _refuse_other_line(project, engine)
+    refuse_unbooked(project, engine)
     return _close_newest(project, engine, _founded(project, engine))
 
 
@@ -114,7 +114,7 @@ def pending_definitions(project: Project) -> tuple[Definitions | None, Definitio
         ConfigError: Another line of topics is booked now.
     """
     engine = open_books(project)
-    _refuse_other_line(project, engine)
+    refuse_unbooked(project, engine)
     return books.closed_definitions(engine, project.config.kafka.topic), definitions_of(project)
 
 
@@ -128,7 +128,7 @@ def apply_definitions(project: Project) -> CloseReport | None:
         ConfigError: Another line of topics is booked now.
     """
     engine = open_books(project)
-    _refuse_other_line(project, engine)
+    refuse_unbooked(project, engine)
     topic = _founded(project, engine)
     after = _number_definitions(project, engine)
     before = books.closed_definitions(engine, topic.name)
@@ -137,7 +137,7 @@ def apply_definitions(project: Project) -> CloseReport | None:
     return _close_newest(project, engine, topic)
 
 
-def _refuse_other_line(project: Project, engine: sa.Engine) -> None:
+def refuse_unbooked(project: Project, engine: sa.Engine) -> None:
     """Refuse to write closes where nobody books; which line is booked, only who books decides.
 
     Raises:

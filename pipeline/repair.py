@@ -20,7 +20,7 @@ from clickhouse_driver import Client
 
 from pipeline.book import Counts
 from pipeline.clock import AHEAD_MS, store_clock_ms
-from pipeline.close import close_books, open_books
+from pipeline.close import close_books, open_books, refuse_unbooked
 from pipeline.fences import wait_for_inserts
 from pipeline.frontier import Frontier, read_frontier
 from pipeline.growth import end_again, look_at_line
@@ -35,7 +35,7 @@ from tallyman.headers import kind_of
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.project import Project
 from tallyman.repairs import NOT_JUDGED_ANEW, read_quarantines, read_repairs
-from tallyman.topics import ENDED, refuse_other_line
+from tallyman.topics import ENDED
 from tallyman.usage import Repair
 
 MOST_TICKS = 1_000_000
@@ -173,7 +173,7 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     if plan.decided is not None:
         yield from _tell_steps(project, client, plan)
         return
-    _refuse_unbooked(project, client, plan)
+    refuse_unbooked(project, open_books(project))  # no close could be written there, behind all that is changed below
     if plan.problem == "clock":
         _ask_leader(project, plan)
         yield "asked"
@@ -217,17 +217,6 @@ def steps(project: Project, client: Client, plan: RepairPlan, *, who: str, note:
     yield "decided"
     _tell_decided(project, client, booked, first)
     yield "told"
-
-
-def _refuse_unbooked(project: Project, client: Client, plan: RepairPlan) -> None:
-    """Refuse a line of topics that is not booked now before anything is changed: no close can be written there.
-
-    Raises:
-        ConfigError: Another line of topics is booked now.
-    """
-    line = books.read_line(open_books(project), plan.topic.name)
-    with store_errors(client, "reading which topics are booked"):
-        refuse_other_line(client, line[0].topic_id, project.config.kafka.topic)
 
 
 def _tell_steps(project: Project, client: Client, plan: RepairPlan) -> Iterator[str]:
