@@ -280,7 +280,7 @@ def test_definitions_of_which_no_decoder_can_be_made_are_not_numbered(
         raise ValueError("no such field")
 
     monkeypatch.setattr(close, "open_books", lambda project: engine)
-    monkeypatch.setattr(close, "_refuse_other_line", lambda project, engine: None)
+    monkeypatch.setattr(close, "refuse_unbooked", lambda project, engine: None)
     monkeypatch.setattr(close, "_founded", lambda project, engine: TOPIC)
     monkeypatch.setattr(close, "definitions_of", lambda project: definitions("a"))
     monkeypatch.setattr(close, "JsonDecoder", refuse)
