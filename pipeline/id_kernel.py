@@ -72,3 +72,28 @@ def find_repeated(hashes, table, found):
         else:
             table[slot] = i + 1
     return True
+
+
+@njit(types.void(_WORDS, _WORDS, _FLAGS, _FLAGS), cache=True, nogil=True)
+def find_wanted(hashes, wanted, marks, found):
+    """Tell which hashes are among those that are wanted.
+
+    Args:
+        wanted: In order.
+        marks: As many as a power of two, all off: of most hashes one of them says that they are not wanted.
+        found: All off.
+    """
+    mask = len(marks) - 1
+    for i in range(len(wanted)):
+        marks[np.int64(wanted[i]) & mask] = True
+    for i in range(len(hashes)):
+        if not marks[np.int64(hashes[i]) & mask]:
+            continue
+        first, behind = 0, len(wanted)
+        while first < behind:
+            middle = (first + behind) >> 1
+            if wanted[middle] < hashes[i]:
+                first = middle + 1
+            else:
+                behind = middle
+        found[i] = first < len(wanted) and wanted[first] == hashes[i]

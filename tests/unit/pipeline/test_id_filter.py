@@ -70,6 +70,13 @@ def test_less_than_two_in_a_hundred_new_ids_are_suspected(count: int, step: int)
     assert known.perhaps(TOPIC, 0, *some_ids(100_000, 2)).mean() < 0.02
 
 
+def test_while_there_is_room_three_new_ids_of_a_hundred_thousand_are_suspected() -> None:
+    """Each holds up its block for a look-up. Two full layers, by the formula 0.6 each."""
+    known = loaded(1 << 22)
+    known.add(*some_ids(3 * (1 << 22) // 32, 1))
+    assert known.perhaps(TOPIC, 0, *some_ids(1_000_000, 2)).sum() < 30
+
+
 @pytest.mark.parametrize("limit", [2_000, 500, 130, 40, 0])
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(0, 3000), own=st.integers(0, 300), seed=st.integers(0, 2**32))

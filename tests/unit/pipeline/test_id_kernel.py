@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import dedupe, id_filter
+from pipeline import dedupe, id_filter, identities
 from pipeline.compiled import load_id_kernel
 from pipeline.dedupe import _repeated
 from pipeline.id_filter import IdFilter, _Layer
@@ -32,6 +32,7 @@ def both(answer: Answer) -> tuple[Any, Any]:
             loaded: Callable[[], ModuleType | None] = lambda kernel=kernel: kernel  # noqa: E731
             patch.setattr(id_filter, "load_id_kernel", loaded)
             patch.setattr(dedupe, "load_id_kernel", loaded)
+            patch.setattr(identities, "load_id_kernel", loaded)
             found.append(answer())
     return found[0], found[1]
 
@@ -78,6 +79,18 @@ def test_hashes_that_were_chosen_to_lie_in_each_others_way_take_no_longer_than_t
         assert KERNEL.find_repeated(values, room, np.zeros(len(values), bool)) is told
     compiled, plain = both(lambda: _repeated(np.concatenate([chosen, chosen[:1]])).tolist())
     assert compiled == plain and plain[0] and plain[-1] and sum(plain) == 2
+
+
+@needs_numba
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=300), st.lists(WORDS, max_size=40))
+@example([5, 7, 5], [])
+@example([5 + (n << 20) for n in range(100)], [5, 5 + (7 << 20), 5 + (200 << 20)])
+def test_what_is_wanted_is_found_wherever_hashes_lie(values: list[int], wanted: list[int]) -> None:
+    """Also where all of them have the same mark."""
+    high, asked = np.array(values, np.uint64), np.array(wanted, np.uint64)
+    compiled, plain = both(lambda: identities._rows_of(high, asked))
+    assert compiled == plain == [row for row, value in enumerate(values) if value in wanted]
 
 
 @needs_numba

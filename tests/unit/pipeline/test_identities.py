@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.identities import Accepted, AcceptedIds, IdColumns
 
@@ -43,3 +45,40 @@ def test_what_is_acknowledged_is_not_written_again_but_still_found() -> None:
     assert len(accepted.find([(1, 1), (2, 2)])) == 2
     accepted.clear()
     assert not accepted.find([(1, 1)]) and not accepted.unwritten()
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=5),  # accepted
+        st.sampled_from(["ask", "acknowledge", "forget", "clear"]),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_whenever_one_asks_the_answer_is_that_of_all_that_was_kept(steps: list[str | list[tuple[int, int]]]) -> None:
+    accepted, kept, unwritten, offset = AcceptedIds(), list[tuple[int, int, int]](), 0, 0
+    everything = [(high, low) for high in range(10) for low in range(3)]
+    for step in [*steps, "ask"]:
+        if isinstance(step, list):
+            rows = [(high, low, offset + row) for row, (high, low) in enumerate(step)]
+            kept += rows
+            offset += len(rows)
+            if rows:
+                accepted.add(columns(*rows))
+        elif step == "acknowledge":
+            accepted.acknowledge(len(accepted.unwritten()))
+            unwritten = len(kept)
+        elif step == "forget":
+            accepted.forget_below(offset)
+            del kept[:unwritten]
+            unwritten = 0
+        elif step == "clear":
+            accepted.clear()
+            kept, unwritten = [], 0
+        places = {row[:2]: row[2] for row in kept}
+        if step == "ask":
+            assert {key: each.offset for key, each in accepted.find(everything).items()} == places
+        assert len(accepted) == len(kept)
+        assert sum(len(block.high) for block in accepted.unwritten()) == len(kept) - unwritten
