@@ -160,6 +160,13 @@ class IdFilter:
             if not self._loading:
                 self._cover, self._carried = self._empty(), {}
 
+    def close(self) -> None:
+        """Let go of everything, for good: a load that runs ends with the portion that it reads just now."""
+        with self._lock:
+            self._loading.clear()
+            self._loaded.clear()
+            self._cover = _Cover(0, ())
+
     @property
     def covered(self) -> float:
         """How much of the range of hashes it covers, 0 to 1."""

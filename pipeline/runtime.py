@@ -103,7 +103,8 @@ class Runtime:
         self._let_go = tuple(let_go)
 
     def close(self) -> None:
-        """Let go of every connection; nobody uses this runtime any more."""
+        """Let go of every connection, and of the ids; nobody uses this runtime any more."""
+        self.judge.filter.close()  # else its load would go on, beside that of each runtime that comes after it
         self.outlet.close()
         self.tables.close()
         for each in self._let_go:

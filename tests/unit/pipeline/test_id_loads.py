@@ -10,14 +10,18 @@ import pytest
 
 from pipeline import id_loads
 from pipeline.book import OPEN
+from pipeline.dedupe import Judge
 from pipeline.id_filter import IdFilter
 from pipeline.id_loads import IdLoads
 from pipeline.identities import HASHES, Portion
+from pipeline.runtime import Runtime
+from pipeline.write import Tables
 from tallyman.errors import StoreError
 from tests.fetches import TOPIC_ID
-from tests.unit.pipeline.events import new_chunk
+from tests.unit.pipeline.events import StoredHere, new_chunk, new_decoders
 from tests.unit.pipeline.test_id_filter import some_ids
 from tests.unit.pipeline.test_job import CONFIG
+from tests.unit.pipeline.test_write import Wire
 
 PATIENCE_S = 30
 
@@ -27,7 +31,8 @@ class Slow:
 
     def __init__(self) -> None:
         self.asked: list[dict[int, int]] = []
-        self.failures = 0
+        self.failures = self.told = 0
+        self.portions = 1
         self.may_tell, self.was_asked = threading.Semaphore(0), threading.Semaphore(0)
 
     def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
@@ -37,7 +42,9 @@ class Slow:
         if self.failures:
             self.failures -= 1
             raise StoreError("ClickHouse is away")
-        yield Portion(HASHES, *some_ids(10, 1))
+        for number in range(self.portions):
+            self.told += 1
+            yield Portion(HASHES * (number + 1) // self.portions, *some_ids(10, 1))
 
 
 class Nobody:
@@ -114,6 +121,22 @@ def test_a_load_that_fails_in_an_unforeseen_way_is_tried_again(table: Slow, monk
     opened(IdLoads(CONFIG, known), 0)
     wait_for_threads()
     assert sure(known, 0)
+
+
+def test_a_load_ends_with_the_runtime_that_asked_for_it(table: Slow) -> None:
+    """A worker that starts again and again would else read all ids as often at once, each time into a filter of its
+    own.
+    """
+    known = IdFilter(1 << 16)
+    stages = Runtime(CONFIG, Tables(Nobody(), Nobody()), Judge(StoredHere(), known), new_decoders(), Wire())
+    opened(stages._loads, 0)
+    assert table.was_asked.acquire(timeout=PATIENCE_S)
+    stages.close()
+    table.portions = 1_000
+    table.may_tell.release()
+    wait_for_threads()
+    assert table.told == 1 and known.size == 0
+    assert known.perhaps(TOPIC_ID, 0, *some_ids(10, 2)).all()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
