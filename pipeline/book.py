@@ -20,7 +20,7 @@ from pipeline.lanes import this_lane
 
 DAY_MS = 86_400_000
 BOOKINGS_PER_DAY = 1000
-MAX_IDS_IN_MEMORY = 1_000_000  # of a chunk; 48 bytes each
+MAX_IDS_IN_MEMORY = 1_000_000  # of all open chunks of a process; 70 bytes each
 
 
 class Counts(NamedTuple):
@@ -203,8 +203,10 @@ class OpenChunk:
 
     @property
     def full_of_ids(self) -> bool:
-        """Whether a flush would let go of some."""
-        return len(self.accepted) > MAX_IDS_IN_MEMORY
+        """Whether a flush would let go of some: each chunk keeps its share of what a process may. Who looks up an id
+        asks ClickHouse either way.
+        """
+        return len(self.accepted) > MAX_IDS_IN_MEMORY // max(1, OPEN.count())
 
     def forget_written_ids(self) -> None:
         """Let ClickHouse answer for what is acknowledged, before a chunk's ids fill the memory."""
@@ -257,6 +259,10 @@ class OpenChunks(MutableMapping[tuple[str, int], OpenChunk]):
     def copy(self) -> dict[tuple[str, int], OpenChunk]:
         """Return them as they are now, for who looks while others open and leave chunks."""
         return self._mine().copy()
+
+    def count(self) -> int:
+        """Return how many this process has open, in all lanes."""
+        return sum(map(len, list(self._lanes.values())))
 
     def leave(self, lane: int) -> None:
         """Forget a lane's chunks: nobody will work in it again."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, Counts, Place, booking_after, chain
+from pipeline.book import BOOKINGS_PER_DAY, DAY_MS, OPEN, Counts, Place, booking_after, chain
+from pipeline.identities import IdColumns
+from pipeline.lanes import inside
 from tests.unit.pipeline.events import new_chunk
 
 DAY = 20_757  # 2026-10-31
@@ -73,3 +77,22 @@ def test_a_restart_reads_from_where_the_last_booking_began() -> None:
     chunk.turn(chunk.here)
     chunk.here = Place(9, NOON, TODAY, 1)
     assert (chunk.turned.offset, chunk.base, chunk.unwritten) == (5, 0, True)
+
+
+def test_a_worker_of_many_partitions_keeps_no_more_ids_than_one_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty-four times a million would be four gigabytes; also where each partition has a lane of its own."""
+    monkeypatch.setattr("pipeline.book.MAX_IDS_IN_MEMORY", 10)
+    monkeypatch.setattr(OPEN, "_lanes", {})
+    chunks = [new_chunk(partition=partition) for partition in range(5)]
+    for chunk in chunks:
+        with inside(chunk.partition // 2):
+            OPEN[chunk.topic_id, chunk.partition] = chunk
+    for chunk in chunks:
+        for size in (2, 1):
+            ids = np.arange(size, dtype=np.uint64)
+            whole = ids.astype(np.int64)
+            chunk.accepted.add(IdColumns(ids, ids, whole, whole, whole, ids, ids.astype(np.uint32)))
+            chunk.here = replace(chunk.here, offset=chunk.here.offset + size)
+            chunk.accepted.acknowledge(1)
+            chunk.forget_written_ids()
+            assert (len(chunk.accepted), chunk.base) == ((2, 0) if size == 2 else (0, 3))
