@@ -42,8 +42,18 @@ class _Cover(NamedTuple):
         """The hash below which it covers."""
         return self.shares << _SHARE_BITS
 
-    def perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
-        """Tell which of some identities that it covers may be in."""
+    def perhaps(self, high: U64, low: U64, known: int = HASHES) -> npt.NDArray[np.bool_]:
+        """Tell which of some identities may be in; all may that it does not cover, or from the hash `known` on."""
+        known = min(known, self.end)
+        if known < HASHES:
+            result = np.ones(len(high), bool)
+            inside = np.flatnonzero(high < np.uint64(known)) if known else ()
+            if len(inside):
+                result[inside] = self._perhaps(high[inside], low[inside])
+            return result
+        return self._perhaps(high, low)
+
+    def _perhaps(self, high: U64, low: U64) -> npt.NDArray[np.bool_]:
         result = self.layers[0].perhaps(high, low)
         for layer in self.layers[1:]:
             result |= layer.perhaps(high, low)
@@ -57,16 +67,17 @@ class IdFilter:
     Until `load` has read what ClickHouse holds, everything is "perhaps": a worker may start at once, only slower.
 
     Args:
-        bits: Of the first layer; each further one has twice as many. A power of two.
-        limit_bytes: What all layers together may take.
+        bits: Of the first layer, fewer where not so many may be; each further one has twice as many. A power of two.
+        limit_bytes: What all layers together may take; at least eight.
     """
 
     def __init__(self, bits: int = _FIRST_BITS, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._bits, self._limit = bits, limit_bytes
+        self._bits, self._limit = min(bits, _power_of_two(max(8 * limit_bytes, _SHARES))), limit_bytes
         self._cover = self._empty()
         self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
         self._loaded: dict[tuple[str, int], int] = {}  # partition -> the hash below which its load has come
         self._carried: dict[str, int] = {}  # the same of earlier topics
+        self._left: set[tuple[str, int]] = set()  # partitions that were unloaded, and whose identities are still in it
         self._lock, self._carrying = threading.Lock(), threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
@@ -84,27 +95,26 @@ class IdFilter:
     def perhaps(self, topic_id: str, partition: int, high: U64, low: U64) -> npt.NDArray[np.bool_]:
         """Tell which identities may have been accepted before."""
         loaded = self._loaded.get((topic_id, partition), 0)
-        cover = self._cover  # asked for second: what is loaded by now is in it
-        known = min(loaded, cover.end)
-        if known >= HASHES:
-            return cover.perhaps(high, low)
-        result = np.ones(len(high), bool)
-        inside = np.flatnonzero(high < np.uint64(known)) if known else ()
-        if len(inside):
-            result[inside] = cover.perhaps(high[inside], low[inside])
-        return result
+        return self._cover.perhaps(high, low, loaded)  # asked for second: what is loaded by now is in it
 
-    def expect(self, topic_id: str, partition: int) -> None:
-        """Be sure of nothing in a partition until it is loaded: somebody else may have booked it up to now.
+    def expect(self, topic_id: str, partition: int) -> object:
+        """Be sure of nothing in a partition until it is loaded: somebody else may have booked it up to now. Return what
+        its load has to show: it may begin late, when the partition has left, and is back.
 
         From here on nothing that is added is let go, though the load has yet to begin: it will not find it again.
         """
         with self._lock:
-            self._loading[topic_id, partition] = object()
+            expected = self._loading[topic_id, partition] = object()
             self._loaded.pop((topic_id, partition), None)
+            return expected
 
     def load(
-        self, store: IdStore, topic_id: str, below: Mapping[int, int], before: Sequence[tuple[str, int]] = ()
+        self,
+        store: IdStore,
+        topic_id: str,
+        below: Mapping[int, int],
+        before: Sequence[tuple[str, int]] = (),
+        expected: Mapping[int, object] | None = None,
     ) -> None:
         """Read the accepted identities of some partitions, all in one reading; ask after their frontiers were read, so
         that none below one is missed. What is read is of use at once, and is not read again if this fails and is
@@ -114,15 +124,18 @@ class IdFilter:
             below: Where this process began to read each of them. Ids from there on are added as they are accepted:
                 loading them now would make every event that is read again after a restart look like a copy.
             before: The topics before and how many partitions each has: theirs are read once for all partitions.
+            expected: What `expect` returned of each; they are expected from now on where that is not said.
         """
-        keys, this = [(topic_id, partition) for partition in below], object()
+        loads = {(topic_id, partition): expected[partition] if expected else object() for partition in below}
         with self._lock:
-            self._loading.update(dict.fromkeys(keys, this))
+            if not expected:
+                self._loading.update(loads)
+            back = any(key in self._left for key in loads)
         self._carry(store, before)
-        start = min((self._loaded.get(key, 0) for key in keys), default=HASHES)
-        for end in self._take_in(store, topic_id, below, start):
+        start = min((self._loaded.get(key, 0) for key in loads), default=HASHES)
+        for end in self._take_in(store, topic_id, below, start, back=back):
             with self._lock:
-                mine = [key for key in keys if self._loading.get(key) is this]
+                mine = [key for key, load in loads.items() if self._loading.get(key) is load]
                 for key in mine:
                     self._loaded[key] = max(end, self._loaded.get(key, 0))
             if not mine:
@@ -136,14 +149,22 @@ class IdFilter:
                 for end in self._take_in(store, topic_id, below, carried.get(topic_id, 0)):
                     carried[topic_id] = end
 
-    def _take_in(self, store: IdStore, topic_id: str, below: Mapping[int, int], start: int) -> Iterator[int]:
+    def _take_in(
+        self, store: IdStore, topic_id: str, below: Mapping[int, int], start: int, *, back: bool = False
+    ) -> Iterator[int]:
         """Add what is accepted of some partitions, from a hash on as far as the filter covers; yield how far all is.
 
         If the filter is emptied meanwhile, what was added is gone, and the load has to be asked for again.
+
+        Args:
+            back: Whether it may hold most of it. What it holds takes no room again: partitions come and go for weeks.
         """
         if start >= self._cover.end:
             return
         for end, high, low in store.stream(topic_id, below, start):
+            if back:
+                missing = ~self._cover.perhaps(high, low)
+                high, low = high[missing], low[missing]
             self.add(high, low)
             yield end
             if end >= self._cover.end:
@@ -157,8 +178,10 @@ class IdFilter:
         with self._lock:
             self._loading.pop((topic_id, partition), None)
             self._loaded.pop((topic_id, partition), None)
+            self._left.add((topic_id, partition))
             if not self._loading:
                 self._cover, self._carried = self._empty(), {}
+                self._left.clear()
 
     def close(self) -> None:
         """Let go of everything, for good: a load that runs ends with the portion that it reads just now."""
@@ -297,6 +320,11 @@ class _Layer:
             at = at + step
         result[left] = True
         return result
+
+
+def _power_of_two(most: int) -> int:
+    """Return the largest one that is not more."""
+    return 1 << most.bit_length() - 1
 
 
 def _rank(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

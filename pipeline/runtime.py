@@ -120,11 +120,11 @@ class Runtime:
             finally:
                 client.disconnect()
             needs = self.decoders.catalog(frontier.turned.definitions).needs
-            self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
+            expected = self.judge.filter.expect(*key)  # somebody else may have accepted ids since it was loaded
             chunk = OPEN[key] = frontier.open(self.config.chunk_size, needs)
             counted.note_booked(partition, frontier.reached)
             # The filter is read after the frontier, so that no id below it is missed; until then every id is looked up.
-            self._loads.ask(chunk)
+            self._loads.ask(chunk, expected)
         return OPEN[key]
 
     def decode(self, fetch: Fetch) -> Iterator[Block]:

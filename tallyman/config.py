@@ -165,8 +165,8 @@ class PipelineConfig:
         archive_ttl: How long they are kept there; 0 for ever, else at most fifty years.
         tick: How long a partition is silent before its clock is moved.
         partitions: Which partitions this process reads. Empty: its share; all workers of a topic share them evenly.
-        id_filter_bytes: Most memory for knowing which ids are new, 1 GiB for four hundred million (on Flink for each
-            partition); of more, some new ids are looked up: of 10^9, one in ten.
+        id_filter_bytes: Most memory for knowing which ids are new, 1 GiB for 250 million (on Flink for each partition);
+            of more, some new ids are looked up: of 400 million one in 2,500, of 10^9 one in ten.
     """
 
     flush: timedelta = timedelta(milliseconds=200)

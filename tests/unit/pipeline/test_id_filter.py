@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.id_filter import IdFilter
 from pipeline.identities import EVERYTHING, HASHES, Portion
+from tallyman.config import PipelineConfig
 from tallyman.errors import StoreError
 from tests.unit.pipeline.events import StoredHere
 
@@ -93,7 +94,7 @@ def test_a_filter_that_is_full_covers_less_and_calls_no_id_new_that_was_added(
     known.add(mine[0][own // 2 :], mine[1][own // 2 :])
     for high, low in (stored, mine):
         assert known.perhaps(TOPIC, 0, high, low).all()
-    assert known.size <= max(limit, 64)
+    assert known.size <= max(limit, 8)
 
 
 @pytest.mark.parametrize("bits_each, most", [(21, 0.002), (14, 0.02), (10.5, 0.05), (8.4, 0.12)])
@@ -121,6 +122,13 @@ def test_a_filter_that_is_as_dense_as_it_may_be_covers_less_and_no_more_is_read_
     assert known.perhaps(TOPIC, 0, new[0][covered], new[1][covered]).mean() < 0.12
     assert store.told < 0.3 * 800_000
     assert known.perhaps(TOPIC, 0, high, low).all()
+
+
+@pytest.mark.parametrize("limit_mib, begins_with_mib", [(32, 32), (63, 32), (64, 64), (1024, 64)])
+def test_a_filter_takes_no_more_than_it_may_from_the_start(limit_mib: int, begins_with_mib: int) -> None:
+    """32 MiB is the least that may be set: on Flink each partition has a filter of its own."""
+    limit_bytes = PipelineConfig(id_filter_bytes=limit_mib << 20).id_filter_bytes
+    assert IdFilter(limit_bytes=limit_bytes).size == begins_with_mib << 20
 
 
 def test_what_is_loaded_is_of_use_before_all_is() -> None:
@@ -252,3 +260,17 @@ def test_partitions_that_wait_are_loaded_in_one_reading_and_one_that_leaves_mean
     assert asked == [{0: 7, 1: EVERYTHING, 2: 9}]
     assert [known.perhaps(TOPIC, number, *some_ids(10, 2)).any() for number in range(3)] == [False, True, False]
     assert all(known.perhaps(TOPIC, number, *some_ids(10, 3)).all() for number in range(3))
+
+
+def test_partitions_that_come_and_go_for_weeks_take_room_once() -> None:
+    """Else the filter of a worker that is never restarted would be full one day, of what it holds many times."""
+    known, ids = IdFilter(1 << 16, 1 << 14), some_ids(3000, 1)  # one layer and a half
+    known.load(StoredHere(), TOPIC, {1: EVERYTHING})
+    sizes = set()
+    for _ in range(50):
+        known.expect(TOPIC, 0)
+        known.load(InPortions(*ids), TOPIC, {0: EVERYTHING})
+        sizes.add(known.size)
+        assert known.perhaps(TOPIC, 0, *ids).all() and not known.perhaps(TOPIC, 0, *some_ids(1000, 2)).any()
+        known.unload(TOPIC, 0)
+    assert len(sizes) == 1

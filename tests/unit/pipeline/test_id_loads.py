@@ -64,7 +64,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
 
 def opened(loads: IdLoads, partition: int) -> None:
     chunk = OPEN[TOPIC_ID, partition] = new_chunk(partition=partition)
-    loads.ask(chunk)
+    loads.ask(chunk, loads._filter.expect(TOPIC_ID, partition))
 
 
 def wait_for_threads() -> None:
@@ -137,6 +137,33 @@ def test_a_load_ends_with_the_runtime_that_asked_for_it(table: Slow) -> None:
     wait_for_threads()
     assert table.told == 1 and known.size == 0
     assert known.perhaps(TOPIC_ID, 0, *some_ids(10, 2)).all()
+
+
+def test_a_load_that_begins_when_the_partition_has_left_and_is_back_does_not_count(
+    table: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops where the first stay began: what another worker accepted meanwhile would pass for new."""
+    known = IdFilter(1 << 16)
+    loads, connects = IdLoads(CONFIG, known), 0
+
+    def slowly(*_: Any, **__: Any) -> Nobody:
+        nonlocal connects
+        connects += 1
+        if connects == 1:
+            known.unload(TOPIC_ID, 0)
+            opened(loads, 0)
+        return Nobody()
+
+    monkeypatch.setattr(id_loads, "connect", slowly)
+    known.expect(TOPIC_ID, 1)  # so that nothing is let go
+    opened(loads, 0)
+    assert table.was_asked.acquire(timeout=PATIENCE_S)
+    table.may_tell.release()
+    assert table.was_asked.acquire(timeout=PATIENCE_S)
+    assert known.perhaps(TOPIC_ID, 0, *some_ids(10, 2)).all()
+    table.may_tell.release()
+    wait_for_threads()
+    assert sure(known, 0)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
