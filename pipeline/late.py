@@ -22,7 +22,6 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 
 from pipeline import metrics as counted
 from pipeline.batches import Fetch
-from pipeline.frontier import read_frontier
 from pipeline.members import SESSION_MS, EvenShare
 from pipeline.poll import PORTION_BYTES, Poller
 from pipeline.runtime import Database
@@ -32,7 +31,7 @@ from tallyman.errors import DamageError
 from tallyman.headers import Headers, kind_of
 from tallyman.kafka import ANY_SIZE, make_consumer, make_producer, read_topic
 from tallyman.repairs import LATE, note_lost
-from tallyman.topics import ENDED, ends_of
+from tallyman.topics import ends_of
 from tallyman.usage import Repair
 
 log = logging.getLogger(__name__)
@@ -63,21 +62,18 @@ class LateStore:
         self._ends: dict[int, End] = {}
 
     def ends(self) -> Mapping[int, End]:
-        """See `Store`; what has ended is not asked for again, and of the others only the last chunks are looked at.
+        """See `Store`; once all have ended they are not asked for again.
 
         Raises:
             StoreError, StoreRefusedError: ClickHouse did not tell.
         """
-        topic = self._topic
-        waiting = [number for number in range(topic.partitions) if number not in self._ends]
-        client = connect(self._database)
-        try:
-            with store_errors(client, "reading which partitions have ended"):
-                reached = (read_frontier(client, topic.topic_id, each, topic.chunk_size).reached for each in waiting)
-                if any(place.booking == ENDED for place in reached):
-                    self._ends = ends_of(client, topic.topic_id)
-        finally:
-            client.disconnect()
+        if len(self._ends) < self._topic.partitions:
+            client = connect(self._database)
+            try:
+                with store_errors(client, "reading which partitions have ended"):
+                    self._ends = ends_of(client, self._topic.topic_id)
+            finally:
+                client.disconnect()
         return self._ends
 
     def note_lost(self, lost: Repair) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from pipeline.late import LateRecords, _Due
+from pipeline import late as room
+from pipeline.late import LateRecords, LateStore, _Due
+from pipeline.runtime import Database
 from tallyman.books import Topic
 from tallyman.errors import StoreError
 from tallyman.usage import Repair
@@ -37,3 +39,19 @@ def test_a_late_record_that_is_too_large_is_named_where_it_lacks(refusal: type[E
     store.note_lost = away
     with pytest.raises(StoreError):  # its place is not committed
         late._acknowledged(1, _Due(7, APPENDED_MS), SimpleNamespace(get=refused))
+
+
+def test_the_ends_of_a_thousand_partitions_are_asked_for_in_one_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every few seconds, by each worker, until the last one has ended; nothing is copied meanwhile. Then no more."""
+    asked: list[str] = []
+    ended = [(number, 7, APPENDED_MS, 20_600_000, 1) for number in range(1000)]
+
+    def execute(sql: str, values: dict[str, Any]) -> Any:
+        asked.append(sql)
+        return ended[: 400 * len(asked)]
+
+    monkeypatch.setattr(room, "connect", lambda _: SimpleNamespace(execute=execute, disconnect=lambda: None))
+    database = Database(host="", port=0, user="", password="", database="")
+    store = LateStore(database, Topic("old", "usage.v1", 1000, 64, True))
+    assert [len(store.ends()) for _ in range(5)] == [400, 800, 1000, 1000, 1000]
+    assert len(asked) == 3
