@@ -1,9 +1,9 @@
 """Run the job on a cluster as a service: submit it, stay beside it, submit it again when it has failed.
 
 The cluster reads, counts and writes. What must be done once for all of it stays in this process: sealing, keeping
-silent partitions' clocks moving, looking at the topic again, saying how the job is, and setting a damaged partition
-aside: the job is submitted again without it, and with it when it was repaired. A restart, of this process or
-of the job, reads again from the book; savepoints and checkpoints hold nothing that is needed.
+silent partitions' clocks moving, looking at the topic again, saying how the job is and how complete usage is, and
+setting a damaged partition aside: the job is submitted again without it, and with it when it was repaired. A restart,
+of this process or of the job, reads again from the book; savepoints and checkpoints hold nothing that is needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from pipeline.portable import Portable, check_known, flags_of, job_name
 from pipeline.quarantine import LOOK_FOR_REPAIRS_S, SetAside
 from pipeline.runtime import JobConfig
 from pipeline.upkeep import Over, Upkeep
+from pipeline.watch import WATCH_EVERY_S, Watch
 from pipeline.worker import prepare_in_time
+from tallyman.clickhouse import connect
 from tallyman.errors import (
     BrokerError,
     ConfigError,
@@ -111,7 +113,8 @@ def book_topic(
     """Keep the job of one topic running until its end, or until told to stop; return why it cannot go on."""
     flags, over = flags_of(portable, config.topic), Over(stop)
     follower, aside = Follower(config), SetAside(config)
-    duties = ((follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S))
+    watch = Watch(connect(project.clickhouse), config.partitions, project.config.usage.expected_delay)
+    duties = ((follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S))
 
     def reads() -> frozenset[int]:
         return aside.without(config.assigned)
@@ -127,6 +130,7 @@ def book_topic(
         over.set()
         upkeep.close()
         follower.close()
+        watch.close()
         aside.close()
     return fault or upkeep.fault
 

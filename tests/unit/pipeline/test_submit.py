@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ from apache_beam.portability.api import beam_job_api_pb2 as job_api
 from clickhouse_driver.errors import ServerException
 
 from pipeline import submit
-from pipeline.submit import failure, keep_submitting
+from pipeline.portable import Portable
+from pipeline.submit import Health, book_topic, failure, keep_submitting
 from tallyman.clickhouse import store_error
 from tallyman.errors import (
     BrokerError,
@@ -23,6 +25,7 @@ from tallyman.errors import (
     StoreError,
     StoreRefusedError,
 )
+from tests.unit.pipeline.test_job import CONFIG
 
 # As Flink hands on what Python raised in a worker: once with real line breaks, once inside a repr.
 TRACEBACK = """org.apache.flink.runtime.JobException: Recovery is suppressed by FixedDelayRestartBackoffTimeStrategy(...)
@@ -176,3 +179,28 @@ def test_the_job_of_a_topic_that_ended_while_the_service_was_down_is_cancelled()
     config: Any = SimpleNamespace(topic="usage.v2", before=(SimpleNamespace(name="usage.v1"),))
     submit._cancel_older(jobs, config)
     assert jobs.cancelled == ["id-0", "id-1"]
+
+
+def test_the_service_beside_a_cluster_says_how_complete_usage_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker does: a silent host and batches that did not come are alarms on a cluster, too."""
+    seen: list[Any] = []
+
+    class Duties:
+        fault = None
+
+        def __init__(self, *_: Any, more: Any, **__: Any) -> None:
+            seen.extend(duty.__self__ for duty, _ in more)
+
+        def start(self) -> None:
+            return
+
+        def close(self) -> None:
+            return
+
+    monkeypatch.setattr(submit, "Upkeep", Duties)
+    monkeypatch.setattr(submit, "keep_submitting", lambda *_: None)
+    usage = SimpleNamespace(expected_delay=timedelta(seconds=10))
+    project: Any = SimpleNamespace(clickhouse=CONFIG.database, kafka_replication=1, config=SimpleNamespace(usage=usage))
+    portable = Portable(job_endpoint="localhost:8099", environment="LOOPBACK")
+    assert book_topic(project, CONFIG, threading.Event(), Health(), portable) is None
+    assert [type(each).__name__ for each in seen] == ["Follower", "SetAside", "Watch"]
