@@ -30,6 +30,8 @@ _FIRST_BITS, LIMIT_BYTES = 1 << 29, 1 << 30
 _DENSE = "no action is needed: up to a third of new ids are looked up; raise id_filter_bytes to make that fewer"
 _FULL = "no action is needed: ids that it does not cover are looked up; raise id_filter_bytes to cover more of them"
 
+_Key = tuple[str, int]  # (topic id, partition)
+
 
 class _Cover(NamedTuple):
     """What the filter holds at a moment: the lower shares of the hashes, in layers, the newest last."""
@@ -74,10 +76,10 @@ class IdFilter:
     def __init__(self, bits: int = _FIRST_BITS, limit_bytes: int = LIMIT_BYTES) -> None:
         self._bits, self._limit = min(bits, _power_of_two(max(8 * limit_bytes, _SHARES))), limit_bytes
         self._cover = self._empty()
-        self._loading: dict[tuple[str, int], object] = {}  # partition -> the load that counts, to come or done
-        self._loaded: dict[tuple[str, int], int] = {}  # partition -> the hash below which its load has come
+        self._loading: dict[_Key, object] = {}  # partition -> the load that counts, to come or done
+        self._loaded: dict[_Key, int] = {}  # partition -> the hash below which its load has come
         self._carried: dict[str, int] = {}  # the same of earlier topics
-        self._left: set[tuple[str, int]] = set()  # partitions that were unloaded, and whose identities are still in it
+        self._left: set[_Key] = set()  # partitions that were unloaded, and whose identities are still in it
         self._lock, self._carrying = threading.Lock(), threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
@@ -116,9 +118,9 @@ class IdFilter:
         before: Sequence[tuple[str, int]] = (),
         expected: Mapping[int, object] | None = None,
     ) -> None:
-        """Read the accepted identities of some partitions, all in one reading; ask after their frontiers were read, so
-        that none below one is missed. What is read is of use at once, and is not read again if this fails and is
-        tried once more.
+        """Read the accepted identities of some partitions, all in one reading, but for those that leave meanwhile; ask
+        after their frontiers were read, so that none below one is missed. What is read is of use at once, and is not
+        read again if this fails and is tried once more.
 
         Args:
             below: Where this process began to read each of them. Ids from there on are added as they are accepted:
@@ -126,20 +128,30 @@ class IdFilter:
             before: The topics before and how many partitions each has: theirs are read once for all partitions.
             expected: What `expect` returned of each; they are expected from now on where that is not said.
         """
-        loads = {(topic_id, partition): expected[partition] if expected else object() for partition in below}
+        loads: dict[_Key, object] = {
+            (topic_id, partition): expected[partition] if expected else object() for partition in below
+        }
         with self._lock:
             if not expected:
                 self._loading.update(loads)
             back = any(key in self._left for key in loads)
         self._carry(store, before)
-        start = min((self._loaded.get(key, 0) for key in loads), default=HASHES)
-        for end in self._take_in(store, topic_id, below, start, back=back):
-            with self._lock:
-                mine = [key for key, load in loads.items() if self._loading.get(key) is load]
-                for key in mine:
-                    self._loaded[key] = max(end, self._loaded.get(key, 0))
-            if not mine:
+        while loads := self._still(loads):
+            start = min(self._loaded.get(key, 0) for key in loads)
+            left = {partition: below[partition] for _, partition in loads}
+            for end in self._take_in(store, topic_id, left, start, back=back):
+                with self._lock:
+                    mine = self._still(loads)
+                    for key in mine:
+                        self._loaded[key] = max(end, self._loaded.get(key, 0))
+                if len(mine) < len(loads):  # a start that the group kept waiting began with all of them
+                    break
+            else:
                 return
+
+    def _still(self, loads: Mapping[_Key, object]) -> dict[_Key, object]:
+        """Return those of some loads that count."""
+        return {key: load for key, load in loads.items() if self._loading.get(key) is load}
 
     def _carry(self, store: IdStore, before: Sequence[tuple[str, int]]) -> None:
         with self._carrying:

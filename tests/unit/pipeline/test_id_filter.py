@@ -245,21 +245,25 @@ def test_what_was_accepted_before_a_load_began_is_still_known_when_another_parti
     assert known.perhaps(TOPIC, 1, *some_ids(10, 1)).all()
 
 
-def test_partitions_that_wait_are_loaded_in_one_reading_and_one_that_leaves_meanwhile_does_not_count() -> None:
-    """The store goes through the ids of all partitions to find those of one."""
-    known, asked = IdFilter(1 << 16), list[dict[int, int]]()
+def test_partitions_that_wait_are_loaded_in_one_reading_and_no_more_is_read_of_one_that_leaves_meanwhile() -> None:
+    """The store goes through the ids of all partitions to find those of one. A worker that waits for its share in vain
+    begins with all partitions, and would else be filled with the ids of all.
+    """
+    known, asked = IdFilter(1 << 16), list[tuple[dict[int, int], int]]()
 
     class OneLeaves(StoredHere):
         def stream(self, topic_id: str, below: Mapping[int, int], start: int = 0) -> Iterator[Portion]:
-            asked.append(dict(below))
-            yield Portion(HASHES // 2, *some_ids(10, 1))
-            known.unload(topic_id, 1)
-            yield Portion(HASHES, *some_ids(10, 3))
+            asked.append((dict(below), start))
+            for end, seed in ((HASHES // 4, 1), (HASHES // 2, 3), (HASHES, 4)):
+                if end > start:
+                    if end == HASHES // 2:
+                        known.unload(topic_id, 1)
+                    yield Portion(end, *some_ids(10, seed))
 
     known.load(OneLeaves(), TOPIC, {0: 7, 1: EVERYTHING, 2: 9})
-    assert asked == [{0: 7, 1: EVERYTHING, 2: 9}]
+    assert asked == [({0: 7, 1: EVERYTHING, 2: 9}, 0), ({0: 7, 2: 9}, HASHES // 2)]
     assert [known.perhaps(TOPIC, number, *some_ids(10, 2)).any() for number in range(3)] == [False, True, False]
-    assert all(known.perhaps(TOPIC, number, *some_ids(10, 3)).all() for number in range(3))
+    assert all(known.perhaps(TOPIC, number, *some_ids(10, seed)).all() for number in range(3) for seed in (1, 3, 4))
 
 
 def test_partitions_that_come_and_go_for_weeks_take_room_once() -> None:
