@@ -52,6 +52,7 @@ _ANSWER_S = 30  # how long the job server may take; it builds the job meanwhile
 _WELL_AFTER_S, _FIRST_WAIT_S, _LONGEST_WAIT_S = 60.0, 1.0, 30.0
 _OVER = frozenset(("DONE", "FAILED", "CANCELLED", "DRAINED", "UPDATED"))
 _AWAY = "AWAY"  # the job server, not the job
+_ANOTHER = "; a second service of this topic at this job server cancels the job of the first: is only one running?"
 _OURS: dict[str, Callable[[str], LogError | StoreError | StoreRefusedError]] = {
     "LogError": LogError,
     "DamageError": lambda text: DamageError.from_text(text) or LogError(text),
@@ -224,7 +225,7 @@ def failure(state: str, messages: list[str]) -> BrokerError | LogError | StoreEr
         if found := _SENTENCE.search(message):
             return _OURS[found[1]](found[2])
     reason = messages[-1].strip() if messages else "the job server gives no reason"
-    return BrokerError(f"the job ended as {state}: {reason}")
+    return BrokerError(f"the job ended as {state}: {reason}{_ANOTHER if state == 'CANCELLED' else ''}")
 
 
 def _wait(jobs: Any, job_id: str, enough: Callable[[], bool]) -> str:

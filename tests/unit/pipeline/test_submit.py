@@ -73,7 +73,15 @@ def test_any_other_end_may_pass() -> None:
     assert str(found) == (
         "the job ended as FAILED: NoResourceAvailableException: Could not acquire the minimum required resources."
     )
-    assert "gives no reason" in str(failure("CANCELLED", []))
+    assert "gives no reason" in str(failure("FAILED", []))
+
+
+def test_of_a_job_that_was_cancelled_it_is_said_who_does_that() -> None:
+    """Two services, as of a deployment with two replicas, cancel each other's job in turn, and nothing is booked."""
+    assert str(failure("CANCELLED", [])) == (
+        "the job ended as CANCELLED: the job server gives no reason; a second service of this topic at this job server "
+        "cancels the job of the first: is only one running?"
+    )
 
 
 @pytest.fixture
