@@ -80,7 +80,8 @@ class IdFilter:
         self._loaded: dict[_Key, int] = {}  # partition -> the hash below which its load has come
         self._carried: dict[str, int] = {}  # the same of earlier topics
         self._left: set[_Key] = set()  # partitions that were unloaded, and whose identities are still in it
-        self._lock, self._carrying = threading.Lock(), threading.Lock()
+        self._lock = threading.RLock()  # it may be closed by the garbage collector, in any thread, also in `add`
+        self._carrying = threading.Lock()
 
     def add(self, high: U64, low: U64) -> None:
         with self._lock:
@@ -220,6 +221,8 @@ class IdFilter:
         again, until there is.
         """
         shares, layers = self._cover
+        if not layers:  # it was closed
+            return
         bits = 2 * layers[-1].bits
         whole = bits + sum(layer.bits for layer in layers)
         bits_each = max(layer.bits_each for layer in layers[-_DENSE_LAYERS:])

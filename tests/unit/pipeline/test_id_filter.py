@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.id_filter import IdFilter
+from pipeline.id_filter import IdFilter, _Layer
 from pipeline.identities import EVERYTHING, HASHES, Portion
 from tallyman.config import PipelineConfig
 from tallyman.errors import StoreError
@@ -202,6 +202,19 @@ def test_a_filter_that_was_let_go_covers_everything_again() -> None:
     known.unload(TOPIC, 0)
     known.load(StoredHere(), TOPIC, {0: EVERYTHING})
     assert known.covered == 1 and not known.perhaps(TOPIC, 0, *some_ids(40, 1)).any()
+
+
+def test_a_filter_may_be_closed_in_the_middle_of_an_addition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the garbage collector, which ends a turn that a runner has given up, in whatever thread it runs."""
+    known = loaded(64)
+
+    def in_between(self: _Layer, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        known.close()
+        return high, low
+
+    monkeypatch.setattr(_Layer, "add", in_between)
+    known.add(*some_ids(10, 1))
+    assert known.size == 0 and known.perhaps(TOPIC, 0, *some_ids(10, 1)).all()
 
 
 def test_until_it_is_loaded_a_filter_says_perhaps_to_everything() -> None:
