@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from pipeline.batches import Fetch
@@ -178,6 +179,18 @@ def forget(partition: int) -> None:
     _pulse.booked.pop(partition, None)
     for name in ("offset", "log_clock_seconds", "lag_records"):
         gauge(f"tallyman_pipeline_{name}").remove(str(partition))
+
+
+def forget_others(reads: Collection[int]) -> None:
+    """Say nothing more of the partitions that this worker does not read; what is set aside stays as it was last seen.
+
+    After a failure none is open, and some may be another worker's before they are opened again.
+    """
+    pulse = _pulse
+    noted = (pulse.appended, pulse.ticked, pulse.ends, pulse.booked)
+    known = {partition for each in noted for partition in each.copy()}
+    for partition in known.difference(reads, pulse.quarantined.copy()):
+        forget(partition)
 
 
 def silent_s(partition: int) -> float:

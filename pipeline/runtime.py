@@ -213,6 +213,7 @@ def release(config: JobConfig, keep: Collection[int]) -> None:
         del OPEN[topic_id, partition]
         runtime(config).judge.filter.unload(topic_id, partition)
         counted.forget(partition)
+    counted.forget_others(keep)
 
 
 def next_position(config: JobConfig, topic_id: str, partition: int) -> int:

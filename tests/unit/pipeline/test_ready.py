@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import generate_latest
 
 from pipeline import metrics
 from pipeline.batches import Fetch
-from pipeline.book import OpenChunks
+from pipeline.book import OpenChunks, Place
+from pipeline.runtime import release
+from tallyman.metrics import REGISTRY
 from tests.fetches import fetch_of
+from tests.unit.pipeline.test_job import CONFIG
 
 
 class Clock:
@@ -82,6 +86,23 @@ def test_a_tick_that_came_back_is_forgotten(clock: Clock) -> None:
     clock.now += 60
     metrics.note_fetch(fetch(records=0))
     assert metrics.ready() == (True, "0 partitions")
+
+
+def test_nothing_is_said_of_what_became_another_workers_while_this_one_had_failed(clock: Clock) -> None:
+    """No chunk is open then. Its log clock would stand still for ever, and its tick never come back."""
+    metrics.note_fetch(fetch(records=1))
+    metrics.note_booked(3, Place(5, 1_793_575_212_345))
+    metrics.note_end(3, 9)
+    metrics.note_booked(2, Place(7, 1_793_575_212_345))
+    metrics.note_tick(3)
+    release(CONFIG, {2})
+    clock.now += 31
+    metrics.note_nothing_to_read()
+    assert metrics.ready() == (True, "0 partitions")
+    shown = generate_latest(REGISTRY).decode()
+    for name in ("offset", "log_clock_seconds", "lag_records"):
+        assert f'tallyman_pipeline_{name}{{partition="3"}}' not in shown
+    assert 'tallyman_pipeline_offset{partition="2"} 7.0' in shown
 
 
 def fetch(records: int) -> Fetch:
