@@ -6,10 +6,10 @@ written again as long as it is behind, and of several copies the one that was ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -42,6 +42,14 @@ _list = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("switched", sa.BigInteger, nullable=False),  # how often it was changed
     sa.Column("generations", sa.Text, nullable=False),
+)
+# Each list that there was, and each that an operator took for a past one: a copy of any other is not an older one of
+# this control store, whatever its number.
+_past = sa.Table(
+    "past_switches",
+    _metadata,
+    sa.Column("switched", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("entries", sa.Text, nullable=False),
 )
 
 
@@ -76,7 +84,7 @@ class Listed:
 
 def prepare(engine: sa.Engine) -> None:
     """Make the tables of this module, once."""
-    migrate(engine, "rebuilds", [_metadata.create_all])
+    migrate(engine, "rebuilds", [_metadata.create_all, lambda connection: _past.create(connection, checkfirst=True)])
 
 
 def read_list(engine: sa.Engine) -> Listed:
@@ -179,17 +187,27 @@ def put_in_force(engine: sa.Engine, generation: int, may: May = lambda _: None) 
 def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None, copy: Copy = NO_COPY) -> Listed:
     """Take the newest generation of the list back: what it replaced counts again.
 
+    Where readers go by another list, which this control store, restored, does not know, what it alone has goes first,
+    and changes nothing for readers. Then the newest of what they alone have is taken back, with all else that they
+    alone have, by letting the list count as it is.
+
     Args:
-        copy: What readers have. A generation in it that this control store, restored, does not know is taken back by
-            letting the list count as it is.
+        copy: What readers have.
 
     Raises:
-        RebuildError: It is not in force, or another one came after it.
+        RebuildError: It is not in force, or another one came after it or has to go first.
     """
     with write(engine) as connection:
         listed = _listed(connection)
-        if generation in copy.generations and generation not in listed.generations and copy.switched >= listed.switched:
+        apart = _apart(connection, copy)
+        if generation in apart.there and generation not in apart.here:
+            if apart.here:
+                raise RebuildError(
+                    f"generation {generation}: readers have it in force; this control store does not, but alone has "
+                    f"{_named(apart.here)}. First: tallyman rebuild undo {apart.here[-1]}"
+                )
             may(connection)
+            _note_past(connection, copy.switched, copy.switches)
             return _change(connection, listed, listed.generations, copy.switched)
         if generation not in listed.generations:
             raise RebuildError(f"generation {generation} is not in force, which is {_named(listed.generations)}")
@@ -200,6 +218,8 @@ def take_back(engine: sa.Engine, generation: int, may: May = lambda _: None, cop
                 f"compared with usage where {generation} counted. First: tallyman rebuild undo {newest}"
             )
         may(connection)
+        if apart.here or apart.there:  # its number stays, so that it does not overtake what readers have
+            return _change(connection, listed, listed.generations[:-1], keep_number=True)
         return _change(connection, listed, listed.generations[:-1], copy.switched)
 
 
@@ -210,15 +230,14 @@ def publish(engine: sa.Engine, client: Client) -> Listed:
 
     Raises:
         RebuildError: ClickHouse or the control store was restored from a backup: rows of what is in force are not
-            there, or readers have another list that is newer. Nothing was changed.
+            there, or readers have another list that is no older one of this control store's. Nothing was changed.
     """
-    listed, copy = read_list(engine), read_copy(client)
-    if copy.switched > listed.switched:
-        listed = read_list(engine)  # somebody switched meanwhile
-    attempts = {each.switch.generation: each.switch for each in read_attempts(engine)}
+    copy = read_copy(client)
+    with read(engine) as connection:  # behind the copy: what somebody switched meanwhile is in it
+        listed, attempts, apart = _listed(connection), _switches(connection), _apart(connection, copy)
+    if apart.here or apart.there:
+        _refuse_other(listed, copy, apart)
     switches = tuple(attempts[number] for number in listed.generations)
-    if copy.switched >= listed.switched and not _same(copy, listed, switches):
-        _refuse_older(listed, copy)
     refuse_lost(client, switches)
     if copy.switched > listed.switched:
         with write(engine) as connection:
@@ -232,23 +251,69 @@ def publish(engine: sa.Engine, client: Client) -> Listed:
     return listed
 
 
-def _same(copy: Copy, listed: Listed, switches: Sequence[Switch]) -> bool:
-    """Whether a copy says what the list does; what an older version wrote may not say what a generation covers."""
-    return copy.generations == listed.generations and all(each in switches for each in copy.switches)
+class _Apart(NamedTuple):
+    """Where readers go by a list that is no older one of this control store's: the generations in force by one of the
+    two alone. A rebuild counts on top of those before it, so what stands behind the first difference differs.
+    """
+
+    here: tuple[int, ...] = ()
+    there: tuple[int, ...] = ()
 
 
-def _refuse_older(listed: Listed, copy: Copy) -> None:
-    here = [number for number in copy.generations if number not in listed.generations]
-    newest = (here or listed.generations)[-1]
+def _apart(connection: sa.Connection, copy: Copy) -> _Apart:
+    listed, switches = _listed(connection), _switches(connection)
+    same = 0
+    for mine, theirs in zip(listed.generations, copy.generations, strict=False):
+        if mine != theirs or copy.switch(theirs, switches[mine]) != switches[mine]:
+            break  # one number may stand for two rebuilds
+        same += 1
+    if copy.switched < listed.switched and _is_past(connection, copy, switches):
+        return _Apart()
+    return _Apart(listed.generations[same:], copy.generations[same:])
+
+
+def _is_past(connection: sa.Connection, copy: Copy, switches: Mapping[int, Switch]) -> bool:
+    """Tell whether a copy of a smaller number is of a list that this control store had."""
+    past = sa.select(_past.c.entries).where(_past.c.switched == copy.switched)
+    noted = connection.execute(past).scalar()
+    if noted is not None and len(copy.switches) == len(copy.generations):
+        return bool(noted == _entries(copy.switches))
+    # It is of before lists were kept.
+    return all(number in switches and copy.switch(number, switches[number]) == switches[number]
+               for number in copy.generations)  # fmt: skip
+
+
+def _note_past(connection: sa.Connection, switched: int, switches: Sequence[Switch]) -> None:
+    connection.execute(sa.delete(_past).where(_past.c.switched == switched))
+    connection.execute(sa.insert(_past).values(switched=switched, entries=_entries(switches)))
+
+
+def _refuse_other(listed: Listed, copy: Copy, apart: _Apart) -> None:
+    what = " and ".join(
+        f"{_named(numbers)} in {where} alone"
+        for numbers, where in ((apart.here, "this control store"), (apart.there, "what readers have"))
+        if numbers
+    )
     raise RebuildError(
-        f"readers go by a list of rebuilds ({_named(copy.generations)}) that this control store does not know: its own "
-        f"({_named(listed.generations)}) is older. Point control.url at the right store, or restore a newer backup of "
-        f"it; if there is none, take back what is in only one of the two: tallyman rebuild undo {newest}"
+        f"readers go by a list of rebuilds ({_named(copy.generations)}) that this control store does not know, its own "
+        f"is {_named(listed.generations)}; in force is {what}. One of the two was restored from a backup. Point "
+        "control.url at the right store, or restore a newer backup of it; if there is none, take back what is in force "
+        f"in one alone, beginning with: tallyman rebuild undo {(apart.here or apart.there)[-1]}"
     )
 
 
-def _change(connection: sa.Connection, listed: Listed, generations: tuple[int, ...], above: int = 0) -> Listed:
-    changed = Listed(max(listed.switched, above) + 1, generations)
+def _change(
+    connection: sa.Connection,
+    listed: Listed,
+    generations: tuple[int, ...],
+    above: int = 0,
+    *,
+    keep_number: bool = False,
+) -> Listed:
+    changed = Listed(listed.switched if keep_number else max(listed.switched, above) + 1, generations)
+    if not keep_number:
+        switches = _switches(connection)
+        _note_past(connection, changed.switched, [switches[number] for number in generations])
     values = {"switched": changed.switched, "generations": _encode(generations)}
     if listed.switched == 0:
         connection.execute(sa.insert(_list).values(id=1, **values))
@@ -257,6 +322,11 @@ def _change(connection: sa.Connection, listed: Listed, generations: tuple[int, .
     if not compare_and_set(connection, _list, expected, values):
         raise RebuildError("the list of rebuilds was changed meanwhile; look at tallyman rebuild list")
     return changed
+
+
+def _switches(connection: sa.Connection) -> Mapping[int, Switch]:
+    """Return what each rebuild covers that was ever begun."""
+    return {row.generation: _attempt(row).switch for row in connection.execute(sa.select(_generations))}
 
 
 def _listed(connection: sa.Connection) -> Listed:
@@ -279,6 +349,10 @@ def _attempt(row: sa.Row[tuple[object, ...]]) -> Attempt:
         who=row.who,
         made_at=datetime.fromisoformat(row.made_at),
     )
+
+
+def _entries(switches: Sequence[Switch]) -> str:
+    return _encode([each.entry for each in switches])
 
 
 def _encode(value: object) -> str:

@@ -71,6 +71,10 @@ class Copy:
     generations: tuple[int, ...]
     switches: Switches
 
+    def switch(self, generation: int, unsaid: Switch) -> Switch:
+        """Return what a generation covers; `unsaid` where the copy does not say it."""
+        return next((each for each in self.switches if each.generation == generation), unsaid)
+
 
 def read_copy(client: Client) -> Copy:
     """Read the newest copy of the list, whatever it says."""
@@ -133,17 +137,25 @@ def refuse_lost(client: Client, switches: Switches) -> None:
         return
     asked = {"generations": [each.generation for each in switches]}
     mine = "WHERE generation IN %(generations)s"
-    made = f"SELECT generation, rows FROM rebuilds FINAL {mine}"  # noqa: S608 - our own words
+    entry = "generation, definitions, meters, first_minute, end_minute, last_booking"
+    made = f"SELECT {entry}, rows FROM rebuilds FINAL {mine}"  # noqa: S608 - our own words
     stored = f"SELECT generation, count() FROM usage_rebuilt {{}} {mine} GROUP BY generation"  # noqa: S608
-    noted = dict(client.execute(made, asked))
+    noted = {int(generation): (_switch((generation, *entry)), int(rows))
+             for generation, *entry, rows in client.execute(made, asked)}  # fmt: skip
     there = dict(client.execute(stored.format(""), asked))
-    if any(there.get(number, 0) > rows for number, rows in noted.items()):  # a block was written twice
+    if any(there.get(number, 0) > rows for number, (_, rows) in noted.items()):  # a block was written twice
         there = dict(client.execute(stored.format("FINAL"), asked))
     sealed_to = int(client.execute("SELECT max(booking) FROM seals")[0][0])
     for each in reversed(switches):
         number = each.generation
-        if number not in noted or noted[number] != there.get(number, 0):
-            made_of = noted.get(number, "an unknown number of")
+        if number in noted and noted[number][0] != each:
+            raise RebuildError(
+                f"generation {number}: under this number ClickHouse has another rebuild than the control store, of "
+                f"{', '.join(noted[number][0].meters)}: one of the two was restored from an older backup. Take it back "
+                f"if it is in force (tallyman rebuild undo {number}), and rebuild again: {_command(each)}"
+            )
+        if number not in noted or noted[number][1] != there.get(number, 0):
+            made_of = noted[number][1] if number in noted else "an unknown number of"
             raise RebuildError(
                 f"generation {number}: it was made of {made_of} rows, and {there.get(number, 0)} of them are there: "
                 "ClickHouse was restored from an older backup, or rows were deleted. Take it back if it is in force "

@@ -115,6 +115,7 @@ class Server:
         self.lists: list[tuple[int, list[int], list[Any]]] = []
         self.rebuilds: dict[int, int] = {}
         self.stored: dict[int, int] = {}
+        self.entries: dict[int, tuple[object, ...]] = {}
         self.sealed_to = sealed_to
 
     def finish(self, *generations: int) -> None:
@@ -130,7 +131,13 @@ class Server:
             return [(self.sealed_to,)]
         elif "greatest" in sql:
             return [(max((0, *self.rebuilds, *self.stored)),)]
-        return list((self.rebuilds if "FROM rebuilds" in sql else self.stored).items())
+        elif "FROM rebuilds" in sql:
+            return [(*self.entry(number), made) for number, made in self.rebuilds.items()]
+        return list(self.stored.items())
+
+    def entry(self, number: int) -> tuple[object, ...]:
+        """Return what a rebuild covers of which nothing else was said."""
+        return self.entries.get(number, replace(OCTOBER, generation=number).entry)
 
 
 @pytest.fixture
@@ -200,5 +207,64 @@ def test_a_restored_control_store_with_the_right_list_goes_on_behind_the_newest_
     server.lists.append((5, [], []))  # and one that it holds to be in force was taken back
     with pytest.raises(RebuildError, match="tallyman rebuild undo 1"):
         generations.publish(engine, server)
-    assert generations.take_back(engine, 1, copy=read_copy(server)) == Listed(6, ())
+    assert generations.take_back(engine, 1, copy=read_copy(server)) == Listed(4, ()), "nothing changed for readers"
     assert generations.publish(engine, server) == Listed(6, ())
+
+
+def test_what_readers_alone_have_does_not_go_with_the_undo_of_something_else(engine: sa.Engine, server: Any) -> None:
+    """The control store is of when 1 was in force; since then 1 was taken back, and 2 and 3 came."""
+    number = ready(engine)
+    generations.put_in_force(engine, number)
+    server.finish(1, 2, 3)
+    server.lists = [(4, [2, 3], [server.entry(2), server.entry(3)])]
+    undo = lambda which: generations.take_back(engine, which, copy=read_copy(server))  # noqa: E731
+    with pytest.raises(RebuildError, match=r"generation 1 in this control store alone and generations 2, 3 .* undo 1"):
+        generations.publish(engine, server)
+    with pytest.raises(RebuildError, match=r"but alone has generation 1\. First: tallyman rebuild undo 1"):
+        undo(3)
+    assert undo(1) == Listed(1, ())
+    with pytest.raises(RebuildError, match="undo 3"):
+        generations.publish(engine, server)
+    assert len(server.lists) == 1
+    assert undo(3) == Listed(5, ())
+    assert generations.publish(engine, server) == Listed(5, ())
+    assert max(server.lists) == (5, [], [])
+
+
+def test_a_copy_of_a_smaller_number_is_not_overtaken_if_the_control_store_never_had_it(
+    engine: sa.Engine, server: Any
+) -> None:
+    """The control store began anew, and came further than the ClickHouse that is restored then."""
+    for _ in range(2):
+        generations.put_in_force(engine, ready(engine))
+    server.finish(1, 2)
+    server.lists = [(1, [7], [server.entry(7)])]
+    for theirs in ([7], [2]):
+        server.lists = [(1, theirs, [server.entry(each) for each in theirs])]
+        with pytest.raises(RebuildError, match="One of the two was restored"):
+            generations.publish(engine, server)
+    server.lists = [(1, [1], [server.entry(1)])]
+    assert generations.publish(engine, server) == Listed(2, (1, 2))
+    server.lists = [(1, [7], [server.entry(7)])]
+    with pytest.raises(RebuildError, match="First: tallyman rebuild undo 2"):
+        generations.take_back(engine, 7, copy=read_copy(server))
+
+
+def test_rows_of_another_rebuild_under_the_same_number_are_not_published(engine: sa.Engine, server: Any) -> None:
+    """As many as there should be: the control store began anew, then an older ClickHouse was restored."""
+    generations.put_in_force(engine, ready(engine))
+    server.finish(1)
+    server.entries[1] = replace(OCTOBER, generation=1, meters=("compute.peak",)).entry
+    with pytest.raises(RebuildError, match=r"another rebuild than the control store, of compute\.peak: .*undo 1"):
+        generations.publish(engine, server)
+    assert server.lists == []
+
+
+def test_a_store_of_before_lists_were_kept_still_tells_an_older_copy(engine: sa.Engine, server: Any) -> None:
+    for _ in range(2):
+        generations.put_in_force(engine, ready(engine))
+    with engine.begin() as connection:
+        connection.execute(sa.delete(generations._past))
+    server.finish(1, 2)
+    server.lists = [(1, [1], [])]
+    assert generations.publish(engine, server) == Listed(2, (1, 2))
