@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import sys
@@ -49,10 +50,23 @@ def _json(value: object) -> object:
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a result for spreadsheets; a missing value is an empty field."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(header)
     show: Callable[[object], object] = (lambda value: value) if terminal_width() is None else _shown
-    writer.writerows([["" if value is None else show(value) for value in row] for row in rows])
+    for row in (header, *rows):
+        sys.stdout.write(_csv_line("" if value is None else show(value) for value in row))
+
+
+def _csv_line(row: Iterable[object]) -> str:
+    """Return a row with its end of line.
+
+    Readers begin a new row at a carriage return, too, which Python's writer quotes only if its own end of line has one:
+    no tenant's name may tear its row in two.
+
+    >>> _csv_line(["zo\\rë", 1])
+    '"zo\\rë",1\\n'
+    """
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(row)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _shown(value: object) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from datetime import UTC, datetime
@@ -65,6 +67,16 @@ def test_a_csv_file_keeps_each_letter_and_a_terminal_gets_none_that_it_obeys(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     print_csv(["subject"], [["\x1b[8mhidden"]])
     assert "\\x1b[8mhidden" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_name_with_an_end_of_line_stays_one_field_of_a_csv_file(capsys: pytest.CaptureFixture[str], end: str) -> None:
+    """Spreadsheets begin a row at each of these, also at one that is not the file's own end of line."""
+    tenant = f"zoë{end}another tenant"
+    print_csv(["subject", "value"], [[tenant, Decimal(2)]])
+    printed = capsys.readouterr().out
+    assert list(csv.reader(io.StringIO(printed, newline=""))) == [["subject", "value"], [tenant, "2"]]
+    assert printed.endswith(",2\n") and printed.startswith("subject,value\n")
 
 
 @pytest.mark.parametrize("width", [None, 80])
