@@ -227,6 +227,8 @@ def _complete_to(answer: UsageAnswer) -> str:
     sealed = f"sealed up to booking {answer.sealed_to}" if answer.sealed_to else "nothing is sealed yet"
     if answer.query.up_to_booking is not None:
         return f"as of booking {answer.query.up_to_booking}, without what was booked later; {sealed}"
+    if answer.query.sealed_only:  # how complete all usage is says nothing of these rows
+        return f"only what is sealed, without what was booked later; {sealed}"
     if answer.complete_to is None:
         return f"complete up to: unknown, the pipeline has not reached every partition yet; {sealed}"
     return f"complete up to {show_time(answer.complete_to, zone)} ({answer.query.zone}); {sealed}"

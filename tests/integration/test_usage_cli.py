@@ -89,8 +89,12 @@ def test_a_spreadsheet_gets_csv(client: Client, capsys: pytest.CaptureFixture[st
 
 
 def test_sealed_usage_is_what_an_invoice_would_see(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not called complete: what came since then is complete for hours, and is left out."""
     assert run([*ASK, "--to", "2026-10-27", "--sealed", "--json"]) == 0
     assert [row["value"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["0.5"]
+    assert run([*ASK, "--to", "2026-10-27", "--sealed"]) == 0
+    told = f"only what is sealed, without what was booked later; sealed up to booking {DAY}"
+    assert capsys.readouterr().out.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize(("condition", "value"), [("az", "2"), ("az=nord", "40.5"), ("az=", None)])
