@@ -34,18 +34,21 @@ class Doubts:
     """Why usage that was read may be too little: what a seller should know before an invoice is final.
 
     Attributes:
+        behind: By name, as the last answer saw them.
         unknown: Whether nobody knows up to when usage is complete, since some partition has not been reached yet.
     """
 
     repaired: set[Repair] = field(default_factory=set)
     gaps: set[Gap] = field(default_factory=set)
     held_by: set[CollectorSeen] = field(default_factory=set)
+    behind: dict[str, CollectorSeen] = field(default_factory=dict)
     unknown: bool = False
 
     def note(self, answer: UsageAnswer) -> UsageAnswer:
         """Note what an answer says of itself, and return it. A collector that has said all of its range is no doubt."""
         self.repaired.update(answer.repaired)
         self.gaps.update(answer.gaps)
+        self.behind.update((each.name, each) for each in answer.behind)
         self.unknown = self.unknown or answer.complete_to is None
         end = answer.query.end
         self.held_by.update(each for each in answer.held_by if each.watermark is not None and each.watermark < end)

@@ -34,7 +34,7 @@ from tallyman.period import FIRST_MOMENT
 from tallyman.rebuilds import Switches, read_switches
 from tallyman.sealed import decided_to
 from tallyman.stored import Source
-from tallyman.usage import Gap, UsageAnswer, UsageQuery, UsageRow
+from tallyman.usage import CollectorSeen, Gap, UsageAnswer, UsageQuery, UsageRow
 
 if TYPE_CHECKING:
     from clickhouse_driver import Client
@@ -132,6 +132,7 @@ def read_usage(
             each for each in completeness.repairs if each.touches(since, query.end, _last_booking(query, bound))
         ),
         held_by=completeness.held_by,
+        behind=_behind(query, completeness),
         gaps=_gaps(client, query, since, completeness, defined),
         rebuilt=tuple(
             each.generation for each in known.switches if each.about(query.meter, (windows.start, windows.end))
@@ -185,6 +186,13 @@ def _gaps(
     event_type = defined.event_type if defined else None
     followed = completeness.epochs > completeness.collectors
     return read_gaps(client, query.subjects, event_type, since, query.end, any_followed=followed)
+
+
+def _behind(query: UsageQuery, completeness: Completeness) -> tuple[CollectorSeen, ...]:
+    if completeness.reached_to is None or completeness.reached_to < query.end:
+        return ()  # nobody can have said all of it
+    live = (each for each in completeness.lagging if each.state == "live")
+    return tuple(each for each in live if each.watermark is not None and each.watermark < query.end)
 
 
 def _carried_from(query: UsageQuery, shape: Shape) -> datetime:

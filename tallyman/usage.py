@@ -238,6 +238,8 @@ class UsageAnswer:
         repaired: Decisions to go on behind a damaged place, by which usage of the range may be missing, or what levels
             are carried into it from.
         held_by: The silent collectors that hold `complete_to` back, the furthest behind first.
+        behind: Live ones that have not said all of the range yet, though the log has passed it: they still send what
+            they kept. By name.
         gaps: What is missing, or may be, in the range that was asked for, or before it as long as levels are believed.
         rebuilt: The generations that count in some of the range, beside what was booked; of several the last wins.
     """
@@ -249,5 +251,6 @@ class UsageAnswer:
     sealed_to: int
     repaired: tuple[Repair, ...] = ()
     held_by: tuple[CollectorSeen, ...] = ()
+    behind: tuple[CollectorSeen, ...] = ()
     gaps: tuple[Gap, ...] = ()
     rebuilt: tuple[int, ...] = ()

@@ -124,6 +124,11 @@ def held_as_object(held: CollectorSeen) -> dict[str, object]:
     return {"collector": held.name, "watermark": held.watermark, "silent_since": held.last_heard}
 
 
+def behind_as_object(behind: CollectorSeen) -> dict[str, object]:
+    """Return a collector that still sends what it kept, as `--json` prints it."""
+    return {"collector": behind.name, "watermark": behind.watermark}
+
+
 def gap_as_object(gap: Gap) -> dict[str, object]:
     """Return what is missing, as `--json` prints it."""
     return {
@@ -140,6 +145,11 @@ def gap_as_object(gap: Gap) -> dict[str, object]:
 def held_text(held: CollectorSeen, zone: Any) -> str:
     """Name a collector that holds usage back, and since when."""
     return f"{held.name}, silent since {show_time(held.last_heard, zone)}"
+
+
+def behind_text(behind: CollectorSeen, zone: Any) -> str:
+    """Name a collector that still sends what it kept, and how far it has come."""
+    return f"{behind.name} still sends what it kept, so far up to {show_time(behind.watermark, zone)}"
 
 
 def gap_text(gap: Gap, zone: Any) -> str:

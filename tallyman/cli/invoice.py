@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tallyman.cli.collectors import gap_as_object, gap_text, held_as_object, held_text
+from tallyman.cli.collectors import behind_as_object, behind_text, gap_as_object, gap_text, held_as_object, held_text
 from tallyman.cli.context import LazyGroup, Options, clickhouse, leave, load_room, project_options
 from tallyman.cli.output import count, print_json, print_table, progress_line, result, say
 from tallyman.cli.repair import gap_line, repair_object
@@ -138,6 +138,8 @@ def print_doubts(doubts: Any) -> None:
     lines += [gap_text(each, UTC) for each in sorted(doubts.gaps, key=lambda each: (each.collector, each.first))]
     held = sorted(doubts.held_by, key=lambda each: (each.watermark, each.name))
     lines += [f"held back by {held_text(each, UTC)}" for each in held]
+    behind = sorted(doubts.behind.values(), key=lambda each: (each.watermark, each.name))
+    lines += [behind_text(each, UTC) for each in behind]
     if doubts.unknown:
         lines.insert(0, "up to when it is complete is not known, the pipeline has not reached every partition yet")
     for line in lines[:_MOST_TOLD]:
@@ -179,5 +181,6 @@ def _document(report: Any) -> dict[str, object]:
         "repaired": [repair_object(each) for each in report.doubts.repaired],
         "gaps": [gap_as_object(each) for each in report.doubts.gaps],
         "held_by": [held_as_object(each) for each in report.doubts.held_by],
+        "behind": [behind_as_object(each) for each in report.doubts.behind.values()],
         "completeness_known": not report.doubts.unknown,
     }

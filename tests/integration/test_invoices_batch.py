@@ -261,16 +261,20 @@ def test_who_makes_invoices_is_told_when_nobody_knows_how_complete_usage_is(proj
 
 
 def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_was_over(project, client, capsys):
-    """One stopped on 28 October, another one when November had begun: that one has said all of October."""
+    """One stopped on 28 October, another one when November had begun: that one has said all of October. A third one
+    sends again after two days without Kafka, and has only come to 29 October with what it kept.
+    """
     seal(client, NOVEMBER_1, *october())
     progress(client, 0, 0, 9, NOW, booking=NOVEMBER_1 + 1)
-    for name, stopped in (("laptop", datetime(2026, 10, 28, 10, tzinfo=UTC)), ("host-7", NOW - timedelta(hours=1))):
-        ms = round(stopped.timestamp() * 1000)
+    stopped, ended = datetime(2026, 10, 28, 10, tzinfo=UTC), NOW - timedelta(hours=1)
+    behind = datetime(2026, 10, 29, tzinfo=UTC)
+    for name, told, heard in (("laptop", stopped, stopped), ("host-7", ended, ended), ("host-8", behind, NOW)):
+        mark_ms, ms = (round(each.timestamp() * 1000) for each in (told, heard))
         client.execute(
             "INSERT INTO heard (collector, epoch, topic_id, partition, chunk, booking, definitions, first, last,"
             " first_watermark_us, last_watermark_us, first_clock_ms, clock_ms, subjects, types, covered) VALUES",
-            [(name, "a", TOPIC, 0, 0, OCTOBER_30, 1, 0, 9, ms * 1000, ms * 1000, ms, ms, ["tenant-zoë"], ["vm.cpu"],
-              9)],
+            [(name, "a", TOPIC, 0, 0, OCTOBER_30, 1, 0, 9, mark_ms * 1000, mark_ms * 1000, ms, ms, ["tenant-zoë"],
+              ["vm.cpu"], 9)],
         )  # fmt: skip
     doubts = Doubts()
     batch.preview(project, "2026-10", client=client, doubts=doubts)
@@ -278,9 +282,11 @@ def test_who_makes_invoices_is_told_which_collectors_stopped_before_the_month_wa
     assert doubts == report.doubts
     assert not doubts.unknown
     assert [each.name for each in report.doubts.held_by] == ["laptop"]
+    assert [*report.doubts.behind] == ["host-8"]
     print_doubts(report.doubts)
     assert capsys.readouterr().err == (
         "take care, usage may be missing: held back by laptop, silent since 2026-10-28 10:00 +00:00\n"
+        "take care, usage may be missing: host-8 still sends what it kept, so far up to 2026-10-29 00:00 +00:00\n"
     )
 
 
