@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from invoices.number import check_pattern
 from rules.plan import Tax
 from tallyman.errors import InvoiceError
-from tallyman.period import find_zone
+from tallyman.period import FIRST_YEAR, LAST_YEAR, find_zone, start_of_day
 
+_FIRST_DAY, _LAST_DAY = date(FIRST_YEAR, 1, 1), date(LAST_YEAR + 1, 2, 1)  # no month that can be invoiced lies beyond
 _COUNTRY = re.compile(r"[A-Z]{2}")
 _VAT_ID = re.compile(r"[A-Z]{2}[0-9A-Z+*]{2,13}")
 _LOCALE = re.compile(r"[a-z]{2,3}(_[A-Z][a-z]{3})?(_[A-Z]{2})?")
@@ -32,6 +33,11 @@ class AccountSubject:
             raise InvoiceError(
                 f"to: expected a date after {self.from_}, got {self.to}; the day of `to` is not paid for"
             )
+
+    def instants(self, zone: str) -> tuple[datetime, datetime]:
+        """Return the first instant that is paid for and the first that is not, UTC, as far as months are invoiced."""
+        begin, end = (min(max(day, _FIRST_DAY), _LAST_DAY) for day in (self.from_, self.to or _LAST_DAY))
+        return start_of_day(begin, zone), start_of_day(end, zone)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from invoices.load import AccountFile, read_accounts, read_entity
 from invoices.render import find_locale
+from rules.plan import Plan
 from rules.plan_load import read_plans
 from tallyman.errors import ConfigError, InvoiceError
 from tallyman.files import load_marked_folder
@@ -16,7 +17,7 @@ from tallyman.project import Project
 def check_plans_and_accounts(project: Project) -> list[str]:
     """Return all problems, one line each with file and line; nothing when the project can be invoiced."""
     problems: list[str] = []
-    plans: dict[str, object] | None = None
+    plans: dict[str, Plan] | None = None
     try:
         plans = dict(read_plans(project.folder / "plans", project.meters))
     except ConfigError as error:

@@ -14,7 +14,7 @@ from invoices.build import Usage
 from invoices.model import SubjectUsage
 from rules.plan import Charge, Plan
 from tallyman.money import plain
-from tallyman.period import Period, month_period, start_of_day
+from tallyman.period import Period, month_period
 from tallyman.usage import CollectorSeen, Gap, Repair, UsageAnswer, UsageQuery
 
 MAX_SUBJECTS = 5_000  # of one question; a query is text and has a size
@@ -83,8 +83,8 @@ def find_spans(account: Account, period: Period) -> tuple[Span, ...]:
     """Return which tenants an account pays for in a period, and from when to when; empty when for none."""
     spans = []
     for paid in account.subjects:
-        start = max(period.start, start_of_day(paid.from_, period.zone))
-        end = period.end if paid.to is None else min(period.end, start_of_day(paid.to, period.zone))
+        begin, stop = paid.instants(period.zone)
+        start, end = max(period.start, begin), min(period.end, stop)
         if start < end:
             spans.append(Span(paid.subject, start, end))
     return tuple(spans)

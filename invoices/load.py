@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 
 from invoices.account import Account, Entity
+from rules.plan import Plan
 from tallyman.errors import ConfigError
 from tallyman.files import Marked, load_marked_folder, load_yaml, nearest, refuse_repeats, show_path
 
@@ -31,11 +32,11 @@ def read_entity(path: Path) -> Entity:
     return load_yaml(path, Entity)
 
 
-def read_accounts(folder: Path, plans: Collection[str]) -> dict[str, Account]:
+def read_accounts(folder: Path, plans: Mapping[str, Plan]) -> dict[str, Account]:
     """Read all accounts of a folder, by their ids.
 
     Args:
-        plans: The ids of the plans there are.
+        plans: The plans there are, by their ids.
 
     Raises:
         ConfigError: Every problem with file and line; also a tenant that two accounts would pay for.
@@ -47,7 +48,7 @@ def read_accounts(folder: Path, plans: Collection[str]) -> dict[str, Account]:
         for i, account in enumerate(file.value.accounts)
         if account.plan not in plans
     ]
-    problems += _find_paid_twice(files)
+    problems += _find_paid_twice(files, plans)
     if problems:
         raise ConfigError("\n".join(problems))
     found = [
@@ -59,19 +60,23 @@ def read_accounts(folder: Path, plans: Collection[str]) -> dict[str, Account]:
     return {account.account: account for file in files for account in file.value.accounts}
 
 
-def _find_paid_twice(files: list[Marked[AccountFile]]) -> list[str]:
+def _find_paid_twice(files: list[Marked[AccountFile]], plans: Mapping[str, Plan]) -> list[str]:
+    """Return what two accounts would pay for at one instant: the days of two plans need not begin at the same one."""
     spans = sorted(
-        (span.subject, span.from_, span.to or date.max, file.place(f"accounts[{i}].subjects[{j}]"))
+        (span.subject, *span.instants(plans[account.plan].zone), file.place(f"accounts[{i}].subjects[{j}]"),
+         plans[account.plan].zone)
         for file in files
         for i, account in enumerate(file.value.accounts)
         for j, span in enumerate(account.subjects)
-    )
+        if account.plan in plans
+    )  # fmt: skip
     problems = []
-    paid_until: dict[str, tuple[date, str]] = {}
-    for subject, start, end, place in spans:
-        until, first = paid_until.get(subject, (date.min, ""))
+    paid: dict[str, tuple[datetime, str, str]] = {}
+    for subject, start, end, place, zone in spans:
+        until, first, other = paid.get(subject, (start, "", zone))
         if start < until:
-            problems.append(f'{place}: "{subject}" is paid for already, at {first}; end that one with `to`')
-        if end > until:
-            paid_until[subject] = (end, place)
+            why = "" if zone == other else f" a day sooner: the days of {other} and {zone} do not begin together"
+            problems.append(f'{place}: "{subject}" is paid for already, at {first}; end that one with `to`{why}')
+        if subject not in paid or end > until:
+            paid[subject] = (end, place, zone)
     return problems

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
 from invoices import number
+from invoices.account import AccountSubject
 from invoices.load import read_accounts, read_entity
 from invoices.number import check_pattern, format_number, series_of
 from tallyman.errors import ConfigError, InvoiceError
+from tallyman.period import month_period
 from tests import nimbus
+from tests.unit.invoices.sample import PLAN
 
 ACCOUNTS = """\
 accounts:
@@ -37,10 +41,10 @@ accounts:
 ENTITY = nimbus.ENTITY + "payment_days: 14\n"
 
 
-def accounts_of(folder, text=ACCOUNTS):
+def accounts_of(folder, text=ACCOUNTS, **plans):
     (folder / "accounts").mkdir(exist_ok=True)
     (folder / "accounts" / "all.yaml").write_text(text, "utf-8")
-    return read_accounts(folder / "accounts", {"standard": None})
+    return read_accounts(folder / "accounts", {"standard": PLAN, **plans})
 
 
 def entity_of(folder, text=ENTITY):
@@ -79,6 +83,29 @@ def test_a_wrong_account_is_named_with_file_and_line(tmp_path, monkeypatch, was,
         accounts_of(tmp_path, ACCOUNTS.replace(was, now, 1))
     assert f"accounts/all.yaml:{line}: " in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_no_instant_is_paid_for_twice_where_days_of_two_plans_begin_apart(tmp_path, monkeypatch):
+    """16 October begins in Tokyo while it is 15 October in Berlin, which the other account pays for, too."""
+    monkeypatch.chdir(tmp_path)
+    tokyo = replace(PLAN, plan="tokyo", zone="Asia/Tokyo")
+    moved = "plan: tokyo".join(ACCOUNTS.rsplit("plan: standard", 1))
+    with pytest.raises(ConfigError) as caught:
+        accounts_of(tmp_path, moved, tokyo=tokyo)
+    assert str(caught.value) == (
+        'accounts/all.yaml:18: accounts[1].subjects[0]: "tenant-zoe" is paid for already, at accounts/all.yaml:11: '
+        "accounts[0].subjects[0]; end that one with `to` a day sooner: the days of Europe/Berlin and Asia/Tokyo do not "
+        "begin together"
+    )
+    assert len(accounts_of(tmp_path, moved.replace("to: 2026-10-16", "to: 2026-10-15"), tokyo=tokyo)) == 2
+    assert len(accounts_of(tmp_path, moved, tokyo=replace(tokyo, zone="Europe/Paris"))) == 2
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_an_account_may_pay_since_ever_and_for_ever(zone):
+    since_ever = AccountSubject(subject="t", from_=date.min, to=date.max).instants(zone)
+    assert since_ever[0] <= month_period("1971-01", zone).start
+    assert since_ever[1] >= month_period("2105-12", zone, anchor_day=31).end
 
 
 @pytest.mark.parametrize(
