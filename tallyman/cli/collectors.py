@@ -52,13 +52,15 @@ def list_(options: Options, as_json: bool) -> None:
     with clickhouse(options.load()) as client:
         found = _read(client)
         gaps = read_gaps(client)
+    missing: dict[str, list[Gap]] = {each.name: [] for each in found}
+    for gap in gaps:
+        missing.setdefault(gap.collector, []).append(gap)
     if as_json:
-        print_json([_document(each, [gap for gap in gaps if gap.collector == each.name]) for each in found])
+        print_json([_document(each, missing[each.name]) for each in found])
         return
     if not found:
         say("no collector was heard yet")
         return
-    missing = {each.name: [gap for gap in gaps if gap.collector == each.name] for each in found}
     header = ["collector", "state", "watermark", "last heard", "missing batches", "possible gaps"]
     print_table(header, [
         [each.name, each.state, None if each.watermark is None else show_time(each.watermark, UTC),
@@ -67,7 +69,7 @@ def list_(options: Options, as_json: bool) -> None:
         for each in found
     ])  # fmt: skip
     for gap in gaps:
-        result(one_line(gap_text(gap, UTC)))
+        result(gap_text(gap, UTC))
     silent = next((each for each in found if each.state == "silent"), None)
     if silent is not None:
         name = one_line(silent.name)
@@ -144,20 +146,19 @@ def gap_as_object(gap: Gap) -> dict[str, object]:
 
 def held_text(held: CollectorSeen, zone: Any) -> str:
     """Name a collector that holds usage back, and since when."""
-    return f"{held.name}, silent since {show_time(held.last_heard, zone)}"
+    return f"{one_line(held.name)}, silent since {show_time(held.last_heard, zone)}"
 
 
 def behind_text(behind: CollectorSeen, zone: Any) -> str:
     """Name a collector that still sends what it kept, and how far it has come."""
-    return f"{behind.name} still sends what it kept, so far up to {show_time(behind.watermark, zone)}"
+    return f"{one_line(behind.name)} still sends what it kept, so far up to {show_time(behind.watermark, zone)}"
 
 
 def gap_text(gap: Gap, zone: Any) -> str:
     """Say what is missing, and when it was used."""
+    name = one_line(gap.collector)
     when = f"usage between {show_time(gap.start, zone)} and {show_time(gap.end, zone)}"
     if gap.last is None:
-        return (
-            f"perhaps missing: batches of {gap.collector} from {gap.first} on, before its spool was made anew ({when})"
-        )
+        return f"perhaps missing: batches of {name} from {gap.first} on, before its spool was made anew ({when})"
     numbers = f"batch {gap.first}" if gap.first == gap.last else f"batches {gap.first} to {gap.last}"
-    return f"missing: {numbers} of {gap.collector} ({when})"
+    return f"missing: {numbers} of {name} ({when})"

@@ -10,6 +10,7 @@ import click
 
 from tallyman.cli.context import Options, leave, load_room, project_options
 from tallyman.cli.output import print_json, print_table, result, say, show_time
+from tallyman.terminal import one_line
 
 if TYPE_CHECKING:
     from tallyman.local.folder import Endpoints
@@ -228,7 +229,7 @@ def _print_books(books: dict[str, Any]) -> None:
     for line in books["quarantined"]:
         result(line)
     for held in books["held_by"]:
-        result(f"held back by {held['collector']}, silent since {show_time(held['silent_since'], UTC)}")
+        result(f"held back by {one_line(held['collector'])}, silent since {show_time(held['silent_since'], UTC)}")
 
 
 def _duration(seconds: float | None) -> str | None:
