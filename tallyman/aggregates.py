@@ -23,7 +23,7 @@ from tallyman.figures import (
     Figures,
     Shape,
     as_aggregation,
-    may_hold_unseen,
+    find_unseen,
     read_carried,
     read_figures,
     reads_alike,
@@ -120,7 +120,7 @@ def read_usage(
     defined = _defined(query, meters)
     completeness = _about(known, query, defined)
     bound = _bound(query, completeness)
-    shape, rows, zero = _read_rows(client, query, windows, known.switches, completeness, meters)
+    shape, rows, zero = _read_rows(client, query, windows, known.switches, completeness, meters, closely=True)
     since = _carried_from(query, shape)
     return UsageAnswer(
         query=query,
@@ -149,7 +149,7 @@ def read_rows(client: Client, query: UsageQuery, known: Known, *, meters: Sequen
         UsageQueryError: See `read_usage`.
     """
     windows, about = windows_of(query), _about(known, query, _defined(query, meters))
-    _, rows, zero = _read_rows(client, query, windows, known.switches, about, meters)
+    _, rows, zero = _read_rows(client, query, windows, known.switches, about, meters, closely=False)
     return rows or (() if query.group_by else zero)
 
 
@@ -160,6 +160,8 @@ def _read_rows(
     switches: Switches,
     completeness: Completeness,
     meters: Sequence[Meter],
+    *,
+    closely: bool,
 ) -> tuple[Shape, tuple[UsageRow, ...], tuple[UsageRow, ...]]:
     """Return what the meter is, the rows, and those that say 0 instead where there are none."""
     defined = _defined(query, meters)
@@ -167,7 +169,7 @@ def _read_rows(
         client, query, completeness.sealed_to, _bound(query, completeness), completeness.months, switches
     )
     asked = Asked(source, windows, Groups(query), _known_to(query, completeness))
-    shape, figures = _read(asked, defined, meters)
+    shape, figures = _read(asked, defined, meters, closely=closely)
     if defined is not None:
         asked.groups.check_names(defined.dimensions)
     rows = tuple(_rows(figures, windows, query))
@@ -222,7 +224,9 @@ def read_meters(client: Client) -> tuple[MeterSeen, ...]:
     return tuple(MeterSeen(meter, as_aggregation(aggregation), int(events)) for meter, aggregation, events in rows)
 
 
-def _read(asked: Asked, defined: Meter | None, meters: Sequence[Meter]) -> tuple[Shape, Figures]:
+def _read(
+    asked: Asked, defined: Meter | None, meters: Sequence[Meter], *, closely: bool
+) -> tuple[Shape, Figures]:
     """Read by the project's definition, and once more as whatever else groups were booked last."""
     shape = _LIKELY if defined is None else Shape(defined.aggregation, parameters_of(defined))
     figures, found = read_figures(asked, shape)
@@ -231,8 +235,9 @@ def _read(asked: Asked, defined: Meter | None, meters: Sequence[Meter]) -> tuple
     if not shapes and defined is None:
         newest = _seen_shape(asked.source.client, asked.source.query.meter, meters)
         shapes.append(newest)
-    if may_hold_unseen(asked, shape, found):
-        shapes += read_carried(asked)
+    unseen = find_unseen(asked, shape, found, closely=closely)
+    if unseen is not None:
+        shapes += read_carried(asked, unseen)
     read = [shape]
     for other in shapes:
         if not any(reads_alike(other, each) for each in read):

@@ -41,7 +41,7 @@ from tallyman.stored import (
     read_values,
     sums_before_sql,
 )
-from tallyman.usage import Totals
+from tallyman.usage import Totals, UsageQuery
 from tallyman.worth import Made, Worth, worths
 
 Figures = Mapping[tuple[int, Named], Figure]  # by the second in which a window begins, and by group
@@ -121,21 +121,38 @@ def read_figures(asked: Asked, shape: Shape) -> tuple[Figures, Found]:
     return _read_windows(asked, aggregate, shape)
 
 
-def may_hold_unseen(asked: Asked, shape: Shape, found: Found) -> bool:
-    """Whether levels of before the range may hold in it that a reading by a shape did not look for.
+def find_unseen(asked: Asked, shape: Shape, found: Found, *, closely: bool) -> tuple[str, ...] | None:
+    """Return the tenants (none: all) whose levels of before the range may hold in it though a reading by a shape did
+    not look for them; None where there are no such ones.
 
     They were booked under definitions that believed them longer than the project says, and nothing was read since. A
     question that names no tenants looks for them only if it found nothing: it would look at all that there ever were.
+
+    Args:
+        closely: Whether to look, too, where something was found of one group and nothing of another, whose meter may
+            have been another aggregation when it was read last. It costs a statement, and few meters ever were.
     """
-    carried, named = shape.aggregation in CARRIED, bool(asked.source.query.subjects)
+    query = asked.source.query
+    carried, named = shape.aggregation in CARRIED, bool(query.subjects)
     if not found.newest:
-        return carried or named
-    return carried and named and terms_of(shape.parameters, 0).believed_for_us is not None
+        return query.subjects if carried or named else None
+    if carried and named and terms_of(shape.parameters, 0).believed_for_us is not None:
+        return query.subjects
+    return (_lacking(query, found) or None) if closely and named else None
 
 
-def read_carried(asked: Asked) -> list[Shape]:
-    """Return the shapes that levels and states of the tenants asked for were booked with before the range."""
-    rows = read_made(asked.source, asked.windows.start, CARRIED)
+def _lacking(query: UsageQuery, found: Found) -> tuple[str, ...]:
+    """Return the tenants asked for that may have a group of which nothing was found: whatever a dimension may be."""
+    if any(name != "subject" for name in query.group_by):
+        return query.subjects
+    tenants = {group[0] for group in found.newest} if query.group_by else query.subjects
+    return tuple(subject for subject in query.subjects if subject not in tenants)
+
+
+def read_carried(asked: Asked, tenants: tuple[str, ...]) -> list[Shape]:
+    """Return the shapes that levels and states of some tenants (none: of all) were booked with before the range."""
+    source = replace(asked.source, query=replace(asked.source.query, subjects=tenants))
+    rows = read_made(source, asked.windows.start, CARRIED)
     return [Shape(as_aggregation(aggregation), parameters) for aggregation, parameters in rows]
 
 

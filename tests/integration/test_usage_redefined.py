@@ -17,7 +17,7 @@ from tallyman.errors import UsageQueryError
 from tallyman.local.folder import ClickHouseEndpoint
 from tallyman.meter import Meter
 from tallyman.usage import UsageAnswer, UsageQuery
-from tests.integration.test_usage_carried import DAYS, DISK, HOUR, MINUTE, NOON, UPTIME, ask, reading, values
+from tests.integration.test_usage_carried import BYTES, DAYS, DISK, HOUR, MINUTE, NOON, UPTIME, ask, reading, values
 from tests.usage_rows import DAY, Booked, book, fresh_database, seal
 
 pytestmark = pytest.mark.integration
@@ -246,6 +246,27 @@ def test_a_level_in_one_zone_holds_whatever_was_read_in_another(client: Client) 
     project = replace(BRIEFLY, dimensions={"az": "az"})
     assert values(ask(client, project, **one)) == [40 * 3600, 7 * 1800]
     assert values(ask(client, project, where={"az": ("a",)}, **one)) == [40 * 3600]
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("became", ["sum", "lifecycle", "counter"])
+def test_a_level_holds_whoever_is_read_as_what_the_meter_became(client: Client, became: str, rolled: bool) -> None:
+    """A tenant or a zone of which nothing was read since then is the same by itself and beside others."""
+    old = [reading(DISK, NOON - 2 * DAYS, 40, subject="early"), reading(DISK, NOON - DAYS, 9, dimensions={"az": "a"})]
+    seal(client, DAY, *old)
+    if rolled:
+        roll_up(client, DAY)
+    now = {"sum": Meter(meter="disk", event_type="t", aggregation="sum"), "lifecycle": replace(UPTIME, meter="disk"),
+           "counter": replace(BYTES, meter="disk")}[became]  # fmt: skip
+    later = [reading(now, NOON + minute * MINUTE, 1, dimensions={"az": "b"}, definitions=2) for minute in (3, 5)]
+    book(client, *(replace(row, booking=DAY + 1, item=row.item if became != "sum" else "") for row in later))
+    both: dict[str, Any] = {"subjects": ("early", "tenant-zoë"), "group_by": ("subject",)}
+    assert of(ask(client, now, **both), "early") == [40 * 3600]
+    assert of(ask(client, now, subjects=("early",), group_by=("subject",)), "early") == [40 * 3600]
+    zones: dict[str, Any] = {"subjects": ("tenant-zoë",), "group_by": ("az",)}
+    now = replace(now, dimensions={"az": "az"})
+    alone = values(ask(client, now, where={"az": ("a",)}, **zones))
+    assert alone == [row.value for row in ask(client, now, **zones).rows if row.groups["az"] == "a"] == [9 * 3600]
 
 
 def test_where_nothing_was_ever_booked_a_level_that_is_defined_has_no_row(client: Client) -> None:
