@@ -9,7 +9,7 @@ expired, only what corrects the later event counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -110,8 +110,14 @@ def measure_correction(
     return replace(correction, readings=tuple(readings), meters=meters, meters_at=meters_at)
 
 
-def refuse_dead(was: bytes, now: bytes, version: int, definitions: Definitions) -> None:
+def refuse_dead(
+    was: bytes, now: bytes, version: int, definitions: Definitions, then: Definitions | None = None
+) -> None:
     """Refuse a correction of an event that was counted, before it is sent, if it would be a dead letter.
+
+    Args:
+        definitions, then: Those in force, and those under which the event was accepted as what it counts as now, if
+            that is known.
 
     Raises:
         EventError: Why it would be one, in the words of the dead letter.
@@ -119,7 +125,9 @@ def refuse_dead(was: bytes, now: bytes, version: int, definitions: Definitions) 
     body = write_correction(was, now, event_id="-", time=format_time(FIRST_US), reason="")
     catalog = Catalog(definitions)
     found = read_correction(body, version, 1, 0, (0, 0), ())
-    measure_correction(found, JsonDecoder(catalog, 1), catalog, lambda number: definitions.meters)
+    found = measure_correction(found, JsonDecoder(catalog, 1), catalog, lambda number: definitions.meters)
+    if then is not None:
+        _refuse_changed(found, then.meters, then.number)
 
 
 def count_corrections(block: Block, chunk: OpenChunk, find: Find) -> Counts:
@@ -172,15 +180,20 @@ def _check(correction: Correction, before: Accepted | None) -> None:
         raise EventError("unknown_event", f'"{correction.event.id[:100]}": {what} was accepted before')
     if before.digest != digest_of(correction.was):
         raise EventError("unknown_event", f"data.was: these are not the bytes that were accepted at {before.where}")
+    _refuse_changed(correction, correction.meters_at(before.definitions), before.definitions)
+
+
+def _refuse_changed(correction: Correction, meters: Sequence[Meter], definitions: int) -> None:
+    """Refuse to take back by the meters in force what others measured, those of these definitions."""
     if not correction.was:
         return
     # The event's own type may have no meter any more: then nothing would be taken back.
     wanted = {decode_event(correction.was).type, *(meter.event_type for meter in correction.meters)}
-    then = [meter for meter in correction.meters_at(before.definitions) if meter.event_type in wanted]
+    then = [meter for meter in meters if meter.event_type in wanted]
     if sorted(then, key=_slug) != sorted(correction.meters, key=_slug):
         raise EventError(
             "not_correctable",
-            f"its meters changed since definitions {before.definitions}; send the difference as an event of its own",
+            f"its meters changed since definitions {definitions}; send the difference as an event of its own",
         )
 
 

@@ -63,12 +63,17 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """An event that was counted, and its corrections, oldest first."""
+    """An event that was counted, and its corrections, oldest first.
+
+    Attributes:
+        definitions: Those under which it was accepted as what it counts as now; 0 if that is not known.
+    """
 
     subject: str
     source: str
     id: str
     versions: tuple[Version, ...]
+    definitions: int = 0
 
     @property
     def now(self) -> Version:
@@ -84,24 +89,40 @@ def read_history(project: Project, client: Client, subject: str, source: str, ev
         UsageQueryError: No such event was counted, or its bytes are gone.
         BrokerError: Kafka does not answer.
     """
-    high, low = _words(identity(subject, source, event_id))
     now = read_topic_now(project)
     line = [*now.before_ids, now.info.topic_id]
-    rows = client.execute(
-        "SELECT topic_id, partition, offset, event_index FROM ids WHERE identity_high = %(high)s"  # noqa: S608
-        f" AND identity_low = %(low)s{NOT_UNDONE} ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
-        {"high": high, "low": low, "line": line},
-    )
-    if not rows:
+    accepted = _read_newest(client, identity(subject, source, event_id), line)
+    if accepted is None:
         raise UsageQueryError(
             f'event: expected one that was counted, got id "{event_id}" of {source} for {subject}; '
             "a dead letter is mended with: tallyman dead retry; what a TTL on ids has taken is not known any more"
         )
-    topic_id, partition, offset, index = rows[0]
+    topic_id, partition, offset, index, definitions = accepted
     headers, body = _read_record(project, client, now, topic_id, partition, offset)
     first = Version(number=0, text=_cut(headers, body, index), position=f"{partition}:{offset}:{index}")
-    later = _read_corrections(client, (subject, source, event_id), line, (topic_id, offset))
-    return History(subject=subject, source=source, id=event_id, versions=(first, *later))
+    later = tuple(_read_corrections(client, (subject, source, event_id), line, (topic_id, offset)))
+    if later:
+        newest = _read_newest(client, version_identity(subject, source, event_id, later[-1].number), line)
+        definitions = 0 if newest is None else newest[-1]
+    return History(
+        subject=subject, source=source, id=event_id, versions=(first, *later), definitions=definitions
+    )
+
+
+def _read_newest(client: Client, accepted: bytes, line: Sequence[str]) -> tuple[str, int, int, int, int] | None:
+    """Return where an identity was accepted last: topic id, partition, offset, index, and under which definitions.
+
+    Args:
+        line: The ids of the topics that are booked, the oldest first.
+    """
+    high, low = _words(accepted)
+    rows = client.execute(
+        "SELECT topic_id, partition, offset, event_index, definitions FROM ids"  # noqa: S608 - our own words
+        f" WHERE identity_high = %(high)s AND identity_low = %(low)s{NOT_UNDONE}"
+        " ORDER BY indexOf(%(line)s, topic_id) DESC, offset DESC LIMIT 1",
+        {"high": high, "low": low, "line": line},
+    )
+    return rows[0] if rows else None
 
 
 def amended(history: History, changes: Mapping[str, bytes]) -> bytes:

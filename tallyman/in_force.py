@@ -33,3 +33,16 @@ def definitions_in_force(project: Project) -> Definitions:
     finally:
         engine.dispose()
     return found or definitions_of(project)
+
+
+def definitions_numbered(project: Project, number: int) -> Definitions:
+    """Return definitions that were in force.
+
+    Raises:
+        StoreError: The control store does not open, or does not know them.
+    """
+    engine = open_control(project.control_url)
+    try:
+        return books.load_definitions(engine, number)
+    finally:
+        engine.dispose()

@@ -187,11 +187,12 @@ def _outrun(project: Project, found: History, now: bytes) -> str:
 def _foresee(project: Project, found: History, now: bytes) -> str:
     """Say why a correction would be a dead letter under the definitions in force; nothing if it would not."""
     from tallyman.errors import EventError
-    from tallyman.in_force import definitions_in_force
+    from tallyman.in_force import definitions_in_force, definitions_numbered
 
     definitions = definitions_in_force(project)
+    then = definitions_numbered(project, found.definitions) if found.definitions else None
     try:
-        load_room("pipeline.corrections:refuse_dead")(found.now.text, now, found.now.number + 1, definitions)
+        load_room("pipeline.corrections:refuse_dead")(found.now.text, now, found.now.number + 1, definitions, then)
     except EventError as error:
         return f"{error.reason}: {error.detail}"
     return ""

@@ -282,3 +282,12 @@ def test_a_correction_that_would_count_is_not_refused() -> None:
 def test_what_has_forgotten_its_single_values_is_refused_before_it_is_sent() -> None:
     with pytest.raises(EventError, match="peak keeps its max and no single values to take back"):
         refuse_dead(body(1, type="traffic", data={"bytes": "7"}), b"", 1, MOMENTS)
+
+
+@pytest.mark.parametrize("now", [b"", hours("4")], ids=["void", "amend"])
+def test_what_other_meters_measured_is_refused_before_it_is_sent(now: bytes) -> None:
+    finer = replace(PLAIN, number=2, meters=tuple(replace(meter, scale=meter.scale + 1) for meter in PLAIN.meters))
+    with pytest.raises(EventError, match="its meters changed since definitions 1"):
+        refuse_dead(hours("10"), now, 1, finer, PLAIN)
+    refuse_dead(hours("10"), now, 1, replace(PLAIN, number=2), PLAIN)
+    refuse_dead(b"", hours("4"), 2, finer, PLAIN)
