@@ -129,7 +129,7 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
     Args:
         doing: What was asked for, with the name of its table.
     """
-    said = _said(error)
+    said = said_by(error)
     code = int(getattr(error, "code", None) or 0)
     if code == VIOLATED_CONSTRAINT and (fence := _FENCE.search(str(error))):
         partition, number = map(int, fence.groups())
@@ -142,9 +142,11 @@ def store_error(error: BaseException, doing: str) -> StoreError | StoreRefusedEr
     return StoreError(f"{doing}: ClickHouse did not acknowledge: {said}{hint}")
 
 
-def _said(error: BaseException) -> str:
+def said_by(error: BaseException) -> str:
     """Return the sentence of a server's or a driver's error, without the stack trace that a server adds."""
     first = (str(getattr(error, "message", "") or error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, driver_errors.SocketTimeoutError) and first.startswith("("):
+        return f"no answer in time {first}"  # of who takes a connection and says nothing, a driver names the place only
     return first.removeprefix("DB::Exception: ").removesuffix(" Stack trace:")[:300]
 
 

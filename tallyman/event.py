@@ -67,7 +67,7 @@ REASONS: Mapping[str, str] = {
     "too_old": "older than the deployment accepts, by the clock of the log",
     "too_far_ahead": "further in the future than the deployment accepts, by the clock of the log",
     "not_a_number": "the metered value is no number",
-    "out_of_range": "the metered value is larger than any meter holds",
+    "out_of_range": "the metered value is larger than any meter holds, or a name or dimension longer than it may be",
     "too_precise": "the metered value has more digits than the meter's scale; it is never rounded",
     "negative": "the meter takes no negative values",
     "unknown_meter": "no meter wants this type of event",

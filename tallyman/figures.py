@@ -101,6 +101,17 @@ class Found(NamedTuple):
         return {group for group, made in self.newest.items() if (made.aggregation, made.parameters) in same}
 
 
+def can_read(aggregation: Aggregation, booked: Aggregation) -> bool:
+    """Whether what was booked as one aggregation tells another one what it asks.
+
+    >>> can_read("avg", "max"), can_read("max", "avg"), can_read("sum", "percentile")
+    (True, False, False)
+    """
+    if aggregation in _ADDS_UP:
+        return AGGREGATES[booked].kept == "together"
+    return aggregation == booked or {aggregation, booked} == {"max", "sum_of_maxima"}
+
+
 def reads_alike(a: Shape, b: Shape) -> bool:
     """Whether two shapes read the same rows; answers are derived by what the rows say in any case."""
     mine, other = terms_of(a.parameters, 0), terms_of(b.parameters, 0)

@@ -348,4 +348,5 @@ def _at(brokers: Sequence[str]) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, text = type(error).__name__, str(error)  # kafka-python's texts begin with their names
+    return text if text.startswith(name) else f"{name}: {text}" if text else name

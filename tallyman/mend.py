@@ -81,7 +81,8 @@ def _object(body: bytes, name: str) -> dict[str, msgspec.Raw]:
     try:
         return _decode_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EventError("malformed", f"{name}: expected a JSON object to mend, got {body[:40]!r}") from error
+        said = body[:40].decode("utf-8", "backslashreplace")
+        raise EventError("malformed", f'{name}: expected a JSON object to mend, got "{said}"') from error
 
 
 def _is_text(value: msgspec.Raw | None) -> bool:

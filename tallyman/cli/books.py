@@ -70,7 +70,7 @@ def apply(options: Options, yes: bool, as_json: bool) -> None:
         if as_json:
             print_json({"applied": False, "definitions": before.number if before else None, "booking": None})
         return
-    for line in changes:
+    for line in (*changes, *forgotten(before, after)):
         say(line)
     if not yes and not _agreed():
         raise click.Abort
@@ -107,6 +107,20 @@ def difference(before: Definitions | None, after: Definitions) -> list[str]:
     """Return what changes between two definitions, as lines of a diff; nothing when they mean the same."""
     lines = difflib.unified_diff(_lines(before), _lines(after), "in force", "project", lineterm="", n=2)
     return list(lines)
+
+
+def forgotten(before: Definitions | None, after: Definitions) -> list[str]:
+    """Say of which meters the past is not in later figures, because another aggregation kept it."""
+    from tallyman.figures import can_read
+
+    booked = {meter.meter: meter.aggregation for meter in before.meters} if before else {}
+    return [
+        f"{meter.meter}: what was booked as {booked[meter.meter]} is not known as {meter.aggregation}, so figures of a "
+        "range that has both leave it out from now on; to keep it, give the new meter another name, or afterwards "
+        f"count the past again: tallyman rebuild --meter {meter.meter} --from WHEN --to WHEN"
+        for meter in after.meters
+        if meter.meter in booked and not can_read(meter.aggregation, booked[meter.meter])
+    ]
 
 
 def _lines(definitions: Definitions | None) -> list[str]:

@@ -133,7 +133,7 @@ def clickhouse(project: Project) -> Iterator[Client]:
     """
     from clickhouse_driver import errors
 
-    from tallyman.clickhouse import NETWORK_ERRORS, connect, is_of_the_network, store_error
+    from tallyman.clickhouse import NETWORK_ERRORS, connect, is_of_the_network, said_by, store_error
     from tallyman.errors import StoreError, StoreRefusedError
 
     endpoint = project.clickhouse
@@ -146,7 +146,7 @@ def clickhouse(project: Project) -> Iterator[Client]:
         told = store_error(error, f"{endpoint.host}:{endpoint.port}")
         if isinstance(told, StoreRefusedError):
             raise told from error
-        said = (getattr(error, "message", "") or str(error) or type(error).__name__).splitlines()[0][:300]
-        raise StoreError(f"ClickHouse at {endpoint.host}:{endpoint.port}: {said}; see: tallyman status") from error
+        place = f"{endpoint.host}:{endpoint.port}"
+        raise StoreError(f"ClickHouse at {place}: {said_by(error)}; see: tallyman status") from error
     finally:
         client.disconnect()

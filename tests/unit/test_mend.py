@@ -74,3 +74,8 @@ def test_what_is_no_object_cannot_be_mended() -> None:
 def test_a_change_that_is_none_is_refused_with_a_sentence(texts: list[str], said: str) -> None:
     with pytest.raises(UsageQueryError, match=said):
         parse_changes(texts)
+
+
+def test_what_is_no_object_is_shown_as_it_is() -> None:
+    with pytest.raises(EventError, match=r'got "\{nonsense\\xff"$'):
+        mended("data.value=1", body=b"{nonsense\xff")

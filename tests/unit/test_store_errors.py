@@ -114,3 +114,8 @@ def test_the_docs_list_every_code_that_may_be_a_damaged_part_and_no_other() -> N
     section = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
     listed = {int(code): name for code, name in re.findall(r"(\d+)\s+`([A-Z_]+)`", section)}
     assert listed == {code: name for code, (name, hint) in HINTS.items() if heading in hint}
+
+
+def test_a_server_that_takes_a_connection_and_says_nothing_has_a_sentence() -> None:
+    found = store_error(SocketTimeoutError("(ch-1:9000)"), "INSERT INTO t")
+    assert str(found) == "INSERT INTO t: ClickHouse did not acknowledge: no answer in time (ch-1:9000)"

@@ -104,3 +104,14 @@ def test_apply_where_nobody_can_answer_names_the_option(
     assert run(["apply"]) == 2
     assert room.calls == []
     assert "nobody answered; to apply without being asked: tallyman apply --yes" in capsys.readouterr().err
+
+
+def test_apply_says_of_which_meters_the_past_is_left_out(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sums of a month are no maxima: who changes an aggregation hears so before, and not from a figure."""
+    room.after = replace(AFTER, meters=(replace(CPU, aggregation="max"),))
+    assert run(["apply", "--yes"]) == 0
+    told = "host.cpu: what was booked as sum is not known as max"
+    assert told in capsys.readouterr().err
+    room.before, room.after = room.after, room.before or AFTER
+    assert run(["apply", "--yes"]) == 0
+    assert "is not known as" not in capsys.readouterr().err
