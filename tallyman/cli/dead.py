@@ -24,7 +24,7 @@ _COMMANDS = {
     "retry": "tallyman.cli.dead:retry",
     "discard": "tallyman.cli.dead:discard",
 }
-_REFUSALS_SHOWN = 5
+_REFUSALS_SHOWN, _GROUPS_SHOWN = 5, 50
 _FATES = ("aggregated", "duplicate", "dead", "ignored")
 
 
@@ -263,8 +263,12 @@ def _tell(report: ActionReport) -> None:
 
 
 def _print_groups(groups: Mapping[tuple[str, str, str], int]) -> None:
+    """Print the largest groups: a tenant may send each event under a type of its own."""
     rows = [[number, *(name or None for name in names)] for names, number in groups.items()]
-    print_table(["letters", "reason", "type", "source"], rows)
+    print_table(["letters", "reason", "type", "source"], rows[:_GROUPS_SHOWN])
+    rest = list(groups.values())[_GROUPS_SHOWN:]
+    if rest:
+        say(f"and {count(sum(rest), 'dead letter')} in {count(len(rest), 'smaller group')}; all of them are in --json")
 
 
 def _group_objects(groups: Mapping[tuple[str, str, str], int]) -> list[dict[str, object]]:

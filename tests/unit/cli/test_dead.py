@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tallyman.cli import run
+from tallyman.dead_actions import ActionReport
 from tallyman.dead_letters import DeadLetter, LetterChoice, read_certain_keys
 from tallyman.errors import UsageQueryError
 
@@ -59,3 +60,18 @@ def test_a_letter_shows_what_it_says_and_writes_no_lines_of_its_own(
     assert run(["dead", "show", "0:0:0", "--project", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\nhandled" not in shown and shown.count("owned") == 7
+
+
+def test_types_without_end_do_not_bury_what_would_be_discarded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = {("unknown_meter", "serverr", "nova"): 7} | {("unknown_meter", f"x{n}", "evil"): 1 for n in range(1000)}
+    monkeypatch.setattr("tallyman.cli.dead.clickhouse", lambda project: contextlib.nullcontext())
+    report = ActionReport(chosen=1007, groups=groups)
+    monkeypatch.setattr("tallyman.dead_actions.discard", lambda client, choice, preview: report)
+    (tmp_path / "tallyman.yaml").write_text("")
+    assert run(["dead", "discard", "--project", str(tmp_path)]) == 0
+    shown, said = capsys.readouterr()
+    assert "serverr" in shown
+    assert len(shown.splitlines()) < 100
+    assert "and 951 dead letters in 951 smaller groups" in said
