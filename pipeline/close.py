@@ -218,7 +218,8 @@ def wait_until_sealed(
             if time.monotonic() > deadline:
                 raise StoreError(
                     f"booking {booking} was not sealed within {timeout_s:.0f} s (sealed up to {sealed_to}); "
-                    'is the pipeline running? See "tallyman status"'
+                    'is the pipeline running? See "tallyman status"; the close itself is done, and to close again '
+                    "would end one booking more: wait on with tallyman seal --watch"
                 )
             on_wait(sealed_to)
             time.sleep(0.2)  # seals are rare and read by people: nobody pushes them

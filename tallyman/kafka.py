@@ -6,6 +6,7 @@ Everything that must be set for exactly-once counting is set here and nowhere el
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ _RETENTION_MS = 30 * _DAY_MS  # of a new topic; an operator may change it
 _LEAST_RETENTION_MS = 2 * _DAY_MS  # twice the day of log that a quiet partition's restart may need
 _PROGRESS_RETENTION_MS = 7 * _DAY_MS
 _PATIENCE_S = 30.0
+_REFUSAL = re.compile(r"""error_message=(['"])(.+?)\1[,)]""")
 _T = TypeVar("_T")
 
 
@@ -348,5 +350,8 @@ def _at(brokers: Sequence[str]) -> str:
 
 
 def _said(error: BaseException) -> str:
-    name, text = type(error).__name__, str(error)  # kafka-python's texts begin with their names
-    return text if text.startswith(name) else f"{name}: {text}" if text else name
+    """Return an error's name and text; of a refusal, which kafka-python shows as all of request and response, why."""
+    name, text = type(error).__name__, str(error)
+    if reason := _REFUSAL.search(text):
+        return f"{name}: {reason[2]}"
+    return text if name in text else f"{name}: {text}" if text else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -53,7 +54,7 @@ def init(options: Options, folder: Path) -> None:
     note = f", left {len(kept)} that were there" if kept else ""
     say(f"{folder}: made {count(len(made), 'file')}{note}")
     if made:
-        say(f"Next: cd {folder} && tallyman check && tallyman up")
+        say(f"Next: cd {shlex.quote(str(folder))} && tallyman check && tallyman up")
 
 
 def _template_files() -> Iterator[tuple[str, bytes]]:

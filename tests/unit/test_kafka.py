@@ -8,11 +8,12 @@ import uuid
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka.errors import KafkaTimeoutError, PolicyViolationError
 from kafka.partitioner.default import murmur2
 
 from tallyman.errors import BrokerError
 from tallyman.event import home_key
-from tallyman.kafka import check_topic, faults_of, make_consumer, partition_of, topic_id_text
+from tallyman.kafka import _said, check_topic, faults_of, make_consumer, partition_of, topic_id_text
 
 GOOD = {
     "message.timestamp.type": "LogAppendTime",
@@ -123,3 +124,12 @@ def test_a_topic_that_does_not_exist_is_an_error_of_the_log(monkeypatch: pytest.
     monkeypatch.setattr(kafka, "ask", lambda *_: (None, {}))
     with pytest.raises(LogError, match='"tallyman up" makes it'):
         check_topic(["b:9092"], "usage.events.v1")
+
+
+def test_what_a_broker_refuses_is_said_without_all_that_was_asked() -> None:
+    long = "Request 'CreateTopicsRequest(topics=[])' failed with response 'CreateTopicsResponse(code=44, {}, x=1)'"
+    refused = PolicyViolationError(long.format("error_message='Excessively large number of partitions.'"))
+    assert _said(refused) == "PolicyViolationError: Excessively large number of partitions."
+    assert _said(PolicyViolationError(long.format("error_message=None"))).count("PolicyViolationError") == 1
+    assert _said(KafkaTimeoutError("no metadata")) == "KafkaTimeoutError: no metadata"
+    assert _said(KafkaTimeoutError()) == "KafkaTimeoutError"
