@@ -203,16 +203,20 @@ class OpenChunk:
 
     @property
     def full_of_ids(self) -> bool:
-        """Whether a flush would let go of some: each chunk keeps its share of what a process may. Who looks up an id
-        asks ClickHouse either way.
-        """
-        return len(self.accepted) > MAX_IDS_IN_MEMORY // max(1, OPEN.count())
+        """Whether a flush would let go of some: each chunk keeps its share of what a process may."""
+        return len(self.accepted) > self._most_ids
+
+    @property
+    def _most_ids(self) -> int:
+        return MAX_IDS_IN_MEMORY // max(1, OPEN.count())
 
     def forget_written_ids(self) -> None:
-        """Let ClickHouse answer for what is acknowledged, before a chunk's ids fill the memory."""
+        """Let ClickHouse answer for the older half of what is acknowledged, before a chunk's ids fill the memory. Most
+        copies are of the newest ids.
+        """
         if self.full_of_ids:
-            self.base = self.here.offset
-            self.accepted.forget_below(self.base)  # a block that waits to be folded was judged: its ids stay
+            # A block that waits to be folded was judged: its ids stay.
+            self.base = max(self.base, self.accepted.forget_to(self._most_ids // 2, self.here.offset))
 
     def turn(self, place: Place) -> None:
         """Begin a booking with the record at a place: what lies before is acknowledged, nobody need read it again."""

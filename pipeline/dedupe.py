@@ -19,7 +19,7 @@ from pipeline.columns import Block, Events
 from pipeline.compiled import load_id_kernel
 from pipeline.corrections import count_corrections
 from pipeline.id_filter import IdFilter
-from pipeline.identities import EVERYTHING, Accepted, IdColumns, IdStore
+from pipeline.identities import Accepted, IdColumns, IdStore
 from pipeline.letters import event_letter, record_letter
 from tallyman.errors import EventError
 from tallyman.event import ADMITTED, CONTENT_TYPE, SINGLE, format_time
@@ -89,7 +89,7 @@ def _find_copies(parts: list[Events], block: Block, chunk: OpenChunk, judge: Jud
         return _Copies({})
     rows = rows[np.argsort(all_of.offsets[rows])]
     keys = list(zip(all_of.high[rows].tolist(), all_of.low[rows].tolist(), strict=True))
-    seen = _find(block, chunk, judge, sorted(set(keys)))
+    seen = _find_newest(block, chunk, judge, sorted(set(keys)))
     earlier: dict[int, Accepted] = {}
     for row, key in zip(rows.tolist(), keys, strict=True):
         offset, index, remembered, digest, definitions = (int(column[row]) for column in all_of[2:])
@@ -170,7 +170,7 @@ def _duplicates(
         return duplicate, 0
     rows = np.flatnonzero(suspects).tolist()
     keys = {row: (int(part.high[row]), int(part.low[row])) for row in rows}
-    seen = _find(block, chunk, judge, sorted(set(keys.values())))
+    seen = _find_newest(block, chunk, judge, sorted(set(keys.values())))
     conflicts = 0
     for row in rows:
         clock_us, first = int(part.clocks_ms[row]) * 1000, seen.get(keys[row])
@@ -206,10 +206,26 @@ def _repeated(high: npt.NDArray[np.uint64]) -> Mask:
     return result
 
 
-def _find(
-    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]], *, below: int = EVERYTHING
+def _find_newest(
+    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]]
 ) -> dict[tuple[int, int], Accepted]:
-    """Return the newest acceptance of each identity that is known so far, or of those below an offset of this block."""
+    """Return the newest acceptance of each identity that is known so far.
+
+    ClickHouse, which takes many milliseconds, is asked only for those that were not accepted from the chunk's base on:
+    what was is newer than all that it has below.
+    """
+    found = chunk.accepted.find(identities)
+    others = [each for each in identities if each not in found or found[each].offset < chunk.base]
+    stored = judge.ids.find(block.topic_id, block.partition, chunk.base, others) if others else {}
+    for key, accepted in stored.items():
+        found[key] = accepted.after(found.get(key))
+    return found
+
+
+def _find(
+    block: Block, chunk: OpenChunk, judge: Judge, identities: list[tuple[int, int]], *, below: int
+) -> dict[tuple[int, int], Accepted]:
+    """Return the newest acceptance of each identity below an offset of this block, and whether one came before it."""
     found = judge.ids.find(block.topic_id, block.partition, chunk.base, identities)
     for key, accepted in chunk.accepted.find(identities, below).items():
         found[key] = accepted.after(found.get(key))

@@ -114,17 +114,20 @@ class AcceptedIds:
         self._blocks, self._ends, self._written = [], [], 0
         self._high, self._joined = np.empty(0, np.uint64), 0
 
-    def forget_below(self, offset: int) -> None:
-        """Let go of written ids below an offset."""
-        kept = [
-            (block, i < self._written)
-            for i, block in enumerate(self._blocks)
-            if i >= self._written or int(block.offsets.max()) >= offset
-        ]
+    def forget_to(self, most: int, below: int) -> int:
+        """Let go of the oldest written ids below an offset until so many are left; return the offset behind them."""
+        left, behind, first = len(self), 0, 0
+        for block in self._blocks[: self._written]:
+            last = int(block.offsets.max())
+            if left <= most or last >= below:
+                break
+            left, behind, first = left - len(block.high), max(behind, last + 1), first + 1
+        kept, written = self._blocks[first:], self._written - first
         self.clear()
-        for block, written in kept:
+        for block in kept:
             self.add(block)
-            self._written += written
+        self._written = written
+        return behind
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

@@ -216,9 +216,10 @@ def _calls_new_what_it_never_loaded(perhaps: Any, self: IdFilter, topic_id: str,
     return perhaps(self, topic_id, partition, *ids)
 
 
-@instead(AcceptedIds, "forget_below")
-def _forgets_what_waits_to_be_folded(_: Any, self: AcceptedIds, offset: int) -> None:
+@instead(AcceptedIds, "forget_to")
+def _forgets_what_waits_to_be_folded(_: Any, self: AcceptedIds, most: int, below: int) -> int:
     self.clear()
+    return below
 
 
 @instead(IdFilter, "expect")

@@ -104,6 +104,23 @@ def test_ids_below_the_restart_are_asked_of_the_store_and_those_above_it_are_not
     assert walk.chunk.conflicts[0].first_offset == 3
 
 
+def test_copies_of_what_came_lately_are_not_asked_of_the_store() -> None:
+    """A sender that repeats itself: each look-up holds up all partitions for tens of milliseconds."""
+    walk = Walk(chunk=new_chunk(Place(10, NOON_MS, definitions=1))).send(*(body(i) for i in range(20)))
+    walk.send(*(body(i) for i in range(5, 25)))
+    assert (walk.counts["aggregated"], walk.counts["duplicate"], walk.store.asked) == (25, 15, 0)
+
+
+def test_what_the_store_and_the_chunk_both_have_is_a_copy_of_the_newer_one() -> None:
+    """Half of the ids left the memory; of an interleaved block older ones stay than some that left."""
+    store = StoredHere()
+    store.rows = {foreign_identity(1): [Accepted(12, 0, NOON_MS * 1000, 7)]}
+    walk = Walk(chunk=new_chunk(Place(11, NOON_MS, definitions=1)), store=store).send(body(1))
+    walk.chunk.base = 13
+    walk.send(body(1, time="2026-10-31T11:00:00Z"))
+    assert [each.first_offset for each in walk.chunk.conflicts] == [12]
+
+
 def test_until_the_filter_is_loaded_every_id_is_asked_of_the_store() -> None:
     store = StoredHere()
     store.rows = {foreign_identity(1): [Accepted(3, 0, NOON_MS * 1000, 1)]}

@@ -25,15 +25,19 @@ def test_the_newest_acceptance_of_an_id_is_found() -> None:
     assert accepted.find([(1, 1)], below=30) == {(1, 1): Accepted(10, 0, 0, 0)}
 
 
-def test_ids_are_forgotten_below_an_offset_and_only_those() -> None:
+def test_the_oldest_written_ids_are_forgotten_and_only_those() -> None:
+    """A block of records that lie between those of another one is behind all that is forgotten, or forgotten, too."""
     accepted = AcceptedIds()
-    accepted.add(columns((1, 1, 10), (2, 2, 11)))
-    accepted.add(columns((3, 3, 12)))
-    accepted.acknowledge(2)
-    accepted.forget_below(12)
-    assert list(accepted.find([(1, 1), (3, 3)])) == [(3, 3)] and not accepted.unwritten()
-    accepted.add(columns((4, 4, 13)))
-    assert len(accepted) == 2 and [int(block.offsets[0]) for block in accepted.unwritten()] == [13]
+    for rows in (((1, 1, 10), (2, 2, 13)), ((3, 3, 12),), ((4, 4, 14),), ((5, 5, 15),)):
+        accepted.add(columns(*rows))
+    accepted.acknowledge(3)
+    assert accepted.forget_to(5, 99) == 0 and len(accepted) == 5
+    assert accepted.forget_to(4, 99) == 14 and len(accepted) == 3
+    assert accepted.forget_to(0, 14) == 13 and [len(block.high) for block in accepted.unwritten()] == [1]
+    assert list(accepted.find([(1, 1), (4, 4), (5, 5)])) == [(4, 4), (5, 5)]
+    assert accepted.forget_to(0, 99) == 15 and len(accepted) == 1
+    accepted.add(columns((6, 6, 16)))
+    assert [int(block.offsets[0]) for block in accepted.unwritten()] == [15, 16]
 
 
 def test_what_is_acknowledged_is_not_written_again_but_still_found() -> None:
@@ -71,7 +75,7 @@ def test_whenever_one_asks_the_answer_is_that_of_all_that_was_kept(steps: list[s
             accepted.acknowledge(len(accepted.unwritten()))
             unwritten = len(kept)
         elif step == "forget":
-            accepted.forget_below(offset)
+            accepted.forget_to(0, offset)
             del kept[:unwritten]
             unwritten = 0
         elif step == "clear":
