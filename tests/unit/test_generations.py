@@ -243,6 +243,10 @@ def test_a_copy_of_a_smaller_number_is_not_overtaken_if_the_control_store_never_
         server.lists = [(1, theirs, [server.entry(each) for each in theirs])]
         with pytest.raises(RebuildError, match="One of the two was restored"):
             generations.publish(engine, server)
+    other = replace(OCTOBER, generation=1, meters=("compute.peak",)).entry  # one number stands for two rebuilds
+    server.lists = [(2, [1, 2], [other, server.entry(2)])]
+    with pytest.raises(RebuildError, match=r"generations 1, 2 in this .* and generations 1, 2 in what .* undo 2"):
+        generations.publish(engine, server)
     server.lists = [(1, [1], [server.entry(1)])]
     assert generations.publish(engine, server) == Listed(2, (1, 2))
     server.lists = [(1, [7], [server.entry(7)])]
