@@ -161,6 +161,31 @@ def write_all(file: int, content: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
+def write_small(path: Path, content: bytes) -> None:
+    """Replace a small file of one line durably; a checksum follows in a second line.
+
+    Raises:
+        OSError: No room; the old one stands.
+    """
+    replace_file(path, content + b"\n%08x\n" % zlib.crc32(content))
+
+
+def read_small(path: Path) -> bytes | None:
+    """Return what `write_small` wrote, None if nothing did. Files of one line are older than the checksum.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    try:
+        content, *checksum = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    if checksum and checksum != [b"%08x" % zlib.crc32(content), b""]:
+        raise ValueError("its checksum is another")
+    return content
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a small file durably: after a crash it is the old one or the new one.
 

@@ -75,7 +75,8 @@ class Sender:
         patience_s: float = PATIENCE_S,
         pause_least_s: float = PAUSE_LEAST_S,
     ) -> None:
-        self._spool, self._connect, self._topic, self._collector = spool, connect, topic, collector
+        spool.name_epoch(collector)
+        self._spool, self._connect, self._topic = spool, connect, topic
         self._clock, self._draw, self._patience_s, self._pause_least_s = clock, draw, patience_s, pause_least_s
         self._stop = threading.Event()
         self._drain_until_s: float | None = None
@@ -144,14 +145,15 @@ class Sender:
         return len(waiting) >= IN_FLIGHT_BATCHES or sum(sent.size for sent in waiting) >= IN_FLIGHT_BYTES
 
     def _send(self, producer: Producer, batch: Batch) -> _Sent:
+        name = batch.collector.encode()
         headers = [
-            (COLLECTOR, self._collector.encode()),
+            (COLLECTOR, name),
             (EPOCH, batch.epoch.encode()),
             (SEQUENCE, str(batch.sequence).encode()),
             (CONTENT_TYPE, ARROW.encode()),
             (WATERMARK, str(batch.watermark_us).encode()),
         ]
-        delivery = producer.send(self._topic, key=self._collector.encode(), value=batch.payload, headers=headers)
+        delivery = producer.send(self._topic, key=name, value=batch.payload, headers=headers)
         return _Sent(batch.end, len(batch.payload), batch.watermark_us, self._clock(), delivery)
 
     def _settle(self, waiting: deque[_Sent]) -> None:

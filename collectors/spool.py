@@ -2,7 +2,7 @@
 
 A batch is numbered, written and fsynced before `append` returns, and is never cut anew: the same epoch and number
 always carry the same bytes. Numbers only grow; a hole in them is a number that was never accepted, or damage, which
-is reported. The epoch is made with the spool, at random.
+is reported. The epoch is made with the spool, at random, and belongs to one collector's name for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,15 +23,22 @@ from collectors.segments import Frame, Mark, Position
 from tallyman.errors import SpoolFullError, StackError
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 SMALLEST_SEGMENT = 16 * 1024
+_PLACE, _NAMES = "acknowledged.json", "names.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Batch(NamedTuple):
-    """An accepted batch, and the place behind it: what `acknowledge` takes when Kafka has it."""
+    """An accepted batch, and the place behind it: what `acknowledge` takes when Kafka has it.
 
+    Attributes:
+        collector: The name that its epoch was first sent under; empty before `name_epoch` gave it one.
+    """
+
+    collector: str
     epoch: str
     sequence: int
     watermark_us: int
@@ -75,7 +82,8 @@ class Spool:
     def _open(self) -> None:
         for leftover in self.folder.glob("*" + segments.TEMPORARY):
             leftover.unlink()
-        self._acknowledged = self._read_acknowledged()
+        # Without it everything that is here is sent again, under the same numbers.
+        self._acknowledged = self._read_small(_PLACE, Position, Position(0, 0))
         numbers = segments.list_numbers(self.folder)
         self._sizes = {number: segments.path_of(self.folder, number).stat().st_size for number in numbers}
         last = segments.scan(segments.path_of(self.folder, numbers[-1])) if numbers else None
@@ -90,6 +98,7 @@ class Spool:
                 log.error("spool_lost_its_newest_batches", extra={"found": end, "known": self._acknowledged})
             self.epoch, self.state, self._next = secrets.token_hex(16), b"", 1
             self._begin_segment(max(end.segment, self._acknowledged.segment) + 1)
+        self._names = self._read_small(_NAMES, dict[str, str], {})
         self._saved = self._acknowledged
         self._acknowledged = max(self._acknowledged, Position(min(self._sizes), 0))
         self._drop_acknowledged()
@@ -114,6 +123,27 @@ class Spool:
             os.truncate(path, end.offset)
         except OSError as error:  # a full disk; the next append tries again
             log.warning("spool_segment_not_begun", extra={"cause": str(error)})
+
+    def name_epoch(self, collector: str) -> None:
+        """Say under which name batches are sent from now on; called before any is.
+
+        What is here keeps the name that it was first sent under: Kafka may have it already, and under another name it
+        would count twice. So another name begins another epoch; the state goes on.
+        """
+        with self._changed:
+            before = self._names.get(self.epoch)
+            if before == collector:
+                return
+            if before is not None:
+                log.warning("collector_has_another_name", extra={"before": before, "now": collector})
+                self.epoch, self._next = secrets.token_hex(16), 1
+            self._names[self.epoch] = collector
+            try:
+                if before is not None:
+                    self._begin_segment(max(self._sizes) + 1)
+                segments.write_small(self.folder / _NAMES, msgspec.json.encode(self._names))
+            except OSError as error:  # a full disk; the next append begins the segment
+                log.warning("spool_name_not_saved", extra={"cause": str(error)})
 
     # Appending
 
@@ -209,7 +239,8 @@ class Spool:
                     self._set_aside(at.segment, record.start, record.end)
                 elif isinstance(record.content, Frame):
                     frame = record.content
-                    return Batch(frame.epoch, frame.sequence, frame.watermark_us, frame.rows, frame.payload, at)
+                    name = self._names.get(frame.epoch, "")
+                    return Batch(name, frame.epoch, frame.sequence, frame.watermark_us, frame.rows, frame.payload, at)
 
     def wait(self, after: Position | None, timeout_s: float) -> Batch | None:
         """Like `read`, but wait for a batch; None when the time is over."""
@@ -237,7 +268,7 @@ class Spool:
             if place == self._saved:
                 return
             try:
-                segments.replace_file(self.folder / "acknowledged.json", msgspec.json.encode(place))
+                segments.write_small(self.folder / _PLACE, msgspec.json.encode(place))
             except OSError as error:
                 log.warning("spool_place_not_saved", extra={"cause": str(error)})
                 return
@@ -261,11 +292,13 @@ class Spool:
             self._reader = (number, os.open(segments.path_of(self.folder, number), os.O_RDONLY | os.O_CLOEXEC))
         return self._reader[1]
 
-    def _read_acknowledged(self) -> Position:
+    def _read_small(self, name: str, kind: type[_T], missing: _T) -> _T:
         try:
-            return msgspec.json.decode((self.folder / "acknowledged.json").read_bytes(), type=Position)
-        except (OSError, msgspec.DecodeError):
-            return Position(0, 0)  # everything that is here is sent again, under the same numbers
+            content = segments.read_small(self.folder / name)
+            return missing if content is None else msgspec.json.decode(content, type=kind)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            log.warning("spool_file_not_understood", extra={"file": name, "cause": str(error)})
+            return missing
 
     def _set_aside(self, number: int, start: int, end: int) -> None:
         source = segments.path_of(self.folder, number)

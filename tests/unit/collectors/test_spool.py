@@ -361,3 +361,80 @@ def test_a_segment_that_may_stand_on_the_disk_is_begun_again_before_anything_els
 
 def test_places_are_ordered_by_segment_and_then_by_byte() -> None:
     assert Position(1, 900) < Position(2, 0) < Position(2, 1)
+
+
+# Small files beside the segments
+
+
+def test_under_another_name_what_is_here_keeps_the_old_one_and_numbers_begin_anew(folder: Path) -> None:
+    """Kafka may have it under the old name already: sent under the new one it would count twice."""
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    spool.name_epoch("before")
+    append(spool, "a", "counters at a")
+    spool.close()
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    again.name_epoch("after")
+    assert again.state == b"counters at a"
+    append(again, "b")
+    again.close()
+    for _ in range(2):
+        again = Spool(folder, max_bytes=MEBIBYTE)
+        again.name_epoch("after")
+        assert [(batch.collector, batch.sequence) for batch in drain(again)] == [("before", 1), ("after", 1)]
+        assert len({batch.epoch for batch in drain(again)}) == 2
+        again.close()
+
+
+def test_a_name_that_a_full_disk_did_not_take_begins_its_epoch_with_the_next_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    spool.name_epoch("before")
+    append(spool, "a")
+    spool.close()
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        again.name_epoch("after")
+    append(again, "b")
+    again.close()
+    last = Spool(folder, max_bytes=MEBIBYTE)
+    last.name_epoch("after")
+    append(last, "c")
+    assert [(batch.collector, batch.sequence) for batch in drain(last)] == [("before", 1), ("after", 1), ("after", 2)]
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_spool_of_an_older_version_gets_its_name_and_keeps_its_place(folder: Path) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    append(spool, "a")
+    end = drain(spool)[-1].end
+    append(spool, "b")
+    spool.close()
+    (folder / "acknowledged.json").write_text(f"[{end.segment},{end.offset}]")
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    again.name_epoch("a name")
+    assert again.epoch == spool.epoch
+    assert [(batch.collector, batch.payload) for batch in drain(again)] == [("a name", b"b")]
+
+
+def test_no_flipped_bit_in_the_acknowledged_place_loses_a_batch(folder: Path) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    append(spool, "a")
+    spool.acknowledge(drain(spool)[-1].end)
+    for text in "bcdefghij":
+        append(spool, text)
+    spool.save()
+    spool.close()
+    place = folder / "acknowledged.json"
+    good = place.read_bytes()
+    for bit in range(8 * len(good)):
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        place.write_bytes(flipped)
+        again = Spool(folder, max_bytes=MEBIBYTE)
+        assert texts(again)[-9:] == list("bcdefghij"), bytes(flipped)
+        again.close()
