@@ -21,6 +21,7 @@ from collectors.spool import Batch, Spool
 from tallyman import metrics
 from tallyman.errors import TallymanError
 from tallyman.event import ARROW, COLLECTOR, CONTENT_TYPE, EPOCH, SEQUENCE, WATERMARK
+from tallyman.kafka import let_go
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Sender:
                     return
         finally:
             metrics.gauge("tallyman_collectors_send_in_flight_batches").set(0)
-            _give_up(producer)
+            let_go(producer)  # what was not acknowledged is still in the spool
 
     def _next_batch(self, place: Position | None, waiting: deque[_Sent]) -> Batch | None:
         if self._is_full(waiting):
@@ -205,17 +206,3 @@ class Sender:
 
     def _is_out_of_time(self) -> bool:
         return self._drain_until_s is not None and self._clock() >= self._drain_until_s
-
-
-def _give_up(producer: Producer) -> None:
-    """End a producer without waiting for its batches: what was not acknowledged is still in the spool."""
-    # kafka-python 3.0's close() raises when batches are left, before it has stopped its thread, which then goes on
-    # sending for ever; so stop that first. A test counts the threads.
-    network = getattr(producer, "_sender", None)
-    if network is not None:
-        network.force_close()
-        network.join(5.0)
-    try:
-        producer.close(timeout=0)
-    except KafkaError as error:
-        log.debug("producer_closed_with_an_error", extra={"cause": str(error)})

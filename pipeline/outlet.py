@@ -18,7 +18,7 @@ from pipeline.write import Progress
 from tallyman.errors import BrokerError
 from tallyman.event import CLOSE, DEFINITIONS, END, TICK
 from tallyman.headers import Headers
-from tallyman.kafka import ANY_SIZE, MAX_MESSAGE_BYTES, make_producer
+from tallyman.kafka import ANY_SIZE, MAX_MESSAGE_BYTES, let_go, make_producer
 
 _ACK_TIMEOUT_S = 30
 _MOST_PUSHED = MAX_MESSAGE_BYTES // 2
@@ -48,7 +48,7 @@ class KafkaOutlet:
         """Let go of the producers; what they have not sent yet is pushes and ticks, which may be lost."""
         self._pushes.close()
         if self._made is not None:
-            self._made.close(timeout=2)
+            let_go(self._made, wait_s=2)
             self._made = None
 
     def forward(self, forwards: Sequence[Forward]) -> None:
@@ -111,7 +111,7 @@ class _Pushes:
 
     def close(self) -> None:
         if self._made is not None:
-            self._made.close(timeout=2)
+            let_go(self._made, wait_s=2)
             self._made = None
 
     def _taken(self, _: Any) -> None:
@@ -159,7 +159,7 @@ def write_close(brokers: Sequence[str], topic: str, partitions: int, booking: in
         written = _send_all(producer, topic, records, f"writing the close that opens booking {booking}")
         return [int(each.timestamp) for each in written]
     finally:
-        producer.close(timeout=5)
+        let_go(producer)
 
 
 def write_end(brokers: Sequence[str], topic: str, partitions: int, following: str) -> None:
@@ -174,7 +174,7 @@ def write_end(brokers: Sequence[str], topic: str, partitions: int, following: st
         records = [{"value": b"", "headers": headers, "partition": number} for number in range(partitions)]
         _send_all(producer, topic, records, f'writing the end of topic "{topic}"')
     finally:
-        producer.close(timeout=5)
+        let_go(producer)
 
 
 def _send_all(producer: Any, topic: str, records: Iterable[dict[str, Any]], doing: str) -> list[Any]:
@@ -209,7 +209,7 @@ def write_ticks(brokers: Sequence[str], topic: str, partition: int, count: int) 
             records = ({"value": b"", "headers": [(TICK, b"1")], "partition": partition} for _ in some)
             _send_all(producer, topic, records, f"writing {count} ticks into partition {partition}")
     finally:
-        producer.close(timeout=5)
+        let_go(producer)
 
 
 def append(
@@ -230,4 +230,4 @@ def append(
         written = _send_all(producer, topic, all_of_them, f"sending again what partition {partition} held")
         return max((int(each.timestamp) for each in written), default=0)
     finally:
-        producer.close(timeout=5)
+        let_go(producer)

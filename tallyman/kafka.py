@@ -238,6 +238,23 @@ def make_producer(brokers: Sequence[str], **options: Any) -> Any:
     return _make(KafkaProducer, brokers, settings | options)
 
 
+def let_go(producer: Any, wait_s: float = 0.0) -> None:
+    """End a producer; what Kafka has not acknowledged after `wait_s` is given up, and no error hides the one before."""
+    if wait_s:
+        with suppress(KafkaError):
+            producer.flush(timeout=wait_s)
+    # kafka-python 3.0's close() raises when batches are left, before it has stopped its thread, which then goes on
+    # sending for ever; so stop that first. A test counts the threads.
+    network = getattr(producer, "_sender", None)
+    if network is not None:
+        network.force_close()
+        network.join(5.0)
+    try:
+        producer.close(timeout=0)
+    except KafkaError as error:
+        log.debug("producer_closed_with_an_error", extra={"cause": str(error)})
+
+
 def make_consumer(brokers: Sequence[str], **options: Any) -> Any:
     """Return a consumer that reads committed records in small fetches, checks checksums and never jumps.
 

@@ -22,7 +22,7 @@ from tallyman.errors import BrokerError, ConfigError, EventFileError, StoreError
 from tallyman.event import CONTENT_TYPE, LINES, SINGLE
 from tallyman.event_file import EventFile, open_events
 from tallyman.ignored import count_ignored
-from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, make_producer
+from tallyman.kafka import MAX_MESSAGE_BYTES, TopicInfo, let_go, make_producer
 from tallyman.line import read_topic_now
 from tallyman.packing import LINES_PER_RECORD, PackedRecord, Packer
 from tallyman.project import Project
@@ -121,7 +121,7 @@ def send_file(
         ) from error
     finally:
         file.close()
-        producer.close(timeout=5)  # nothing is under way any more, or it failed
+        let_go(producer)  # nothing is under way any more, or it failed
     return SendReport(
         topic=topic,
         events=sending.events,

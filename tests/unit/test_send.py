@@ -15,9 +15,10 @@ import pytest
 from clickhouse_driver.errors import NetworkError, ServerException
 from hypothesis import given
 from hypothesis import strategies as st
+from kafka.errors import KafkaTimeoutError
 
 from tallyman.config import KafkaConfig, TallymanConfig
-from tallyman.errors import ConfigError, EventFileError, StoreError, UsageQueryError
+from tallyman.errors import BrokerError, ConfigError, EventFileError, StoreError, UsageQueryError
 from tallyman.event import home_key
 from tallyman.event_file import EventFile, open_events
 from tallyman.kafka import TopicInfo, partition_of
@@ -169,6 +170,40 @@ def test_a_file_that_is_cut_off_says_how_much_of_it_is_acknowledged(
     project = Project(folder=tmp_path, data=tmp_path, meters=(),
                       config=TallymanConfig(kafka=KafkaConfig(brokers=("k:9092",))))  # fmt: skip
     with pytest.raises(EventFileError, match=r"\); [1-9]\d*,\d00 events are acknowledged; get the whole file and send"):
+        send_file(project, path)
+
+
+class AwayBroker(Broker):
+    """Acknowledges nothing; a producer of kafka-python that has batches left cannot be closed without an error."""
+
+    is_done = False
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def get(self, timeout: float) -> Broker:
+        raise self._error
+
+    def close(self, timeout: float) -> None:
+        raise KafkaTimeoutError("Failed to flush")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(KafkaTimeoutError("batch expired"), BrokerError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    ids=["expired", "Ctrl-C"],
+)
+def test_a_kafka_that_went_away_is_a_sentence_and_not_the_error_of_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, told: type[BaseException]
+) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(event(1))
+    now = TopicNow(TopicInfo("usage.events.v1", "t", 4), ())
+    monkeypatch.setattr("tallyman.send.read_topic_now", lambda project: now)
+    monkeypatch.setattr("tallyman.send.make_producer", lambda brokers: AwayBroker(error))
+    project = Project(folder=tmp_path, data=tmp_path, meters=(),
+                      config=TallymanConfig(kafka=KafkaConfig(brokers=("k:9092",))))  # fmt: skip
+    with pytest.raises(told):
         send_file(project, path)
 
 

@@ -49,8 +49,12 @@ class Producer:
         self.sent.append(record)
         return Answer(self.answer)
 
+    def flush(self, timeout: float) -> None:
+        self.close(timeout)
+
     def close(self, timeout: float) -> None:
-        return
+        if self.answer is not None:  # as kafka-python does while batches are left
+            raise KafkaTimeoutError("Failed to flush")
 
 
 def outlet(producer: Producer) -> KafkaOutlet:
