@@ -129,7 +129,8 @@ class Agent:
             metrics.counter("tallyman_collectors_readings_total").labels(name).inc(len(closed.readings))
             for flag, kind in closed.flags:
                 metrics.counter("tallyman_collectors_counter_resets_total").labels(name, flag).inc()
-                log.info("counter_began_anew", extra={"type": kind, "cause": flag})
+                if flag != "too_large":  # which was said once, when it began
+                    log.info("counter_began_anew", extra={"type": kind, "cause": flag})
 
     def _read(self, source: _Source) -> Sequence[Sample] | None:
         """Read a source; None if it cannot be read: its counters go on counting and the next reading spans both."""
@@ -143,7 +144,10 @@ class Agent:
                 log.warning("source_cannot_be_read", extra={"collector": name, "cause": str(error)})
             source.trouble = f"{name} cannot be read: {error}"
             return None
-        source.trouble = ""
+        trouble = "; ".join(_beyond(name, sample) for sample in samples if not intervals.fits(sample))
+        if trouble and not source.trouble:
+            log.error("reading_does_not_fit", extra={"collector": name, "cause": trouble})
+        source.trouble = trouble
         return samples
 
     def _append(self, payload: bytes, rows: int, books: Mapping[str, Book], now: Moment) -> bool:
@@ -198,6 +202,11 @@ class Agent:
         if silent_us > 3 * self._interval_us:
             return False, f"no interval was accepted for {silent_us // 1_000_000} s"
         return True, "measuring"
+
+
+def _beyond(name: str, sample: Sample) -> str:
+    which = " ".join(f"{key}={value}" for key, value in sorted(sample.data.items()))
+    return f"{name}: {sample.type} {which}: expected int64, got {sample.value}; not metered until it fits again"
 
 
 def open_collectors(configured: Mapping[str, Mapping[str, object]]) -> list[Collector]:

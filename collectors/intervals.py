@@ -24,7 +24,9 @@ LEVEL_HOLD_US = 2 * MINUTE_US
 # A wall clock that was set back by more than this had been wrong before: waiting for it to catch up helps nobody.
 LONGEST_HOLD_US = 3600 * SECOND_US
 
-Flag = Literal["boot", "returned", "dropped"]
+LARGEST = 2**63 - 1
+
+Flag = Literal["boot", "returned", "dropped", "too_large"]
 
 
 class Moment(NamedTuple):
@@ -131,29 +133,42 @@ def close_interval(
         until_us: Wall clock at which the next interval starts, not after now; `is_held` has said that it may.
 
     Returns:
-        Readings dated at the interval's start, which is where the one before ended.
+        Readings dated at the interval's start, which is where the one before ended. A counter beyond 64 bits, which
+        only a broken driver shows, has none and holds up no other: its next reading within them goes on from before.
     """
     if book is None:
-        counters = tuple(_to_book(sample) for sample in samples if isinstance(sample, Counter))
-        return Closed((), Book(until_us, now.wall_us, now.boot_us, now.boot_id, counters), ())
+        fitting = tuple(_to_book(sample) for sample in samples if isinstance(sample, Counter) and fits(sample))
+        return Closed((), Book(until_us, now.wall_us, now.boot_us, now.boot_id, fitting), ())
     start_us, end_us = _span(book, now, until_us)
     has_booted = book.boot_id != now.boot_id
     known = {(entry.type, *sorted(entry.data.items())): entry for entry in book.counters}
     readings: list[Reading] = []
     flags: list[tuple[Flag, str]] = []
+    counters: list[CounterBook] = []
     for sample in samples:
         if isinstance(sample, Level):
             value = used.get(level_key(sample), 0)
             readings.append(Reading(make_series(sample), start_us, end_us, value))
             continue
-        first, flag = _first_end(known.get((sample.type, *sorted(sample.data.items()))), sample, has_booted)
+        entry = known.get((sample.type, *sorted(sample.data.items())))
+        if not fits(sample):
+            flags.append(("too_large", sample.type))
+            counters += [entry] if entry else []
+            continue
+        counters.append(_to_book(sample))
+        first, flag = _first_end(entry, sample, has_booted)
         if flag:
             flags.append((flag, sample.type))
         if first is not None:
             value = sample.value - first
             readings.append(Reading(make_series(sample), start_us, end_us, value, first, sample.value))
-    counters = tuple(_to_book(sample) for sample in samples if isinstance(sample, Counter))
-    return Closed(tuple(readings), Book(until_us, now.wall_us, now.boot_us, now.boot_id, counters), tuple(flags))
+    after = Book(until_us, now.wall_us, now.boot_us, now.boot_id, tuple(counters))
+    return Closed(tuple(readings), after, tuple(flags))
+
+
+def fits(sample: Sample) -> bool:
+    """Whether a counter fits 64 bits; what a level used is only known when the interval ends."""
+    return isinstance(sample, Level) or -LARGEST <= sample.value <= LARGEST
 
 
 def _span(book: Book, now: Moment, until_us: int) -> tuple[int, int]:

@@ -275,6 +275,15 @@ def test_a_number_beyond_64_bits_is_said_and_does_not_stop_the_agent(bench: Benc
     assert chain_holds(bench.rows(NETWORK))
 
 
+def test_a_number_beyond_what_a_spool_can_note_does_not_stop_the_very_first_start(
+    bench: Bench, machine: Machine
+) -> None:
+    machine.too_much = 512 * 2**64
+    bench.runs(20)
+    assert "expected int64" in bench.agent.readiness(machine.clocks())[1]
+    assert len(bench.rows(MEMORY)) == 2
+
+
 def test_an_agent_that_has_measured_nothing_for_three_intervals_is_not_ready(bench: Bench, machine: Machine) -> None:
     bench.runs(10)
     machine.passes(31 * SECOND_US)

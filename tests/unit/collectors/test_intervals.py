@@ -111,6 +111,18 @@ def test_counters_of_64_bits_keep_every_digit() -> None:
 # Clocks
 
 
+def test_a_counter_beyond_64_bits_holds_up_no_other_and_goes_on_from_where_it_stood() -> None:
+    """Drivers have shown 2**64 - 1, and disks multiply it."""
+    broken = eth0(512 * (2**64 - 1))
+    other = Counter("tallyman.host.cpu", {"mode": "user"}, 70, 2, BOOT)
+    assert close(None, [broken, other], at(0)).book.counters == close(None, [other], at(0)).book.counters
+    first = close(close(None, [eth0(100), other], at(0)).book, [broken, other._replace(value=75)], at(10))
+    assert [(reading.series.type, reading.value) for reading in first.readings] == [("tallyman.host.cpu", 5)]
+    assert first.flags == (("too_large", "tallyman.host.network"),)
+    second = close(first.book, [eth0(130), other._replace(value=75)], at(20))
+    assert [(reading.value, reading.first) for reading in second.readings] == [(30, 100), (0, 75)]
+
+
 def test_slewing_is_no_step() -> None:
     assert step_between(at(0), at(60, wall_set_by=0.030)) == 0
 
