@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT_BATCHES = 16
 IN_FLIGHT_BYTES = 4 * 1024 * 1024
-PATIENCE_S = 20.0  # for one batch; then the producer is given up: kafka-python waits with 6 % of a core
+PATIENCE_S = 20.0  # without any answer; then the producer is given up: kafka-python waits with 6 % of a core
+# Each time it was in vain it is twice as long, up to 16 times: else a broker that answers a little later than this
+# would be sent the same batches for ever.
+MOST_DOUBLINGS = 4
 PAUSE_LEAST_S, PAUSE_MOST_S = 0.5, 60.0
 SAVE_S = 1.0
 # The producer itself must never give up on a batch and go on with the next one, which would change the order:
@@ -82,7 +85,7 @@ class Sender:
         self._stop = threading.Event()
         self._drain_until_s: float | None = None
         self._saved_s = clock()
-        self._attempts = 0
+        self._attempts = self._in_vain = 0
         self.acknowledged_s, self.trouble = clock(), ""
         self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
 
@@ -161,13 +164,17 @@ class Sender:
         """Wait a little for the oldest batch; on Kafka's yes the spool moves on."""
         metrics.gauge("tallyman_collectors_send_in_flight_batches").set(len(waiting))
         sent = waiting[0]
+        since_s = max(sent.since_s, self.acknowledged_s)  # on a slow way the later ones wait for those before
         try:
             sent.delivery.get(timeout=0.2)
         except KafkaTimeoutError:
-            if self._clock() - sent.since_s > self._patience_s:
-                raise
-            return
+            if self._clock() - since_s <= self._patience_s * 2.0**self._in_vain:
+                return
+            self._in_vain = min(self._in_vain + 1, MOST_DOUBLINGS)
+            raise
         waiting.popleft()
+        if self._clock() - since_s <= self._patience_s:
+            self._in_vain = 0
         self._spool.acknowledge(sent.end)
         self._note_success(sent)
 

@@ -239,6 +239,58 @@ def test_a_producer_that_is_stuck_is_given_up_and_made_anew(
     assert set(kafka.numbers()) == set(numbers)
 
 
+class SlowKafka:
+    """Acknowledges one batch after the other, each so many seconds after it could begin, by a clock of its own."""
+
+    def __init__(self, each_s: float) -> None:
+        self.each_s, self.now_s, self.connections, self.sent = each_s, 0.0, 0, 0
+
+    def connect(self) -> SlowProducer:
+        self.connections += 1
+        return SlowProducer(self)
+
+
+class SlowProducer:
+    def __init__(self, kafka: SlowKafka) -> None:
+        self.kafka, self.free_s = kafka, kafka.now_s
+
+    def send(self, topic: str, *, key: bytes, value: bytes, headers: Headers) -> SlowDelivery:
+        self.kafka.sent += 1
+        self.free_s = max(self.free_s, self.kafka.now_s) + self.kafka.each_s
+        return SlowDelivery(self.kafka, self.free_s)
+
+    def close(self, timeout: float | None = None) -> None:
+        return
+
+
+class SlowDelivery:
+    def __init__(self, kafka: SlowKafka, done_s: float) -> None:
+        self._kafka, self._done_s = kafka, done_s
+
+    def get(self, timeout: float | None = None) -> None:
+        self._kafka.now_s = min(self._done_s, self._kafka.now_s + (timeout or 0.0))
+        if self._kafka.now_s < self._done_s:
+            raise KafkaTimeoutError("not yet")
+
+
+@pytest.mark.parametrize(("each_s", "connections"), [(15.0, 1), (35.0, 2)])
+def test_a_broker_that_answers_slowly_is_waited_for_while_it_answers(
+    tmp_path: Path, each_s: float, connections: int
+) -> None:
+    """To give up each time would send the same batches for ever, to a broker that has too much to do already."""
+    spool = Spool(tmp_path / "spool", max_bytes=1_000_000)
+    numbers = fill(spool, 12)
+    kafka = SlowKafka(each_s)
+    sender = Sender(
+        spool, kafka.connect, topic="t", collector="h", clock=lambda: kafka.now_s, patience_s=20.0, pause_least_s=0.001
+    )
+    sender.start()
+    wait_until(lambda: is_empty(spool) or kafka.connections > connections)
+    sender.stop(1.0)
+    spool.close()
+    assert (kafka.connections, kafka.sent) == (connections, connections * len(numbers))
+
+
 def test_a_batch_that_kafka_refuses_is_never_skipped(
     spool: Spool, kafka: Kafka, start: Callable[..., Sender], caplog: pytest.LogCaptureFixture
 ) -> None:
