@@ -125,6 +125,9 @@ class Agent:
             source.book = closed.book
             source.levels.clear()
             self._accepted_us = now.boot_us
+            if self._trouble:
+                log.info("accepting_again", extra={"before": self._trouble})
+                self._trouble = ""
             name = source.collector.name
             metrics.counter("tallyman_collectors_readings_total").labels(name).inc(len(closed.readings))
             for flag, kind in closed.flags:
@@ -160,9 +163,6 @@ class Agent:
             self._say(str(error))
             return False
         self._appended_us = now.boot_us
-        if self._trouble and rows:
-            log.info("accepting_again", extra={"before": self._trouble})
-            self._trouble = ""
         return True
 
     def _say(self, trouble: str) -> None:

@@ -70,6 +70,7 @@ class Spool:
         self._is_doubtful = False  # a failed append may have left bytes behind the accepted ones
         self._wants_segment = False  # one was begun and may stand on the disk, so nothing may go into the one before
         self.set_aside_bytes = 0
+        self._damaged: set[tuple[int, int]] = set()  # what was set aside: it is read again by each new producer
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _hold(folder / "lock")
         self._active = -1
@@ -301,6 +302,9 @@ class Spool:
             return missing
 
     def _set_aside(self, number: int, start: int, end: int) -> None:
+        if (number, start) in self._damaged:
+            return
+        self._damaged.add((number, start))
         source = segments.path_of(self.folder, number)
         log.error("spool_damaged", extra={"segment": source.name, "from": start, "to": end})
         self.set_aside_bytes += end - start
@@ -362,4 +366,5 @@ def _hold(path: Path) -> int:
 
 def _disk_sentence(folder: Path, error: OSError) -> str:
     kind: Literal["full", "failing"] = "full" if error.errno in _NO_ROOM else "failing"
-    return f"{folder}: the disk is {kind} ({error.strerror}); nothing accepted is lost, make room and it goes on"
+    step = "make room (df -h) or free inodes (df -i)" if kind == "full" else "let it be written again"
+    return f"{folder}: the disk is {kind} ({error.strerror}); nothing accepted is lost, {step} and it goes on"

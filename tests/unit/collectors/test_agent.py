@@ -34,6 +34,7 @@ class Machine:
         self.boot_id = BOOT
         self.is_broken = False
         self.too_much = 0
+        self.has_nothing = False
 
     def clocks(self) -> Moment:
         return Moment(self.wall_us, self.boot_us, self.boot_id)
@@ -45,6 +46,8 @@ class Machine:
     def read(self) -> Sequence[Sample]:
         if self.is_broken:
             raise OSError("No such file or directory: /proc/net/dev")
+        if self.has_nothing:
+            return []
         data = {"interface": "eth0", "direction": "in"}
         received = self.boot_us // 1000 + self.too_much
         return [
@@ -327,6 +330,18 @@ def test_while_a_clock_that_was_set_back_is_waited_for_the_agent_says_so(bench: 
     assert "the wall clock was set back" in why
     bench.runs(900)
     assert bench.agent.readiness(machine.clocks())[0]
+
+
+def test_a_host_that_has_nothing_to_meter_is_ready_again_when_its_clock_has_caught_up(
+    bench: Bench, machine: Machine
+) -> None:
+    machine.has_nothing = True
+    bench.runs(33)
+    machine.wall_us -= 30 * SECOND_US
+    bench.runs(10)
+    assert not bench.agent.readiness(machine.clocks())[0]
+    bench.runs(60)
+    assert bench.agent.readiness(machine.clocks()) == (True, "measuring")
 
 
 # Configuration and weight
