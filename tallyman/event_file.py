@@ -6,6 +6,7 @@ Every line is handed on as it is, decodable or not: what is wrong with it is the
 from __future__ import annotations
 
 import gzip
+import io
 import sys
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tallyman.errors import EventFileError, UsageQueryError
 
 _PIECE = 1 << 20
 _WHOLE = 256 << 20  # an array or a single event that is written over many lines is read at once, up to here
+_GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -120,9 +122,12 @@ def open_events(path: Path | str, longest: int) -> EventFile:
         OSError: The file cannot be read.
     """
     if str(path) == "-":
-        return EventFile(sys.stdin.buffer, None, None, longest)
+        piped = sys.stdin.buffer
+        if isinstance(piped, io.BufferedReader) and piped.peek(2)[:2] == _GZIP:
+            return EventFile(gzip.GzipFile(fileobj=piped), None, None, longest)  # type: ignore[arg-type]
+        return EventFile(piped, None, None, longest)
     disk = Path(path).open("rb")  # noqa: SIM115  closed by EventFile.close
-    is_gzip = disk.read(2) == b"\x1f\x8b"
+    is_gzip = disk.read(2) == _GZIP
     disk.seek(0)
     stream: BinaryIO = gzip.GzipFile(fileobj=disk) if is_gzip else disk  # type: ignore[assignment]
     return EventFile(stream, disk, Path(path).stat().st_size, longest, name=str(path))

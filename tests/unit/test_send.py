@@ -141,6 +141,19 @@ def test_a_gzipped_file_that_cannot_be_read_to_its_end_says_so(
     assert str(error.value).startswith(f"{path}: cannot be read to its end ({told}")
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzipped"])
+def test_standard_input_may_be_gzipped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[bytes], bytes]
+) -> None:
+    """As it is, each piece of it between two line ends would be a dead letter."""
+    path = tmp_path / "piped"
+    path.write_bytes(packed(b"\n".join([event(1), event(2)])))
+    with path.open() as piped:
+        monkeypatch.setattr("sys.stdin", piped)
+        with closing(open_events("-", LONGEST)) as file:
+            assert [line for lines in file for line in lines] == [event(1), event(2)]
+
+
 class Broker:
     """Acknowledges everything."""
 
