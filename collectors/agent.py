@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -110,10 +111,10 @@ class Agent:
             if source.book is not None and intervals.is_held(source.book, until_us):
                 self._say("the wall clock was set back; readings wait until it has caught up")
                 continue
-            closed = intervals.close_interval(
-                source.book, samples, source.levels.used, now, until_us, self._make_series
-            )
-            books = self._books() | {source.collector.name: closed.book}
+            make_series = partial(_make_series, self._owner(source.book, now))
+            closed = intervals.close_interval(source.book, samples, source.levels.used, now, until_us, make_series)
+            book = msgspec.structs.replace(closed.book, subject=self._subject)
+            books = self._books() | {source.collector.name: book}
             try:
                 payload = encode_readings(closed.readings)
             except QuantityError as error:
@@ -122,7 +123,7 @@ class Agent:
                 continue
             if not self._append(payload, len(closed.readings), books, now):
                 continue
-            source.book = closed.book
+            source.book = book
             source.levels.clear()
             self._accepted_us = now.boot_us
             if self._trouble:
@@ -174,17 +175,11 @@ class Agent:
     def _books(self) -> dict[str, Book]:
         return {source.collector.name: source.book for source in self._sources if source.book is not None}
 
-    def _make_series(self, sample: Sample) -> Series:
-        data = {name: sample.data[name] for name in sorted(sample.data)}
-        if isinstance(sample, Level):
-            return Series(type=sample.type, subject=self._subject, data=dict(data), scale=LevelMeter.LEVEL_SCALE)
-        return Series(
-            type=sample.type,
-            subject=self._subject,
-            data=dict(data),
-            scale=sample.scale,
-            incarnation=sample.incarnation,
-        )
+    def _owner(self, book: Book | None, now: Moment) -> str:
+        """Return whose usage it is since a book was written: in the same boot still that of its subject."""
+        if book is None or not book.subject or book.boot_id != now.boot_id:
+            return self._subject
+        return book.subject
 
     def _show(self) -> None:
         metrics.gauge("tallyman_collectors_spool_bytes").set(self._spool.used_bytes)
@@ -202,6 +197,13 @@ class Agent:
         if silent_us > 3 * self._interval_us:
             return False, f"no interval was accepted for {silent_us // 1_000_000} s"
         return True, "measuring"
+
+
+def _make_series(subject: str, sample: Sample) -> Series:
+    data: dict[str, str | None] = {name: sample.data[name] for name in sorted(sample.data)}
+    if isinstance(sample, Level):
+        return Series(type=sample.type, subject=subject, data=data, scale=LevelMeter.LEVEL_SCALE)
+    return Series(type=sample.type, subject=subject, data=data, scale=sample.scale, incarnation=sample.incarnation)
 
 
 def _beyond(name: str, sample: Sample) -> str:

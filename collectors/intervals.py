@@ -73,6 +73,7 @@ class Book(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         next_us: Wall clock at which the next interval starts: the end of the last accepted one.
         wall_us, boot_us, boot_id: The clocks when it was accepted.
+        subject: Whose usage was measured then; empty in a book of an older version.
     """
 
     next_us: int
@@ -80,6 +81,7 @@ class Book(msgspec.Struct, frozen=True, array_like=True):
     boot_us: int
     boot_id: str
     counters: tuple[CounterBook, ...]
+    subject: str = ""
 
 
 class Closed(NamedTuple):

@@ -64,10 +64,10 @@ class Bench:
         self.options = {"max_bytes": 10_000_000} | options
         self.start()
 
-    def start(self) -> None:
+    def start(self, subject: str = "Zoë Åström") -> None:
         self.spool = Spool(self.folder, **self.options)
         now = self.machine.clocks()
-        self.agent = Agent(self.spool, [self.machine], subject="Zoë Åström", interval_us=self.interval_us, now=now)
+        self.agent = Agent(self.spool, [self.machine], subject=subject, interval_us=self.interval_us, now=now)
 
     def crash(self) -> None:
         """Forget everything that is not on disk."""
@@ -186,6 +186,23 @@ def test_the_reading_that_spans_a_restart_is_dated_at_its_start(bench: Bench, ma
     bench.agent.step(machine.clocks())
     row = bench.rows(NETWORK)[-1]
     assert (row["time_us"], row["until_us"]) == (last_until_us, machine.wall_us)
+
+
+@pytest.mark.parametrize(("reboots", "whose"), [(False, "Zoë Åström"), (True, "the next")])
+def test_what_was_used_before_the_host_got_another_subject_is_not_the_new_ones(
+    bench: Bench, machine: Machine, reboots: bool, whose: str
+) -> None:
+    bench.runs(25)
+    bench.crash()
+    machine.passes(3 * 24 * 3600 * SECOND_US)
+    if reboots:
+        machine.boot_id, machine.boot_us = "another boot", 60 * SECOND_US
+    bench.start(subject="the next")
+    before = len(bench.batches())
+    bench.runs(25)
+    gap, *later = [{entry["subject"] for entry in series} for _, rows, series in bench.batches()[before:] if rows]
+    assert gap == {whose}
+    assert set.union(*later) == {"the next"}
 
 
 @pytest.mark.parametrize(("down_s", "billed_s"), [(25, 25), (3600, 0)])
