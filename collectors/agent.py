@@ -158,6 +158,9 @@ class Agent:
         """Put a batch into the spool; False if there is no room: nothing was accepted, all is kept for later."""
         watermark_us = min((book.next_us for book in books.values()), default=now.wall_us)
         try:
+            if self._spool.torn is not None:
+                sent_us = min((book.next_us for book in self._books().values()), default=0)
+                self._spool.fill(self._empty, watermark_us=sent_us)
             self._spool.append(payload, watermark_us=watermark_us, rows=rows, state=_encode_state(books))
         except SpoolFullError as error:
             metrics.counter("tallyman_collectors_spool_refused_total").inc()

@@ -143,6 +143,17 @@ def scan(path: Path) -> Scan:
         os.close(file)
 
 
+def is_one_begun(path: Path, offset: int) -> bool:
+    """Whether the bytes behind the last good record are the beginning of one record: its writing did not end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        tail = file.read()
+    if len(tail) < _HEAD.size:
+        return _MAGIC.startswith(tail[: len(_MAGIC)])
+    magic, length, _ = _HEAD.unpack_from(tail)
+    return magic == _MAGIC and _HEAD.size + length > len(tail) and _MAGIC not in tail[1:]
+
+
 def create(folder: Path, number: int, mark: Mark) -> int:
     """Make a segment with its mark, durable under its name at once or not at all; return its size.
 

@@ -54,6 +54,7 @@ class Spool:
         epoch: With the collector's name and the number, the identity of a batch.
         state: The `state` of the newest accepted batch. It lies in the same record, so the two cannot part.
         max_bytes: All segments together never take more.
+        torn: The number of a batch whose writing a crash ended, None if there is none: see `fill`.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, segment_bytes: int | None = None) -> None:
@@ -68,6 +69,7 @@ class Spool:
         self._changed = threading.Condition()
         self._reader: tuple[int, int] | None = None  # segment, open file
         self._is_doubtful = False  # a failed append may have left bytes behind the accepted ones
+        self.torn: int | None = None
         self._wants_segment = False  # one was begun and may stand on the disk, so nothing may go into the one before
         self.set_aside_bytes = 0
         self._damaged: set[tuple[int, int]] = set()  # what was set aside: it is read again by each new producer
@@ -116,7 +118,10 @@ class Spool:
         # The tail was never accepted, unless the disk itself changed it: so every number that may have stood there
         # is spent. A new segment remembers that, and only then the tail goes.
         log.warning("spool_torn_tail_cut", extra={"segment": path.name, "cut_bytes": torn})
-        self._next += torn // segments.SMALLEST_RECORD + 1
+        if segments.is_one_begun(path, end.offset):
+            self.torn, self._next = self._next, self._next + 1
+        else:
+            self._next += torn // segments.SMALLEST_RECORD + 1
         self._sizes[end.segment] = end.offset
         self._copy_aside(path, end.offset, end.offset + torn)
         try:
@@ -137,7 +142,7 @@ class Spool:
                 return
             if before is not None:
                 log.warning("collector_has_another_name", extra={"before": before, "now": collector})
-                self.epoch, self._next = secrets.token_hex(16), 1
+                self.epoch, self._next, self.torn = secrets.token_hex(16), 1, None
             self._names[self.epoch] = collector
             try:
                 if before is not None:
@@ -161,16 +166,34 @@ class Spool:
         """
         with self._changed:
             frame = Frame(self.epoch, self._next, watermark_us, rows, payload, state)
-            record = segments.pack(frame)
-            self._check_room(len(record))
-            try:
-                self._write(record)
-            except OSError as error:
-                raise SpoolFullError(_disk_sentence(self.folder, error)) from error
+            self._accept(frame)
             self._next += 1
-            self.state = state
-            self._changed.notify_all()
+            self.torn = None
             return frame.sequence
+
+    def fill(self, empty: bytes, *, watermark_us: int) -> None:
+        """Give the `torn` number an empty batch, before anything else is appended.
+
+        What it was to hold is in the next interval, since the state went with it: nothing is missing. If Kafka has that
+        number after all, an empty batch changes nothing.
+
+        Raises:
+            SpoolFullError: As `append`.
+        """
+        with self._changed:
+            if self.torn is not None:
+                self._accept(Frame(self.epoch, self.torn, watermark_us, 0, empty, self.state))
+                self.torn = None
+
+    def _accept(self, frame: Frame) -> None:
+        record = segments.pack(frame)
+        self._check_room(len(record))
+        try:
+            self._write(record)
+        except OSError as error:
+            raise SpoolFullError(_disk_sentence(self.folder, error)) from error
+        self.state = frame.state
+        self._changed.notify_all()
 
     def _check_room(self, size: int) -> None:
         # A new segment begins with a mark, which repeats the state.

@@ -180,6 +180,35 @@ def test_a_tail_torn_at_any_byte_is_cut_and_its_number_is_not_used_again(tmp_pat
         shutil.rmtree(folder)
 
 
+def test_the_number_of_a_torn_batch_is_filled_before_the_next_and_never_used_for_another(folder: Path) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    for text in ("first", "second"):
+        append(spool, text)
+    spool.close()
+    os.truncate(newest_segment(folder), newest_segment(folder).stat().st_size - 3)
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    assert again.torn == 2
+    again.fill(b"empty", watermark_us=7)
+    assert again.state == b"first"
+    again.close()
+    last = Spool(folder, max_bytes=MEBIBYTE)
+    assert last.torn is None
+    last.fill(b"not again", watermark_us=7)
+    append(last, "third")
+    assert [(batch.sequence, batch.payload) for batch in drain(last)] == [(1, b"first"), (2, b"empty"), (3, b"third")]
+
+
+def test_a_tail_of_zeros_may_have_held_several_numbers(folder: Path) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    append(spool, "first")
+    spool.close()
+    with newest_segment(folder).open("ab") as file:
+        file.write(bytes(4096))
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    assert again.torn is None
+    assert append(again, "second") > 4096 // 60
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_anywhere_loses_no_more_than_the_records_it_touches(tmp_path: Path, data: st.DataObject) -> None:
