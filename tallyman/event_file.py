@@ -31,7 +31,7 @@ class EventFile:
     """An opened file; iterate over it to get its events in lists, about a mebibyte at a time.
 
     Attributes:
-        total: Bytes on disk, None when nobody knows (standard input).
+        total: Bytes on disk, None when nobody knows (standard input, a pipe).
         done: Bytes on disk that were read so far.
         too_long: Numbers of lines longer than `longest`, counted from 1; they are not among the events.
         name: As it was typed, for messages.
@@ -65,7 +65,7 @@ class EventFile:
         yield from self._lines(head)
 
     def close(self) -> None:
-        """Close what was opened; standard input stays open."""
+        """Close what was opened; standard input, as any pipe, stays open."""
         if self.disk is not None:
             self.stream.close()
             self.disk.close()
@@ -122,15 +122,20 @@ def open_events(path: Path | str, longest: int) -> EventFile:
         OSError: The file cannot be read.
     """
     if str(path) == "-":
-        piped = sys.stdin.buffer
-        if isinstance(piped, io.BufferedReader) and piped.peek(2)[:2] == _GZIP:
-            return EventFile(gzip.GzipFile(fileobj=piped), None, None, longest)  # type: ignore[arg-type]
-        return EventFile(piped, None, None, longest)
+        return _open_stream(sys.stdin.buffer, longest, "-")
     disk = Path(path).open("rb")  # noqa: SIM115  closed by EventFile.close
+    if not disk.seekable():  # a pipe, as a shell makes of <(command)
+        return _open_stream(disk, longest, str(path))
     is_gzip = disk.read(2) == _GZIP
     disk.seek(0)
     stream: BinaryIO = gzip.GzipFile(fileobj=disk) if is_gzip else disk  # type: ignore[assignment]
     return EventFile(stream, disk, Path(path).stat().st_size, longest, name=str(path))
+
+
+def _open_stream(piped: BinaryIO, longest: int, name: str) -> EventFile:
+    is_gzip = isinstance(piped, io.BufferedReader) and piped.peek(2)[:2] == _GZIP
+    stream: BinaryIO = gzip.GzipFile(fileobj=piped) if is_gzip else piped  # type: ignore[assignment]
+    return EventFile(stream, None, None, longest, name=name)
 
 
 def _events_of(whole: bytes) -> list[bytes] | None:

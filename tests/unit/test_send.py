@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_standard_input_may_be_gzipped_too(
         monkeypatch.setattr("sys.stdin", piped)
         with closing(open_events("-", LONGEST)) as file:
             assert [line for lines in file for line in lines] == [event(1), event(2)]
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzipped"])
+def test_a_pipe_that_a_shell_names_is_read_like_standard_input(packed: Callable[[bytes], bytes]) -> None:
+    """As in: tallyman send <(jq -c .events[] export.json)"""
+    out, into = os.pipe()
+    os.write(into, packed(b"\n".join([event(1), event(2)])))
+    os.close(into)
+    with closing(open_events(f"/dev/fd/{out}", LONGEST)) as found:
+        assert [line for lines in found for line in lines] == [event(1), event(2)]
+    os.close(out)
 
 
 class Broker:
