@@ -9,6 +9,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,13 +132,14 @@ def scan(path: Path) -> Scan:
         end, last = 0, None
         damaged: list[Record] = []
         waiting: list[Record] = []
-        for record in read_records(file, os.fstat(file).st_size):
-            if record.content is None:
-                waiting.append(record)
-            else:
-                end, last = record.end, record.content
-                damaged += waiting
-                waiting = []
+        with named(path):
+            for record in read_records(file, os.fstat(file).st_size):
+                if record.content is None:
+                    waiting.append(record)
+                else:
+                    end, last = record.end, record.content
+                    damaged += waiting
+                    waiting = []
         return Scan(end, last, tuple(damaged))
     finally:
         os.close(file)
@@ -152,6 +154,17 @@ def is_one_begun(path: Path, offset: int) -> bool:
         return _MAGIC.startswith(tail[: len(_MAGIC)])
     magic, length, _ = _HEAD.unpack_from(tail)
     return magic == _MAGIC and _HEAD.size + length > len(tail) and _MAGIC not in tail[1:]
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of an open file, as a disk with bad sectors gives, say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def create(folder: Path, number: int, mark: Mark) -> int:

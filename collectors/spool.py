@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import secrets
+import shlex
 import threading
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -141,7 +142,9 @@ class Spool:
             if before == collector:
                 return
             if before is not None:
-                log.warning("collector_has_another_name", extra={"before": before, "now": collector})
+                step = f"when all of it is sent: tallyman collectors retire {shlex.quote(before)}"
+                told = {"before": before, "now": collector, "next_step": step}
+                log.warning("collector_has_another_name", extra=told)
                 self.epoch, self._next, self.torn = secrets.token_hex(16), 1, None
             self._names[self.epoch] = collector
             try:
@@ -255,7 +258,8 @@ class Spool:
                         return None
                     at = Position(min(later), 0)
                     continue
-                record = segments.read_record(self._file_of(at.segment), at.offset, self._sizes[at.segment])
+                with segments.named(segments.path_of(self.folder, at.segment)):
+                    record = segments.read_record(self._file_of(at.segment), at.offset, self._sizes[at.segment])
                 if record is None:
                     return None
                 at = Position(at.segment, record.end)

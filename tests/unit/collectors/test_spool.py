@@ -453,6 +453,26 @@ def test_a_disk_that_refuses_says_what_helps(
     assert texts(spool) == ["b"]
 
 
+def test_a_sector_that_cannot_be_read_is_said_with_its_file_and_skips_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a cable: what was accepted is not given up for it."""
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    append(spool, "a")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", fail)
+        with pytest.raises(OSError, match=newest_segment(folder).name):
+            spool.read()
+        spool.close()
+        with pytest.raises(OSError, match=newest_segment(folder).name):
+            Spool(folder, max_bytes=MEBIBYTE)
+    assert texts(Spool(folder, max_bytes=MEBIBYTE)) == ["a"]
+
+
 def refuse(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
