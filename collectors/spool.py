@@ -71,6 +71,7 @@ class Spool:
         self._reader: tuple[int, int] | None = None  # segment, open file
         self._is_doubtful = False  # a failed append may have left bytes behind the accepted ones
         self.torn: int | None = None
+        self._is_name_saved = True
         self._wants_segment = False  # one was begun and may stand on the disk, so nothing may go into the one before
         self.set_aside_bytes = 0
         self._damaged: set[tuple[int, int]] = set()  # what was set aside: it is read again by each new producer
@@ -146,13 +147,22 @@ class Spool:
                 told = {"before": before, "now": collector, "next_step": step}
                 log.warning("collector_has_another_name", extra=told)
                 self.epoch, self._next, self.torn = secrets.token_hex(16), 1, None
-            self._names[self.epoch] = collector
+            self._names[self.epoch], self._is_name_saved = collector, False
             try:
                 if before is not None:
                     self._begin_segment(max(self._sizes) + 1)
-                segments.write_small(self.folder / _NAMES, msgspec.json.encode(self._names))
-            except OSError as error:  # a full disk; the next append begins the segment
-                log.warning("spool_name_not_saved", extra={"cause": str(error)})
+            except OSError as error:  # a full disk; the next append tries again
+                log.warning("spool_segment_not_begun", extra={"cause": str(error)})
+            self._save_names()
+
+    def _save_names(self) -> None:
+        if self._is_name_saved:
+            return
+        try:
+            segments.write_small(self.folder / _NAMES, msgspec.json.encode(self._names))
+            self._is_name_saved = True
+        except OSError as error:  # a full disk; `save` tries again
+            log.warning("spool_name_not_saved", extra={"cause": str(error)})
 
     # Appending
 
@@ -292,6 +302,7 @@ class Spool:
     def save(self) -> None:
         """Write the acknowledged place, atomically. A disk without room for it is no error: less is forgotten."""
         with self._changed:
+            self._save_names()
             place = self._acknowledged
             if place == self._saved:
                 return

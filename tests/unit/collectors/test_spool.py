@@ -477,6 +477,21 @@ def refuse(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def test_a_name_that_a_full_disk_did_not_take_is_saved_when_there_is_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(folder, max_bytes=MEBIBYTE)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        spool.name_epoch("before")
+    append(spool, "a")
+    spool.save()
+    spool.close()
+    again = Spool(folder, max_bytes=MEBIBYTE)
+    again.name_epoch("after")
+    assert [batch.collector for batch in drain(again)] == ["before"]
+
+
 def test_a_spool_of_an_older_version_gets_its_name_and_keeps_its_place(folder: Path) -> None:
     spool = Spool(folder, max_bytes=MEBIBYTE)
     append(spool, "a")
