@@ -24,7 +24,7 @@ from pipeline.compare import Difference, MeterCompared, compare, sides
 from pipeline.derived import BlocksDifference, SealDifference, compare_blocks, compare_seals
 from pipeline.frontier import read_frontier
 from pipeline.hot import HotCopy, Rows
-from pipeline.recount import RecountConfig, Recounted, SourceName, Task
+from pipeline.recount import ChunkKey, Found, RecountConfig, Recounted, SourceName, Task
 from pipeline.replay import Wanted
 from pipeline.runtime import Database
 from pipeline.seal import read_sealed_to
@@ -32,7 +32,7 @@ from pipeline.trace import Contribution, trace
 from tallyman import books
 from tallyman.clickhouse import connect
 from tallyman.control import open_control
-from tallyman.errors import StoreError, UsageQueryError
+from tallyman.errors import LogError, StoreError, UsageQueryError
 from tallyman.files import nearest
 from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
@@ -41,7 +41,6 @@ from tallyman.rebuilds import read_switches
 from tallyman.repairs import newest_repairs, read_repairs
 from tallyman.usage import Repair
 
-ChunkKey = tuple[str, int, int]  # topic id, partition, chunk
 Show = Callable[[str, int, int], None]  # (what is done, how many of how many)
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 LIMIT = 20
@@ -138,7 +137,7 @@ def audit_usage(project: Project, question: AuditQuestion, show: Show = lambda w
     Raises:
         UsageQueryError: No definitions ever had such a meter, or the range is none.
         BrokerError, StoreError: Kafka or ClickHouse does not answer; nothing is left behind that matters.
-        LogError: The log changed while it was read.
+        LogError: The topic was made anew while it was read.
     """
     engine = open_control(project.control_url)
     books.prepare(engine)
@@ -212,11 +211,11 @@ class _Audit:
         self._note_unknown(repairs)
         within_reach = [chunk for chunk in chunks if self._is_within_reach(chunk)]
         tasks = [_task(chunk, self._ahead) for chunk in within_reach]
-        found, totals = recount.run_tasks(
+        found = recount.run_tasks(
             self._config, tasks, lambda done, of: self._show("counting again", done, of), self._client
         )
-        self._check_totals(totals)
-        self._check_chunks(within_reach, found)
+        self._check_totals(found)
+        self._check_chunks(self._without_unread(within_reach, found.unread), found.chunks)
         skip = [each.bookings for each in self._report.unchecked if not each.compared]
         both = sides(self._name, sealed_to, self._wanted, skip, self._first_booking, later)
         self._show("comparing", len(tasks), len(tasks))
@@ -225,10 +224,14 @@ class _Audit:
         self._report.seals += compare_seals(self._client, self._first_booking, sealed_to)
         if self._report.differences:
             first = self._report.differences[0]
-            self._report.first = trace(self._client, self._config, tasks, first) or self._holding(
-                within_reach, first.booking
-            )
+            self._report.first = self._trace(tasks, first) or self._holding(within_reach, first.booking)
         return self._report
+
+    def _trace(self, tasks: Sequence[Task], row: Difference) -> tuple[Contribution, ...]:
+        try:
+            return trace(self._client, self._config, tasks, row)
+        except LogError:  # it is read once more, and was readable before: what was found is worth more
+            return ()
 
     def _read_books(self, sealed_to: int) -> tuple[list[BookedChunk], list[ChunkKey]]:
         """Read the chunks, then copy hot rows; return what is to be counted, and the chunks whose rows are left out:
@@ -369,9 +372,19 @@ class _Audit:
                 spans[span.topic, span.partition] = Contribution(span.topic, span.partition, first, span.last, ())
         return tuple(spans.values())
 
-    def _check_totals(self, totals: dict[recount.TotalsKey, tuple[int, int]]) -> None:
+    def _without_unread(self, chunks: Sequence[BookedChunk], unread: Mapping[ChunkKey, str]) -> list[BookedChunk]:
+        """Return the chunks that were counted again; note why the others were not."""
+        for chunk in chunks:
+            if _key(chunk) in unread:
+                place = self._topics[chunk.topic_id].name, chunk.partition
+                if self._report.reach.get(place) == chunk.start.offset:
+                    self._report.reach[place] = chunk.reached.offset
+                self._note_unchecked(chunk, unread[_key(chunk)])
+        return [chunk for chunk in chunks if _key(chunk) not in unread]
+
+    def _check_totals(self, found: Found) -> None:
         """Hold what was written to the job's own table against what was folded."""
-        if recount.stored_totals(self._client, self._name) != totals:
+        if recount.stored_totals(self._client, self._name, found.unread) != found.totals:
             raise StoreError("audit: what was counted again is not what ClickHouse stored of it; run it again")
 
     def _check_chunks(self, chunks: Sequence[BookedChunk], found: Sequence[Recounted]) -> None:

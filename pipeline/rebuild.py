@@ -268,13 +268,13 @@ class _Rebuild:
         note_accepted(self._client, name, chunks)
         config = self._config(switch, name)
         tasks = [_task(chunk) for chunk in chunks]
-        found, totals = recount.run_tasks(
+        found = recount.run_tasks(
             config, tasks, lambda done, of: self._show("counting again", done, of), self._client
         )
-        _check_places(chunks, found, config.source)
-        if recount.stored_totals(self._client, name) != totals:
+        _check_places(chunks, found.chunks, config.source)
+        if recount.stored_totals(self._client, name) != found.totals:
             raise StoreError("rebuild: what was counted is not what ClickHouse stored of it; run it again")
-        return totals
+        return found.totals
 
     def _write(self, switch: Switch, name: str, totals: dict[recount.TotalsKey, tuple[int, int]]) -> None:
         """Write all rows, then that they are there (`all_rows_first`)."""

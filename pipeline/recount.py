@@ -7,6 +7,7 @@ table of rows, so that a row lost on the way would show.
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ from pipeline.worker import beam_options
 from tallyman.books import load_definitions
 from tallyman.clickhouse import NETWORK_ERRORS, STORE_ERRORS, Endpoint, connect
 from tallyman.control import open_control
-from tallyman.errors import RebuildError
+from tallyman.errors import DamageError, RebuildError
 from tallyman.meter import Definitions
 from tallyman.repairs import unfence
 from tallyman.topics import topics_before
@@ -45,9 +46,15 @@ from tallyman.usage import EMPTY, Totals, merge
 
 SourceName = Literal["log", "archive"]
 TotalsKey = tuple[str, int, int]  # (meter, booking, definitions)
+ChunkKey = tuple[str, int, int]  # topic id, partition, chunk
 _LOOK_EVERY_S = 0.5
 _TOUCH_EVERY_S, _LEFT_AFTER_S = 3600, 86_400  # tables of jobs
-_REFUSED = "refused"
+_REFUSED, _UNREAD = "refused", "unread"  # names of rows that are no control totals
+_BY_BEAM = re.compile(r" \[while running '.*'\]\Z", re.DOTALL)
+_WHY_UNREAD = {
+    "retention": "retention took records of it from the log meanwhile",
+    "cut": "the log ends before it does",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +109,20 @@ class Recounted(msgspec.Struct, frozen=True):
         """Return what was found at a stop."""
         offset, clock_ms, booking, definitions, digest, counts = self.places[stop]
         return Place(offset, clock_ms, booking, definitions, digest, Counts(*counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a job found.
+
+    Attributes:
+        totals: The control totals: events and sum.
+        unread: The chunks whose records could not be read, and why; the job's table may hold some of their rows.
+    """
+
+    chunks: list[Recounted]
+    totals: dict[TotalsKey, tuple[int, int]]
+    unread: dict[ChunkKey, str]
 
 
 @dataclass(slots=True)
@@ -227,7 +248,22 @@ class _Recount(beam.DoFn):
         except RebuildError as error:  # a sentence for whoever began the job; Beam would make a traceback of it
             _note_row(process.client, self._config, _REFUSED, str(error))
             return
+        except DamageError as error:
+            self._note_unread(process.client, task, _WHY_UNREAD.get(error.reason) or error.message)
+            return
         yield from totals.totals.items()
+
+    def _note_unread(self, client: Client, task: Task, why: str) -> None:
+        """Note that a chunk cannot be read: an audit names it, a rebuild is refused."""
+        if self._config.rebuilding:
+            where = f"partition {task.partition}, offsets {task.start.offset} to {task.stops[0] - 1}"
+            said = (
+                f"{where}: {why}. Nothing was changed. If all is in the archive: --source archive; else choose a later "
+                "range"
+            )
+            _note_row(client, self._config, _REFUSED, said)
+        else:
+            _note_row(client, self._config, _UNREAD, why, (task.topic_id, task.partition, task.chunk))
 
 
 def recount(task: Task, source: Source, stages: Stages) -> Recounted:
@@ -257,8 +293,8 @@ def recount_as_booked(task: Task, process: Process, name: str) -> Recounted:
 
 
 def _note(client: Client, config: RecountConfig, found: Recounted) -> None:
-    row = (found.topic_id, found.partition, found.chunk, "", msgspec.json.encode(found).decode())
-    client.execute(f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [row])
+    body = msgspec.json.encode(found).decode()
+    _note_row(client, config, "", body, (found.topic_id, found.partition, found.chunk))
 
 
 class _NoteTotals(beam.DoFn):
@@ -271,9 +307,9 @@ class _NoteTotals(beam.DoFn):
         _note_row(_process(self._config).client, self._config, name, body)
 
 
-def _note_row(client: Client, config: RecountConfig, name: str, body: str) -> None:
+def _note_row(client: Client, config: RecountConfig, name: str, body: str, chunk: ChunkKey = ("", 0, 0)) -> None:
     client.execute(
-        f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [("", 0, 0, name, body)]
+        f"INSERT INTO {config.name}_found (topic_id, partition, chunk, name, body) VALUES", [(*chunk, name, body)]
     )
 
 
@@ -293,6 +329,9 @@ def run(config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int
 
     Args:
         on_progress: Called now and then with how many of how many chunks are done.
+
+    Raises:
+        TallymanError: As it was raised in the job; so with what a driver or Python raises.
     """
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(config, len(tasks), on_progress, over), daemon=True)
@@ -300,6 +339,10 @@ def run(config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int
     try:
         with beam.Pipeline(runner=FnApiRunner(), options=beam_options()) as pipeline:
             build(pipeline, config, tasks)
+    except Exception as error:
+        if (raised := as_raised(error)) is error:
+            raise
+        raise raised from None
     finally:
         over.set()
         watch.join()
@@ -307,9 +350,18 @@ def run(config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int
             _PROCESSES.pop(config).close()
 
 
+def as_raised(error: BaseException) -> BaseException:
+    """Return what a `DoFn` raised, of which Beam made another one that names the step: often a `RuntimeError`, and of a
+    database's error one without its code.
+    """
+    while _BY_BEAM.search(str(error)) and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
+
+
 def _watch(config: RecountConfig, tasks: int, on_progress: Callable[[int, int], None], over: threading.Event) -> None:
     client = connect(config.database)
-    sql = f"SELECT count() FROM {config.name}_found WHERE name = ''"  # noqa: S608 - our own name
+    sql = f"SELECT count() FROM {config.name}_found WHERE name IN ('', '{_UNREAD}')"  # noqa: S608 - our own name
     while not over.wait(_LOOK_EVERY_S):
         with suppress(*NETWORK_ERRORS, driver_errors.Error):  # the job itself will say what is wrong
             on_progress(int(client.execute(sql)[0][0]), tasks)
@@ -369,39 +421,46 @@ def drop_tables(client: Client, name: str) -> None:
         client.execute(f"DROP TABLE IF EXISTS {table} SYNC")
 
 
-def read_found(client: Client, name: str) -> tuple[list[Recounted], dict[TotalsKey, tuple[int, int]]]:
-    """Return what each chunk came to, and the control totals: events and sum.
+def read_found(client: Client, name: str) -> Found:
+    """Return what a job found.
 
     Raises:
-        RebuildError: What was accepted cannot be counted by other definitions.
+        RebuildError: What was accepted cannot be counted by other definitions, or not be read.
     """
-    rows: list[tuple[str, str]] = client.execute(
-        f"SELECT name, body FROM {name}_found FINAL ORDER BY topic_id, partition, chunk"  # noqa: S608 - our own name
+    rows: list[tuple[str, int, int, str, str]] = client.execute(
+        f"SELECT topic_id, partition, chunk, name, body FROM {name}_found FINAL"  # noqa: S608 - our own name
+        " ORDER BY topic_id, partition, chunk"
     )
-    for label, body in rows:
+    found = Found([], {}, {})
+    for topic_id, partition, chunk, label, body in rows:
         if label == _REFUSED:
             raise RebuildError(body)
-    found = [msgspec.json.decode(body, type=Recounted) for label, body in rows if not label]
-    totals: dict[TotalsKey, tuple[int, int]] = {}
-    for label, body in rows:
-        if label:
+        if label == _UNREAD:
+            found.unread[topic_id, partition, chunk] = body
+        elif label:
             count, total = msgspec.json.decode(body, type=tuple[int, str])
-            totals[msgspec.json.decode(label, type=TotalsKey)] = count, int(total)
-    return found, totals
+            found.totals[msgspec.json.decode(label, type=TotalsKey)] = count, int(total)
+        else:
+            found.chunks.append(msgspec.json.decode(body, type=Recounted))
+    return found
 
 
-def stored_totals(client: Client, name: str) -> dict[TotalsKey, tuple[int, int]]:
-    """Return the control totals once more, from the rows that ClickHouse stored."""
+def stored_totals(client: Client, name: str, unread: Iterable[ChunkKey] = ()) -> dict[TotalsKey, tuple[int, int]]:
+    """Return the control totals once more, from the rows that ClickHouse stored; without those of chunks that could not
+    be read to their end.
+    """
     rows = client.execute(
         "SELECT meter, booking, definitions, sum(u.count), sum(toInt256(u.sum))"  # noqa: S608 - our own name
-        f" FROM {name} AS u FINAL GROUP BY meter, booking, definitions"
+        f" FROM {name} AS u FINAL WHERE (topic_id, partition, chunk) NOT IN %(unread)s"
+        " GROUP BY meter, booking, definitions",
+        {"unread": [*unread] or [("", 0, 0)]},
     )
     return {(meter, booking, number): (int(count), int(total)) for meter, booking, number, count, total in rows}
 
 
 def run_tasks(
     config: RecountConfig, tasks: Sequence[Task], on_progress: Callable[[int, int], None], client: Client
-) -> tuple[list[Recounted], dict[TotalsKey, tuple[int, int]]]:
+) -> Found:
     """Run the job and return what it found."""
     if tasks:
         run(config, tasks, on_progress)

@@ -29,7 +29,7 @@ from pipeline.id_filter import IdFilter
 from pipeline.identities import U64, AcceptedIds, IdColumns
 from pipeline.poll import Poller
 from pipeline.write import Cut, Flush, Progress, Tables, write
-from tallyman.errors import LogError
+from tallyman.errors import DamageError
 from tallyman.kafka import end_offsets, log_starts, make_consumer
 from tallyman.rebuilds import Switch
 
@@ -81,7 +81,7 @@ class LogSource:
     def read(self, partition: int, start: int, stop: int) -> Iterator[Fetch]:
         if stop > self._ends.get(partition, 0) and stop > (end := self.reach(partition)[1]):
             where = f'topic "{self._topic}", partition {partition}'
-            raise LogError(f"{where}: expected records up to offset {stop}, but the log ends at {end}")
+            raise DamageError(partition, "cut", f"{where}: expected records up to offset {stop}, but it ends at {end}")
         while start < stop:
             fetch = self._fetch_at(partition, start)
             start = min(fetch.next, stop)
