@@ -21,9 +21,9 @@ from pipeline.seal import read_sealed_to
 from tallyman import books
 from tallyman.clickhouse import connect, store_errors
 from tallyman.control import open_control
-from tallyman.errors import BrokerError, ConfigError, StoreError
+from tallyman.errors import BrokerError, ConfigError, LogError, StoreError
 from tallyman.in_force import definitions_of
-from tallyman.kafka import TopicInfo, check_topic, ensure_topics
+from tallyman.kafka import TopicInfo, check_topic, ensure_topics, read_topic
 from tallyman.meter import Definitions
 from tallyman.project import Project
 from tallyman.topics import name_of_following, refuse_other_line
@@ -54,7 +54,7 @@ def found_books(project: Project) -> books.Topic:
 
     Raises:
         ConfigError: The topic was made with other partitions or chunks, or has settings that lose usage.
-        LogError: The topic was made anew since it was booked.
+        LogError: The topic was made anew since it was booked, or is gone.
     """
     engine = open_books(project)
     topic = _founded(project, engine)
@@ -69,8 +69,9 @@ def found_books(project: Project) -> books.Topic:
 
 def _founded(project: Project, engine: sa.Engine) -> books.Topic:
     """Return the newest topic of the line, with its first close in it."""
+    line = books.read_line(engine, project.config.kafka.topic)
+    _refuse_deleted(project, line)
     info = _topic(project)
-    line = books.read_line(engine, info.name)
     if len(line) > 1 and info.topic_id in {each.topic_id for each in line}:
         topic = line[-1]
     else:
@@ -232,6 +233,26 @@ def open_books(project: Project) -> sa.Engine:
     engine = open_control(project.control_url)
     books.prepare(engine)
     return engine
+
+
+def _refuse_deleted(project: Project, line: Sequence[books.Topic]) -> None:
+    """Refuse to make a topic once more that was booked: nobody would book it, and what senders still have, since there
+    is no topic, they would give to it and forget.
+
+    Raises:
+        LogError: It is not there.
+    """
+    name = project.config.kafka.topic
+    if not line or read_topic(project.kafka_brokers, name) is not None:
+        return
+    goes_on = (
+        f"what follows it is {line[-1].name}: name that one in kafka.topic" if line[-1].name != name else
+        "to go on, name a new one in kafka.topic, for every host; it is made when the pipeline is started"
+    )
+    raise LogError(
+        f'topic "{name}" was booked, and Kafka has none of this name any more: it was deleted. What is booked stays as '
+        f"it is, and what senders still hold they keep until there is a topic; {goes_on}"
+    )
 
 
 def _topic(project: Project) -> TopicInfo:

@@ -81,7 +81,7 @@ def test_damaged_bytes_are_named_as_they_are(job: Any) -> None:
 
 def test_a_rebuild_of_what_cannot_be_read_any_more_is_refused_with_a_sentence(job: Any) -> None:
     rebuilding = replace(CONFIG, rebuilding=Rebuilding(2, ("compute.hours",), 20_000_000))
-    with pytest.raises(RebuildError, match=r"partition 0, offsets 8 to 15: retention took .*meanwhile\. Nothing was ch"):
+    with pytest.raises(RebuildError, match=r"partition 0, offsets 8 to 15: retention took .*meanwhile\. Nothing was"):
         job(RETENTION, rebuilding)
 
 
