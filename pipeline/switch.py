@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -87,7 +87,8 @@ def undo(project: Project, client: Client, generation: int, may: May) -> Listed:
         try:
             generations.take_back(engine, generation, may, read_copy(client))
         except RebuildError:
-            generations.publish(engine, client)  # somebody who was killed may have left it out
+            with suppress(RebuildError):  # what speaks against it would hide which one has to go first
+                generations.publish(engine, client)  # somebody who was killed may have left it out
             raise
         return generations.publish(engine, client)
 

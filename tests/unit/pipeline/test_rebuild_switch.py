@@ -46,3 +46,22 @@ def test_what_only_readers_know_of_can_be_taken_back(engine: sa.Engine, monkeypa
     room.undo(project, server, 1, lambda _: None)
     assert room.read_attempts(project, server) == []
     assert max(server.lists) == (2, [], [])
+
+
+def test_who_is_told_to_take_an_older_one_back_is_told_which_goes_first(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the older one were deleted: the sentence that says so hid that the newer one has to go first, and named
+    the same command again.
+    """
+    monkeypatch.setattr(room, "open_books", lambda project: engine)
+    project: Any = None
+    server: Any = Server(sealed_to=OCTOBER.last)
+    for number in (1, 2):
+        generations.put_in_force(engine, ready(engine))
+        server.finish(number)
+    server.stored[1] = 0
+    with pytest.raises(RebuildError, match=r"generation 1: it was made of .*undo 1\)"):
+        room.read_attempts(project, server)
+    with pytest.raises(RebuildError, match="First: tallyman rebuild undo 2"):
+        room.undo(project, server, 1, lambda _: None)
