@@ -35,7 +35,7 @@ from tallyman.kafka import read_topic
 from tallyman.meter import Definitions
 from tallyman.period import FIRST_MOMENT, LAST_MOMENT
 from tallyman.project import Project
-from tallyman.rebuilds import QUARTER_S, Switch, newest_generation
+from tallyman.rebuilds import QUARTER_S, Switch, newest_generation, refuse_to_make_again
 from tallyman.repairs import read_repairs
 from tallyman.topics import ENDED
 
@@ -62,6 +62,10 @@ class RebuildQuestion:
     def wanted(self) -> Wanted:
         first, end = self.span
         return Wanted(frozenset(self.meters), first // 60, end // 60)
+
+
+class _OtherRowsError(StoreError):
+    """Under the number of a rebuild there are not the rows that were written."""
 
 
 def rebuild(
@@ -101,10 +105,39 @@ def check(
     generations.prepare(engine)
     try:
         switch = generations.find_ready(engine, generation).switch
-        question = RebuildQuestion(meters=switch.meters, start=switch.start, end=switch.end, source=source)
-        return _Rebuild(project, client, engine, question, show).check(switch)
+        return _Rebuild(project, client, engine, _question_of(switch, source), show).check(switch)
     finally:
         engine.dispose()
+
+
+def make_again(
+    project: Project,
+    client: Client,
+    generation: int,
+    source: SourceName,
+    show: Show = lambda what, done, of: None,
+) -> Attempt:
+    """Write the rows of a rebuild once more, under its own number: a ClickHouse that was restored has lost some.
+
+    The same records, ids and definitions come to the same rows, so it may be in force, and invoiced, as it was; what is
+    there already stays.
+
+    Raises:
+        RebuildError: It is not complete, not all of its log can be read any more, or its number has other rows.
+    """
+    engine = open_books(project)
+    generations.prepare(engine)
+    try:
+        attempt = generations.find_ready(engine, generation)
+        refuse_to_make_again(client, attempt.switch)
+        _Rebuild(project, client, engine, _question_of(attempt.switch, source), show).again(attempt.switch)
+        return attempt
+    finally:
+        engine.dispose()
+
+
+def _question_of(switch: Switch, source: SourceName) -> RebuildQuestion:
+    return RebuildQuestion(meters=switch.meters, start=switch.start, end=switch.end, source=source)
 
 
 class _Rebuild:
@@ -130,6 +163,17 @@ class _Rebuild:
             attempt = generations.next_generation(self._engine, switch, who, newest_generation(client))
             self._book_aside(attempt.switch, name, chunks)
         return generations.find_attempt(self._engine, attempt.switch.generation)
+
+    def again(self, switch: Switch) -> None:
+        with recount.tables_of_a_job(self._project.clickhouse, self._client) as name:
+            try:
+                self._book_aside(switch, name, self._readable_chunks(switch, name))
+            except _OtherRowsError as error:
+                raise RebuildError(
+                    f"generation {switch.generation}: under its number usage_rebuilt has rows of another rebuild, too; "
+                    f"throw them away: ALTER TABLE usage_rebuilt DROP PARTITION {switch.generation}, then run this "
+                    "again"
+                ) from error
 
     def check(self, switch: Switch) -> tuple[tuple[MeterCompared, ...], tuple[Difference, ...]]:
         with recount.tables_of_a_job(self._project.clickhouse, self._client) as name:
@@ -298,7 +342,7 @@ class _Rebuild:
             )
         }
         if written != expected:
-            raise StoreError("rebuild: usage_rebuilt does not hold what was counted; run it again")
+            raise _OtherRowsError("rebuild: usage_rebuilt does not hold what was counted; run it again")
         rows = client.execute(
             "SELECT count() FROM usage_rebuilt FINAL WHERE generation = %(generation)s",
             {"generation": switch.generation},

@@ -158,15 +158,33 @@ def refuse_lost(client: Client, switches: Switches) -> None:
             made_of = noted[number][1] if number in noted else "an unknown number of"
             raise RebuildError(
                 f"generation {number}: it was made of {made_of} rows, and {there.get(number, 0)} of them are there: "
-                "ClickHouse was restored from an older backup, or rows were deleted. Take it back if it is in force "
-                f"(tallyman rebuild undo {number}), and rebuild again: {_command(each)}"
+                f"ClickHouse was restored from an older backup, or rows were deleted. Make the same again: tallyman "
+                f"rebuild again {number}. Or take it back if it is in force (tallyman rebuild undo {number}), and "
+                f"rebuild again: {_command(each)}"
             )
-        if each.last > sealed_to:
-            raise RebuildError(
-                f"generation {number}: it counts up to booking {each.last}, and sealed is only up to {sealed_to}: "
-                "ClickHouse was restored from an older backup. Wait until the pipeline has booked and sealed that "
-                "again (tallyman status), then run this again"
-            )
+        _refuse_unsealed(each, sealed_to)
+
+
+def refuse_to_make_again(client: Client, switch: Switch) -> None:
+    """Refuse to write rows of a rebuild once more, where under its number another one's are noted, or where its last
+    booking is not sealed.
+
+    Raises:
+        RebuildError: Says what to do.
+    """
+    noted = tuple(_read(client, [switch.generation]))
+    if noted and noted[0] != switch:
+        refuse_lost(client, (switch,))
+    _refuse_unsealed(switch, int(client.execute("SELECT max(booking) FROM seals")[0][0]))
+
+
+def _refuse_unsealed(switch: Switch, sealed_to: int) -> None:
+    if switch.last > sealed_to:
+        raise RebuildError(
+            f"generation {switch.generation}: it counts up to booking {switch.last}, and sealed is only up to "
+            f"{sealed_to}: ClickHouse was restored from an older backup. Wait until the pipeline has booked and sealed "
+            "that again (tallyman status), then run this again"
+        )
 
 
 def _command(switch: Switch) -> str:

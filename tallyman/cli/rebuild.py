@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from tallyman.meter import Meter
     from tallyman.project import Project
 
-_WITH_NUMBER = ("use", "undo", "check")
+_WITH_NUMBER = ("use", "undo", "check", "again")
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[list | use N | undo N | check N]")
+@click.argument("words", nargs=-1, metavar="[list | use N | undo N | check N | again N]")
 @click.option("--meter", "meters", multiple=True, metavar="METER", help="Rebuild this meter; repeatable.")
 @click.option("--from", "from_", metavar="WHEN", help="Usage from here on: 2026-10-01, 2026-10, or an age.")
 @click.option("--to", metavar="WHEN", help="Usage before.")
@@ -50,6 +50,7 @@ def rebuild(options: Options, words: tuple[str, ...], meters: tuple[str, ...], f
       tallyman usage --meter server.hours --from 2026-10 --to 2026-11 --generation 0
       tallyman rebuild undo 1
       tallyman rebuild check 1
+      tallyman rebuild again 1
     """
     project = options.load()
     what, number = _command(words, asked=bool(meters or from_ or to))
@@ -62,6 +63,8 @@ def rebuild(options: Options, words: tuple[str, ...], meters: tuple[str, ...], f
             _undo(project, client, number, as_json)
         elif what == "check":
             _check(project, client, number, _source(project, source), as_json)
+        elif what == "again":
+            _again(project, client, number, _source(project, source), as_json)
         else:
             _build(project, client, _question(project, meters, from_, to, source), yes, as_json)
 
@@ -76,7 +79,7 @@ def _command(words: Sequence[str], *, asked: bool) -> tuple[str, int]:
     if what in _WITH_NUMBER and len(words) == 2 and is_number(words[1]) and not asked:
         return what, int(words[1])
     raise click.UsageError(
-        'expected --meter, --from and --to, or one of "list", "use N", "undo N" and "check N", got '
+        'expected --meter, --from and --to, or one of "list", "use N", "undo N", "check N" and "again N", got '
         + (f'"{" ".join(words)}"' if words else "nothing")
     )
 
@@ -163,6 +166,21 @@ def _check(project: Project, client: Client, number: int, source: str, as_json: 
         differ = f"different, {count(different, 'row')}" if different else "equal"
         say(f"generation {number} against the {source}: {differ}")
     leave(1 if different else 0)
+
+
+def _again(project: Project, client: Client, number: int, source: str, as_json: bool) -> None:
+    """Make the rows of a rebuild once more, which a restored ClickHouse has lost."""
+    line = progress_line("rebuild")
+    show = lambda what, done, of: line(f"{what}, {done:,} of {of:,} chunks")  # noqa: E731
+    attempt = load_room("pipeline.rebuild:make_again")(project, client, number, source, show=show)
+    line("done", done=True)
+    say(f"generation {number}: all its rows are there again")
+    states = {each.attempt.switch.generation: each.state  # readers get the list, if it was these rows that it lacked
+              for each in load_room("pipeline.switch:read_attempts")(project, client)}  # fmt: skip
+    if as_json:
+        print_json(_document(attempt, states[number], ()))
+    else:
+        result(f"generation {number} is {states[number]}")
 
 
 def _refuse_invoiced(project: Project, meters: Sequence[str], start: datetime, end: datetime) -> May:

@@ -152,6 +152,22 @@ def test_stores_that_were_restored_from_other_moments_than_a_switch_are_told_apa
     assert operator.states() == {3: "in force"}
 
 
+def test_a_rebuild_that_a_restored_clickhouse_lost_is_made_again_as_it_was_invoiced(make: Make) -> None:
+    """What is invoiced cannot be taken back, and nothing could be invoiced any more."""
+    operator = redefined(make())
+    own = operator.own
+    operator.rebuild("--yes")
+    assert operator.usage() == Decimal("17.5")
+    own.ask("ALTER TABLE usage_rebuilt DROP PARTITION 1")
+    for table in ("rebuilds", "switches"):
+        own.ask(f"TRUNCATE TABLE {table}")
+    assert "tallyman rebuild again 1" in operator.type("rebuild", "list", code=1)
+    assert operator.usage() == Decimal("27.5")
+    operator.type("rebuild", "again", "1")
+    assert (operator.usage(), operator.states()) == (Decimal("17.5"), {1: "in force"})
+    operator.type("rebuild", "check", "1")
+
+
 def copy_control(source: Path, target: Path) -> None:
     with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
         one.backup(other)
