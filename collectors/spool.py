@@ -71,7 +71,7 @@ class Spool:
         self._reader: tuple[int, int] | None = None  # segment, open file
         self._is_doubtful = False  # a failed append may have left bytes behind the accepted ones
         self.torn: int | None = None
-        self._is_name_saved = True
+        self._name, self._is_name_saved = "", True
         self._wants_segment = False  # one was begun and may stand on the disk, so nothing may go into the one before
         self.set_aside_bytes = 0
         self._damaged: set[tuple[int, int]] = set()  # what was set aside: it is read again by each new producer
@@ -139,7 +139,7 @@ class Spool:
         would count twice. So another name begins another epoch; the state goes on.
         """
         with self._changed:
-            before = self._names.get(self.epoch)
+            before, self._name = self._names.get(self.epoch), collector
             if before == collector:
                 return
             if before is not None:
@@ -154,6 +154,15 @@ class Spool:
             except OSError as error:  # a full disk; the next append tries again
                 log.warning("spool_segment_not_begun", extra={"cause": str(error)})
             self._save_names()
+
+    def _name_of(self, epoch: str) -> str:
+        """Return an epoch's name. One that waits here and has none, since an older version or a damaged file did not
+        keep it, was sent under the name of now, if at all: without a name Kafka's readers take nothing.
+        """
+        if epoch not in self._names and self._name:
+            self._names[epoch], self._is_name_saved = self._name, False
+            self._save_names()
+        return self._names.get(epoch, "")
 
     def _save_names(self) -> None:
         if self._is_name_saved:
@@ -277,7 +286,7 @@ class Spool:
                     self._set_aside(at.segment, record.start, record.end)
                 elif isinstance(record.content, Frame):
                     frame = record.content
-                    name = self._names.get(frame.epoch, "")
+                    name = self._name_of(frame.epoch)
                     return Batch(name, frame.epoch, frame.sequence, frame.watermark_us, frame.rows, frame.payload, at)
 
     def wait(self, after: Position | None, timeout_s: float) -> Batch | None:
