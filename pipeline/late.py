@@ -29,7 +29,7 @@ from tallyman.books import Topic
 from tallyman.clickhouse import connect, store_errors
 from tallyman.errors import DamageError
 from tallyman.headers import Headers, kind_of
-from tallyman.kafka import ANY_SIZE, make_consumer, make_producer, read_topic
+from tallyman.kafka import ANY_SIZE, let_go, make_consumer, make_producer, read_topic
 from tallyman.repairs import LATE, note_lost
 from tallyman.topics import ends_of
 from tallyman.usage import Repair
@@ -144,11 +144,18 @@ class LateRecords:
             except Exception as error:  # noqa: BLE001 - a thread that dies silently would be missed for days
                 self._wait(f"{type(error).__name__}: {error}"[:300])
             finally:
-                for client in (self._poller, producer):
-                    if client is not None:
-                        _let_go(client)
-                self._poller = None
+                if producer is not None:
+                    let_go(producer)  # what was not acknowledged is read and sent again
+                if self._poller is not None:
+                    self._close_poller(self._poller)
         counted.forget_late(self._ended)
+
+    def _close_poller(self, poller: Poller) -> None:
+        try:
+            poller.close()
+        except KafkaError as error:
+            log.debug("client_closed_with_an_error", extra={"reason": str(error)})
+        self._poller = None
 
     def _wait(self, reason: str) -> None:
         """Say why nothing is copied, louder when it stays so: what is not copied in time, retention takes."""
@@ -330,10 +337,3 @@ def _records(fetches: Sequence[Fetch]) -> Iterator[tuple[_Due, bytes | None, byt
     for fetch in fetches:
         for index, place in enumerate(zip(fetch.offsets.tolist(), fetch.appended_ms.tolist(), strict=True)):
             yield _Due(*place), fetch.keys[index], fetch.values[index], fetch.headers_of(index)
-
-
-def _let_go(client: Any) -> None:
-    try:
-        client.close()
-    except KafkaError as error:
-        log.debug("client_closed_with_an_error", extra={"reason": str(error)})

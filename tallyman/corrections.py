@@ -29,7 +29,7 @@ from tallyman.event import (
     version_identity,
 )
 from tallyman.headers import Headers, headers_of, kind_of
-from tallyman.kafka import TopicInfo, make_consumer, make_producer, partition_of, read_topic
+from tallyman.kafka import TopicInfo, let_go, make_consumer, make_producer, partition_of, read_topic
 from tallyman.line import TopicNow, read_topic_now, topic_to_mend
 from tallyman.mend import mend
 from tallyman.repairs import NOT_JUDGED_ANEW, NOT_UNDONE, read_repairs
@@ -173,7 +173,7 @@ def correct(project: Project, client: Client, history: History, now: bytes, reas
             "run the same command again when Kafka is back: it corrects once"
         ) from error
     finally:
-        producer.close(timeout=5)
+        let_go(producer)
     runs = {told.partition: runs_of([told.offset])}
     return SendReport(topic=topic, events=1, records=1, bytes=len(body), took_s=time.monotonic() - began,
                       offsets=runs, types={CORRECTION: 1})  # fmt: skip

@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 from tallyman.admission import Admission, admit
 from tallyman.dead_letters import DeadLetter, LetterChoice, count_groups, mark_handled, read_certain_keys, read_slices
 from tallyman.errors import BrokerError, EventError, UsageQueryError
-from tallyman.kafka import make_producer
+from tallyman.kafka import let_go, make_producer
 from tallyman.line import TopicNow, topic_to_mend
 from tallyman.send import SendReport, SentBatch, runs_of
 
@@ -98,7 +98,7 @@ def retry(
             on_progress(retrying.done, len(keys))
     finally:
         if producer is not None:
-            producer.close(timeout=5)  # nothing is under way any more, or it failed
+            let_go(producer)  # nothing is under way any more, or it failed
     sent = None if preview else retrying.sent(time.monotonic() - began)
     return retrying.report(len(keys), sent)
 
