@@ -80,7 +80,7 @@ def bare_loop(count: int) -> float:
 def peer(name: str, count: int) -> dict[str, float]:
     """Run ClickHouse's own insert in a process of its own; returns its CPU and wall seconds per event."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.peer", name, str(count)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bench.peer", name, str(count)], stdout=subprocess.PIPE, text=True, check=True
     )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
