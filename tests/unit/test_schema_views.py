@@ -108,3 +108,7 @@ def test_views_come_after_those_that_they_read() -> None:
     order = list(newest_views())
     assert order.index("usage_booked") < order.index("usage_points")
     assert order.index("clocks") < order.index("collectors") < order.index("completeness_minute")
+
+
+def test_a_look_at_minutes_plans_one_reading_of_what_is_booked() -> None:
+    assert newest_views()["usage_minute"].count("usage_booked") == 1
