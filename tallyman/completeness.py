@@ -36,17 +36,14 @@ _CHUNKS = (
 )
 _TOGETHER, _MOST_BEGINS = 64, 100
 # In two readings, each by an index of its own: with OR every chunk that was ever booked would be looked at.
-_ENDED = (
-    f"SELECT groupUniqArray((topic_id, partition)) FROM (SELECT topic_id, partition FROM progress"  # noqa: S608
-    f" WHERE reached_booking = {ENDED} UNION ALL SELECT topic_id, partition FROM progress"
-    f" WHERE topic_id IN ({ABANDONED_SQL}))"
-)
+_ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
+_ABANDONED = f"SELECT DISTINCT topic_id, partition FROM progress WHERE topic_id IN ({ABANDONED_SQL})"  # noqa: S608
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (
     "SELECT (SELECT groupArray((booking, places)) FROM"  # noqa: S608
     " (SELECT booking, places FROM seals FINAL ORDER BY booking DESC LIMIT 1)), (SELECT count() FROM repairs),"
     " (SELECT count() FROM quarantines), (SELECT count() FROM collectors_retired), (SELECT count() FROM late_lost),"
-    f" ({_ENDED})"
+    f" ({_ENDED}), (SELECT uniqExact(line) FROM topics)"
 )
 # How many partitions the topic of the line has that no other one follows; 0 while nothing was booked.
 _PARTITIONS_NOW = (
@@ -192,7 +189,7 @@ def _set_aside(
 
 
 def read_reached(client: Client) -> tuple[int, Iterable[PartitionProgress]]:
-    """Return the newest sealed booking, and how far the partitions are booked of which something is: in two or three
+    """Return the newest sealed booking, and how far the partitions are booked of which something is: in a few
     statements, however many there are. Those of topics that have ended may be left out, and abandoned ones are.
     """
     seal, _, frontiers = _read_frontiers(client)
@@ -262,9 +259,9 @@ def _held_back(
 
 
 def _read_seal(client: Client) -> _Seal:
-    newest, repairs, quarantines, retired, lost, ends = client.execute(_SEAL)[0]
+    newest, repairs, quarantines, retired, lost, ends, lines = client.execute(_SEAL)[0]
     booking, written = newest[0] if newest else (0, "")
-    ended = frozenset(map(_key, ends))
+    ended = frozenset(map(_key, [*ends, *(client.execute(_ABANDONED) if lines > 1 else ())]))
     found = msgspec.json.decode(written, type=list[_Place]) if written else []
     places = {(place.topic_id, place.partition): place for place in found}
     return _Seal(
