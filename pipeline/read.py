@@ -184,7 +184,7 @@ class ReadPartition(beam.DoFn):
             yield fetch
             turn_s = min(LONGEST_TURN_S, ROUND_S / max(1, reader.waiting()))
             nothing = fetch.next == fetch.first
-            if nothing or time.monotonic() - began >= turn_s:
+            if nothing or time.monotonic() - began >= turn_s or reader.gives_way(partition):
                 tracker.defer_remainder(Duration(seconds=self._pace.rest_s if nothing else 0))
                 return
         tracker.try_claim(None)

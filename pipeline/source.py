@@ -114,6 +114,10 @@ class UsageReader:
         """Return how many partitions have something waiting."""
         return sum(1 for queue in self._queues.values() if queue)
 
+    def gives_way(self, partition: int) -> bool:
+        """Return whether others have something waiting and a partition has not: what trickles in for it can wait."""
+        return not self._queues.get(partition) and any(self._queues.values())
+
     def _full(self, asked: int) -> list[int]:
         """Return the partitions for which nothing more is to be fetched just now, when one is asked for what it has."""
         if self._size() < ALL_FULL_BYTES:

@@ -1,11 +1,15 @@
-"""How much waits in the memory of a reader that is behind."""
+"""How much waits in the memory of a reader that is behind, and for how long."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any, cast
 
+import pytest
+
 from pipeline.poll import POLL_BYTES, PORTION_BYTES
+from pipeline.read import ALONE, ReadPartition, no_lane
 from pipeline.source import ALL_FULL_BYTES, FULL_BYTES, UsageReader, _Queue
 from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
 
@@ -82,3 +86,41 @@ def test_the_end_of_the_log_lies_behind_what_the_broker_said_and_not_where_it_se
     assert made.next_fetch(0, 2).at_end, "an idle poll"
     poller.end = 3
     assert not made.next_fetch(0, 2).at_end
+
+
+def test_who_has_nothing_waiting_gives_way_to_those_who_have() -> None:
+    assert reader(0, 1).gives_way(0)
+    assert not reader(1, 1).gives_way(0)
+    assert not reader(0, 0).gives_way(0)
+
+
+def test_a_trickle_does_not_keep_the_turn_from_partitions_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is up to 100 ms: beside three partitions that trickle, the fourth would wait for 300 and a flush."""
+
+    class Reader:
+        topic_id, others = TOPIC_ID, chain((False, False), repeat(True))
+
+        def next_fetch(self, partition: int, position: int, idle_ms: int) -> Any:
+            return fetch_of([(b"{}", (), NOON_MS)], partition=partition, first=position)
+
+        def waiting(self) -> int:
+            return 1
+
+        def gives_way(self, partition: int) -> bool:
+            return next(self.others)
+
+    class Tracker:
+        deferred: list[Any] = []  # noqa: RUF012 - of one test
+
+        def try_claim(self, place: int) -> bool:
+            return True
+
+        def defer_remainder(self, after: Any) -> None:
+            self.deferred.append(after)
+
+    monkeypatch.setattr("pipeline.read.reader_of", lambda *_: Reader())
+    monkeypatch.setattr("pipeline.read.LONGEST_TURN_S", 3600)
+    monkeypatch.setattr("pipeline.read.ROUND_S", 3600)
+    turns = ReadPartition((), "usage", lambda *_: 0, lambda *_: 0, no_lane, ALONE)
+    assert len(list(turns._fetches(TOPIC_ID, 0, Tracker()))) == 3
+    assert Tracker.deferred == [0], "the next turn at once"
