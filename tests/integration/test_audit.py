@@ -366,6 +366,18 @@ def test_an_audit_of_a_range_reads_no_chunks_of_years_before(client: Client) -> 
         assert list(read_chunks(client, topic, first))[1:] == every[4951:]
 
 
+def test_rows_of_a_chunk_that_could_not_be_read_to_its_end_are_not_compared(client: Client) -> None:
+    name = recount._make_tables(client)
+    columns = "meter, booking, definitions, topic_id, partition, chunk, minute, covered, count, sum"
+    try:
+        client.execute(f"INSERT INTO {name} ({columns}) VALUES",
+                       [("m", 1, 1, "t", 0, chunk, DAY, 9, count, 5) for chunk, count in ((0, 2), (1, 3))])  # fmt: skip
+        assert recount.stored_totals(client, name) == {("m", 1, 1): (5, 10)}
+        assert recount.stored_totals(client, name, [("t", 0, 1), ("t", 1, 0)]) == {("m", 1, 1): (2, 5)}
+    finally:
+        recount.drop_tables(client, name)
+
+
 def test_an_audit_drops_what_killed_ones_left_and_not_what_a_long_one_works_with(
     client: Client, clickhouse_endpoint: ClickHouseEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from tallyman.config import KafkaConfig, TallymanConfig
 from tallyman.corrections import History, Version, correct
 from tallyman.dead_actions import retry
 from tallyman.errors import BrokerError
-from tallyman.kafka import TopicInfo
+from tallyman.kafka import TopicInfo, let_go
 from tallyman.line import TopicNow
 from tallyman.project import Project
 from tests.unit.test_send import AwayBroker
@@ -55,3 +55,25 @@ def test_dead_letters_that_kafka_did_not_take_say_to_run_it_again(
     monkeypatch.setattr(dead_actions, "admit", lambda *_: (Admission(0, None, b"{}", ()),))
     with pytest.raises(BrokerError, match="run the same command again when Kafka is back: an event counts once"):
         retry(project, NOBODY, NOBODY, {}, preview=False)
+
+
+def test_a_producer_that_is_let_go_stops_sending_before_it_is_closed() -> None:
+    """kafka-python's `close` raises over what is left, and its thread went on with that for ever."""
+    done: list[str] = []
+
+    class Network:
+        def force_close(self) -> None:
+            done.append("stopped")
+
+        def join(self, timeout: float) -> None:
+            done.append("joined")
+
+    class Producer:
+        _sender = Network()
+
+        def close(self, timeout: float) -> None:
+            done.append("closed")
+            raise KafkaTimeoutError("Failed to flush")
+
+    let_go(Producer())
+    assert done == ["stopped", "joined", "closed"]
