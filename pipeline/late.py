@@ -135,7 +135,7 @@ class LateRecords:
                 if self._is_gone():
                     return
                 poller = self._poller = self._subscribe()
-                producer = make_producer(self._brokers, max_request_size=ANY_SIZE)
+                producer = self._connect()
                 while not self._stop.is_set():
                     self._send_on(poller, producer)
                     counted.note_late_copied(self._ended)
@@ -187,6 +187,19 @@ class LateRecords:
         consumer.subscribe([self._ended])
         self._due.clear()
         return Poller(consumer, self._ended, self._topic.topic_id)
+
+    def _connect(self) -> Any:
+        """Return a producer that goes on behind a record that is refused.
+
+        An idempotent one of kafka-python's refuses all that comes after it for the same reason: all of that would be
+        called too large.
+        """
+        return make_producer(
+            self._brokers,
+            max_request_size=ANY_SIZE,
+            enable_idempotence=False,  # a copy more is a duplicate
+            max_in_flight_requests_per_connection=1,  # what is tried again stays in order
+        )
 
     def _send_on(self, poller: Poller, producer: Any) -> None:
         """Copy the next records, and note the place when all copies are acknowledged."""

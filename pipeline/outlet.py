@@ -36,6 +36,7 @@ class KafkaOutlet:
         self._topic = topic
         self._expected_delay_us = expected_delay_us
         self._made: Any = None
+        self._ticking: Any = None
         self._pushes = _Pushes(self._brokers, progress_topic)
 
     @property
@@ -47,9 +48,10 @@ class KafkaOutlet:
     def close(self) -> None:
         """Let go of the producers; what they have not sent yet is pushes and ticks, which may be lost."""
         self._pushes.close()
-        if self._made is not None:
-            let_go(self._made, wait_s=2)
-            self._made = None
+        for producer in (self._made, self._ticking):
+            if producer is not None:
+                let_go(producer, wait_s=2)
+        self._made = self._ticking = None
 
     def forward(self, forwards: Sequence[Forward]) -> None:
         doing = "forwarding to the home partition"
@@ -60,8 +62,14 @@ class KafkaOutlet:
         _send_all(self._producer, self._topic, records, doing)
 
     def tick(self, partition: int) -> None:
-        """Move the clock of a silent partition."""
-        self._producer.send(self._topic, value=b"", headers=[(TICK, b"1")], partition=partition)
+        """Move the clock of a silent partition.
+
+        Nobody waits to hear what became of it, so its producer must go on behind one that is refused: an idempotent one
+        of kafka-python's refuses all that comes after it.
+        """
+        if self._ticking is None:
+            self._ticking = make_producer(self._brokers, enable_idempotence=False)  # a tick more does no harm
+        self._ticking.send(self._topic, value=b"", headers=[(TICK, b"1")], partition=partition)
 
     def push(self, progress: Progress) -> None:
         place = progress.place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,13 +35,14 @@ HEADERS = [("content-type", b"application/x-ndjson"), ("empty", b"")]
 
 @pytest.fixture
 def topics(kafka_broker: str, fresh_topic: FreshTopic) -> tuple[Topic, Topic]:
-    found = []
-    for base, partitions in (("usage.events", 2), ("usage.more", 1)):
-        name = fresh_topic(base, partitions=partitions)
-        info = read_topic([kafka_broker], name)
-        assert info is not None
-        found.append(Topic(info.topic_id, name, partitions, 1 << 16, True))
-    return found[0], found[1]
+    ended, following = fresh_topic("usage.events", partitions=2), fresh_topic("usage.more", partitions=1)
+    return topic_of(kafka_broker, ended, 2), topic_of(kafka_broker, following, 1)
+
+
+def topic_of(broker: str, name: str, partitions: int) -> Topic:
+    info = read_topic([broker], name)
+    assert info is not None
+    return Topic(info.topic_id, name, partitions, 1 << 16, True)
 
 
 @dataclass
@@ -146,6 +148,21 @@ def test_a_partition_with_a_batch_that_is_too_large_stops_there_and_the_others_g
         wait_for(comes(kafka_broker, following, b"late 0", b"late 1", b"later"), "what came later", patience_s=60)
     (told,) = [record for record in caplog.records if record.message == "late_records_unreadable"]
     assert (told.partition, told.levelname) == (0, "ERROR")  # type: ignore[attr-defined]
+
+
+def test_what_comes_behind_a_record_that_is_too_large_is_copied(kafka_broker: str, fresh_topic: FreshTopic) -> None:
+    """All of it was called too large, too, and lost, as long as the worker lived."""
+    ended, following = (
+        topic_of(kafka_broker, fresh_topic(partitions=2), 2),
+        topic_of(kafka_broker, fresh_topic(partitions=1, max_message_bytes="100000"), 1),
+    )
+    send(kafka_broker, ended, 0, b"end", b"late 0", os.urandom(300_000), b"late 2")
+    send(kafka_broker, ended, 1, b"end", b"late 1")
+    with sending_on(kafka_broker, ended, following, {0: 1, 1: 1}) as shelf:
+        wait_for(lambda: shelf.lost, "the record that is too large to be named")
+        send(kafka_broker, ended, 0, b"later")
+        wait_for(comes(kafka_broker, following, b"late 0", b"late 1", b"late 2", b"later"), "all others")
+    assert shelf.gaps == {(0, 2, 3)}
 
 
 def test_what_lies_before_the_end_is_not_looked_at(
