@@ -151,6 +151,7 @@ class OpenChunk:
         here: How far everything is folded in; `turned`: where the last booking began.
         base: Ids below this offset are asked of ClickHouse, ids from here on are in `accepted`.
         acknowledged: The place of the last progress row that ClickHouse acknowledged, None before the first.
+        waits_since: When the first of what came behind that was folded in.
         sealed_to: The newest booking that was sealed when it was opened; `booked`: how many of its events were booked.
     """
 
@@ -165,6 +166,7 @@ class OpenChunk:
     accepted: AcceptedIds
     earlier: Place | None = None  # a place that another run reached: its digest must be met again
     acknowledged: Place | None = None
+    waits_since: float = field(default_factory=time.monotonic)
     flushed_at: float = field(default_factory=time.monotonic)
     flush_cost_s: float = 0.0  # what the last flush took
     caught_up: bool = False  # since then, the end of the log was reached

@@ -34,6 +34,8 @@ def fold(block: Block, chunk: OpenChunk, decoders: Decoders, *, flush_s: float) 
         for readings in block.readings:
             chunk.table.add(readings)
         chunk.voices.add(block.heard)
+        if not chunk.unwritten:
+            chunk.waits_since = time.monotonic()
         chunk.here = replace(block.after, counts=block.before.counts.plus(block.counts))
     if block.closes:
         yield Flush(chunk, decoders.catalog(chunk.here.definitions))

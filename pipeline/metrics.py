@@ -217,9 +217,9 @@ def ready() -> tuple[bool, str]:
         return False, "no partition was read yet" + (f"; {_pulse.failure}" if _pulse.failure else "")
     if now - _pulse.polled > STANDS_STILL_S:
         return False, f"nothing was read for {now - _pulse.polled:.0f} s; {_pulse.failure or 'the job stands still'}"
-    late = [chunk for chunk in OPEN.copy().values() if chunk.unwritten and now - chunk.flushed_at > STANDS_STILL_S]
+    late = [chunk for chunk in OPEN.copy().values() if chunk.unwritten and now - chunk.waits_since > STANDS_STILL_S]
     if late:
-        return False, f"partition {late[0].partition}: nothing was acknowledged for {now - late[0].flushed_at:.0f} s"
+        return False, f"partition {late[0].partition}: nothing was acknowledged for {now - late[0].waits_since:.0f} s"
     # A broker that is away answers a poll with nothing, as a silent partition does; but it gives no tick back.
     away = [(sent, partition) for partition, sent in _pulse.ticked.copy().items() if now - sent > STANDS_STILL_S]
     if away:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from prometheus_client import generate_latest
 
+from pipeline import fold as folding
 from pipeline import metrics
 from pipeline.batches import Fetch
 from pipeline.book import OpenChunks, Place
 from pipeline.runtime import release
 from tallyman.metrics import REGISTRY
 from tests.fetches import fetch_of
+from tests.unit.pipeline.events import Walk, body
 from tests.unit.pipeline.test_job import CONFIG
 
 
@@ -78,6 +80,26 @@ def test_chunks_that_are_opened_meanwhile_are_no_reason_not_to_be_ready(
     monkeypatch.setattr(metrics, "OPEN", chunks)
     metrics.note_nothing_to_read()
     assert metrics.ready() == (True, "2 partitions")
+
+
+def test_what_comes_to_a_quiet_partition_waits_since_it_came(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tick, while it was written, had the worker say that nothing was acknowledged for half a minute."""
+    monkeypatch.setattr(folding, "time", clock)
+    walk = Walk().send(body(1))
+    walk.flush()
+    chunk = walk.chunk
+    chunk.flushed_at = clock.now
+    monkeypatch.setattr(metrics, "OPEN", {(chunk.topic_id, chunk.partition): chunk})
+    clock.now += 30
+    walk.send(body(2))
+    metrics.note_nothing_to_read()
+    assert chunk.unwritten
+    assert metrics.ready() == (True, "1 partitions")
+    clock.now += 10
+    walk.send(body(3))
+    clock.now += 6
+    metrics.note_nothing_to_read()
+    assert metrics.ready() == (False, f"partition {chunk.partition}: nothing was acknowledged for 16 s")
 
 
 def test_a_tick_that_came_back_is_forgotten(clock: Clock) -> None:
