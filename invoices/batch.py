@@ -30,6 +30,7 @@ from tallyman.control import open_control
 from tallyman.errors import ConfigError, TallymanError
 from tallyman.files import nearest
 from tallyman.meter import BY_MOMENT
+from tallyman.money import Money
 from tallyman.period import find_zone
 from tallyman.project import Project
 from tallyman.rebuilds import read_switches
@@ -108,6 +109,16 @@ def preview(
             if draft is not None:
                 drafts.append(draft)
     return tuple(drafts)
+
+
+def read_final(project: Project, month: str) -> Mapping[str, tuple[str, Money]]:
+    """Return account -> (number, gross amount) of the invoices of a month that are final, which a run leaves alone."""
+    entity = read_entity(project.folder / project.config.invoices.entity)
+    engine = open_control(project.control_url)
+    try:
+        return store.find_final(engine, entity.entity, month)
+    finally:
+        engine.dispose()
 
 
 def run(

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 
 import sqlalchemy as sa
 
@@ -22,6 +23,7 @@ from invoices.number import format_number, series_of
 from tallyman import generations
 from tallyman.control import migrate, read, write
 from tallyman.errors import InvoiceError
+from tallyman.money import Money
 
 _metadata = sa.MetaData()
 _series = sa.Table(
@@ -79,6 +81,17 @@ def find_invoice(engine: sa.Engine, entity: str, account: str, month: str, kind:
     """Return the final invoice of an account's month, or None."""
     with read(engine) as connection:
         return _find(connection, entity, account, month, kind)
+
+
+def find_final(engine: sa.Engine, entity: str, month: str, kind: str = "usage") -> dict[str, tuple[str, Money]]:
+    """Return account -> (number, gross amount) of what is final of a month; makes nothing, not even the tables."""
+    if not sa.inspect(engine).has_table(_invoices.name):
+        return {}
+    c = _invoices.c
+    same = (c.entity == entity, c.month == month, c.kind == kind)
+    with read(engine) as connection:
+        rows = connection.execute(sa.select(c.account, c.number, c.gross, c.currency).where(*same))
+        return {row.account: (row.number, Money(Decimal(row.gross), row.currency)) for row in rows}
 
 
 def read_overlapping(connection: sa.Connection, start: datetime, end: datetime) -> Iterator[Invoice]:

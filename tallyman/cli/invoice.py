@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,6 +64,7 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
     project, doubts = options.load(), load_room("invoices.gather:Doubts")()
     with clickhouse(project):  # what ClickHouse refuses is a sentence
         drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts), doubts=doubts)
+    final = load_room("invoices.batch:read_final")(project, month)
     print_doubts(doubts)
     if as_json:
         import json
@@ -72,14 +73,24 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
         print_json([json.loads(encode(draft), parse_float=str) for draft in drafts])
         return
     for draft in drafts:
-        _print_draft(draft)
-    say(
-        f"{month}: {count(len(drafts), 'draft')}; nothing is stored. "
-        f"Make them final with: tallyman invoice run --month {month}"
-    )
+        _print_draft(draft, final.get(draft.account))
+    say(preview_summary(month, drafts, final))
 
 
-def _print_draft(draft: Any) -> None:
+def preview_summary(month: str, drafts: Sequence[Any], final: Mapping[str, object]) -> str:
+    """Return what a run would do with the drafts, in its words: what is final stays, what is empty is left out."""
+    old = sum(draft.account in final for draft in drafts)
+    empty = sum(draft.account not in final and not draft.lines for draft in drafts)
+    parts = [count(len(drafts), "draft")]
+    parts += [f"{old} final already, which a run leaves as it is"] if old else []
+    parts += [f"{empty} empty, which a run leaves out"] if empty else []
+    told = f"{month}: {', '.join(parts)}; nothing is stored."
+    if len(drafts) == old + empty:
+        return told
+    return f"{told} Make them final with: tallyman invoice run --month {month}"
+
+
+def _print_draft(draft: Any, final: tuple[str, object] | None) -> None:
     result(f"{draft.account}  {draft.buyer.name}  {draft.first_day} to {draft.last_day}, {draft.plan_name}")
     rows: list[list[object]] = []
     for line in draft.lines:
@@ -89,6 +100,9 @@ def _print_draft(draft: Any) -> None:
     for tax in draft.taxes:
         result(f"tax {tax.rate:f} % on {tax.taxable:,f}: {tax.tax:,f} {draft.currency}")
     result(f"total {draft.gross:,f} {draft.currency}")
+    if final is not None:
+        number, gross = final
+        result(f"{number} over {gross} is final and stays: what this draft has beyond it is on no invoice")
     result()
 
 

@@ -17,7 +17,7 @@ from invoices.check import check_plans_and_accounts
 from invoices.cutoff import needed_booking
 from invoices.gather import Doubts
 from tallyman import generations
-from tallyman.cli.invoice import print_doubts
+from tallyman.cli.invoice import preview_summary, print_doubts
 from tallyman.control import open_control
 from tallyman.errors import ConfigError, InvoiceError, RebuildError
 from tallyman.local.folder import ClickHouseEndpoint
@@ -219,6 +219,23 @@ def test_a_preview_counts_what_has_arrived_and_stores_nothing(project, client):
     assert (draft.state, draft.number, draft.cut_off.sealed) == ("draft", None, False)
     assert str(draft.lines[0].net) == "10.10"
     assert not project.invoices_folder.exists()
+
+
+def test_a_preview_of_a_month_that_is_final_says_so_and_promises_no_second_invoice(project, client):
+    """Late usage is in the draft, and a run leaves what is final as it is."""
+    seal(client, NOVEMBER_1, *october())
+    assert batch.read_final(project, "2026-10") == {}, "also before the first run has made any table"
+    (issued, *_) = batch.run(project, "2026-10", ["acct-0001"], now=NOW, client=client).issued
+    seal(client, NOVEMBER_1 + 1, cpu("3600"))
+    drafts = batch.preview(project, "2026-10", client=client)
+    final = batch.read_final(project, "2026-10")
+    assert final == {"acct-0001": (issued.number, issued.gross)} and batch.read_final(project, "2026-09") == {}
+    others = sum(bool(draft.lines) for draft in drafts) - 1
+    told = preview_summary("2026-10", drafts, final)
+    assert "1 final already, which a run leaves as it is" in told and "Make them final with" in told
+    ran = batch.run(project, "2026-10", now=NOW, client=client)
+    assert (len(ran.issued), len(ran.unchanged)) == (others, 1)
+    assert "Make them final with" not in preview_summary("2026-10", drafts, batch.read_final(project, "2026-10"))
 
 
 def test_who_makes_invoices_is_told_of_a_repair_and_of_missing_batches_in_the_month(project, client, capsys):
