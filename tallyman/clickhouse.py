@@ -50,6 +50,11 @@ _SCHEMA = (
     "the table is not as tallyman/schema makes it: put back what was dropped, renamed or altered"
     ' (docs/operations.md, "When ClickHouse refuses"), then start the pipeline again'
 )
+_NO_TABLE = (
+    'the table is not there: if no pipeline ever ran here, start one, which makes it ("tallyman up", or "tallyman'
+    ' pipeline"); else put back what was dropped or renamed (docs/operations.md, "When ClickHouse refuses"), then start'
+    " the pipeline again"
+)
 _NAME = "clickhouse.database names no database of this server: correct it, or put the database back, then start again"
 _LOGIN = "check clickhouse.user and clickhouse.password, then start again"
 _RIGHTS = "give clickhouse.user the right to read, write and alter this database, then start again"
@@ -75,7 +80,7 @@ REFUSALS: Mapping[int, tuple[str, str]] = {
     50: ("UNKNOWN_TYPE", _VERSION),
     TYPE_MISMATCH: ("TYPE_MISMATCH", _SCHEMA),
     56: ("UNKNOWN_STORAGE", _VERSION),
-    UNKNOWN_TABLE: ("UNKNOWN_TABLE", _SCHEMA),
+    UNKNOWN_TABLE: ("UNKNOWN_TABLE", _NO_TABLE),
     62: ("SYNTAX_ERROR", _VERSION),
     70: ("CANNOT_CONVERT_TYPE", _SCHEMA),
     80: ("INCORRECT_QUERY", _VERSION),
@@ -116,7 +121,7 @@ def next_step(error: BaseException) -> str:
     """Return what somebody must mend before ClickHouse takes it; "" if trying again may help.
 
     >>> next_step(driver_errors.ServerException("Unknown table", 60)).split(":")[0]
-    'the table is not as tallyman/schema makes it'
+    'the table is not there'
     >>> next_step(ConnectionResetError())
     ''
     """

@@ -41,7 +41,7 @@ def test_a_table_that_is_away_ends_the_service_and_all_is_exact_when_it_is_back(
         thread.join(30)
     assert codes == [1]
     told = [record.__dict__["error"] for record in caplog.records if record.message == "store_refused"]
-    assert told and all("(code 60, UNKNOWN_TABLE); the table is not as tallyman/schema" in each for each in told)
+    assert told and all("(code 60, UNKNOWN_TABLE); the table is not there" in each for each in told)
     own.ask(f"ATTACH TABLE {table}")
     with own.running():
         own.wait_until_booked()
@@ -58,5 +58,5 @@ def test_a_start_with_a_wrong_database_schema_is_refused(
     with own.running():
         wait_for(lambda: own.ask("SELECT count() FROM events") is not None, "the schema")
     own.ask("DROP TABLE events")
-    with pytest.raises(StoreRefusedError, match=r"^events: .*\(code 60, UNKNOWN_TABLE\); the table is not as"):
+    with pytest.raises(StoreRefusedError, match=r"^events: .*\(code 60, UNKNOWN_TABLE\); the table is not there"):
         worker.main(own.project, threading.Event(), None)
