@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -223,13 +224,23 @@ def _read_books(project: Project) -> dict[str, Any]:
 def _print_books(books: dict[str, Any]) -> None:
     if not books:
         return
-    from datetime import UTC
-
-    result(f"usage is complete up to {show_time(books['complete_to'], UTC)}, sealed up to booking {books['sealed_to']}")
+    result(_complete_line(books["complete_to"], books["sealed_to"]))
     for line in books["quarantined"]:
         result(line)
     for held in books["held_by"]:
         result(f"held back by {one_line(held['collector'])}, silent since {show_time(held['silent_since'], UTC)}")
+
+
+def _complete_line(complete_to: datetime | None, sealed_to: int) -> str:
+    """Return how complete usage is, also in the first seconds, when nobody knows and nothing is sealed.
+
+    >>> _complete_line(None, 0)
+    'up to when usage is complete is not known, the pipeline has not reached every partition yet; nothing is sealed yet'
+    """
+    sealed = f"sealed up to booking {sealed_to}" if sealed_to else "nothing is sealed yet"
+    if complete_to is None:
+        return f"up to when usage is complete is not known, the pipeline has not reached every partition yet; {sealed}"
+    return f"usage is complete up to {show_time(complete_to, UTC)}, {sealed}"
 
 
 def _duration(seconds: float | None) -> str | None:
