@@ -16,14 +16,14 @@ SELECT
     -- atto x 10^-18: a division of decimals costs fifty times as much as one of integers.
     toDecimal256(
         intDiv(
-            multiIf(
+            (multiIf(
                 aggregation IN ('sum', 'avg'), sum_atto,
                 aggregation = 'min', min_atto,
                 aggregation IN ('max', 'sum_of_maxima'), max_atto,
                 aggregation = 'latest', latest_atto,
                 aggregation = 'first', first_atto,
-                aggregation = 'percentile', low + intDiv((high - low) * (place - below * hundred), hundred),
-                toInt256(if(aggregation = 'count', events, toInt64(length(there)))) * atto) * toInt256(factor[1]),
+                aggregation = 'percentile', toInt256(0),
+                toInt256(if(aggregation = 'count', events, toInt64(length(there)))) * atto) + at_share) * toInt256(factor[1]),
             if(aggregation = 'avg', toInt256(events), toInt256(1)) * toInt256(factor[2]))
         + intDiv(toInt256(if(aggregation = 'sum', events, 1)) * toInt256(offset[1]) * atto, toInt256(offset[2])),
         0) * toDecimal256('0.000000000000000001', 18) AS value
@@ -36,7 +36,8 @@ FROM
         splitByChar('/', if(empty(told.offset), '0/1', told.offset)) AS offset,
         -- The two closest values to the place: of as many as lie up to each, one more than below, and one more than that.
         ranked[at].1 AS low,
-        ranked[if(ranks[at] > below + 1 OR at = length(ranked), at, at + 1)].1 AS high
+        ranked[if(ranks[at] > below + 1 OR at = length(ranked), at, at + 1)].1 AS high,
+        low + intDiv((high - low) * (place - below * hundred), hundred) AS at_share
     FROM
     (
         SELECT *, arrayFirstIndex(n -> n > below, ranks) AS at
@@ -57,9 +58,17 @@ FROM
                         *,
                         toInt256('1000000000000000000') AS atto,
                         toInt256('100000000000000000000') AS hundred,
+                        -- Readings behind the mark of their item, if it is there: to look for each among all the others would take
+                        -- time and memory as the square of how many there are.
+                        if(aggregation = 'first',
+                            arraySort(c -> (c.1, c.2), arrayConcat(
+                                arrayMap(c -> (c.1, toInt64(0), toInt256(0), toInt64(0), toFixedString('', 16)), there),
+                                arrayMap(c -> (c.1, c.2, c.3, c.4, c.5), arrayFilter(c -> c.2 > 0, cells)))),
+                            []) AS marked,
                         -- The earliest reading; of several at one time the largest identity's.
-                        arrayReverseSort(c -> (-c.4, c.5), arrayFilter(c -> c.2 > 0 AND has(there.1, c.1), cells))[1].3 AS first_atto,
-                        arraySort(c -> c.1, arrayMap(c -> (toInt256OrZero(c.1), c.2), there)) AS ranked
+                        arrayReverseSort(c -> (-c.4, c.5),
+                            arrayFilter((c, mark) -> c.2 > 0 AND mark.2 = 0 AND c.1 = mark.1, marked, arrayFill(c -> c.2 = 0, marked)))[1].3 AS first_atto,
+                        if(aggregation = 'percentile', arraySort(c -> c.1, arrayMap(c -> (toInt256OrZero(c.1), c.2), there)), []) AS ranked
                     FROM
                     (
                         -- Items whose events were not all voided.

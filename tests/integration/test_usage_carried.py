@@ -412,3 +412,14 @@ def test_the_view_of_minutes_shows_no_value_whose_events_were_voided(client: Cli
         )
     found = client.execute("SELECT meter, value, events FROM usage_minute ORDER BY meter")
     assert found == [("p", 7, 1), ("people", 1, 1)]
+
+
+def test_the_view_of_minutes_finds_the_first_of_many_readings_in_little_memory(client: Client) -> None:
+    """To look for each among all the others would take a gigabyte and a half."""
+    first = Meter(meter="boot", event_type="host", aggregation="first", scale=0)
+    many = [reading(first, NOON + timedelta(milliseconds=5 * n), n) for n in range(10_000)]
+    voided = [replace(many[n], count=-1, value=0, booking=DAY + 1) for n in (0, 1, 5_000)]
+    book(client, *many, *voided)
+    with_little = {"max_memory_usage": 400_000_000}
+    found = client.execute("SELECT value, events FROM usage_minute", settings=with_little)
+    assert found == [(2, 9_997)]
