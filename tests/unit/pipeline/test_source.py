@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.poll import POLL_BYTES, PORTION_BYTES
-from pipeline.read import ALONE, ReadPartition, no_lane
+from pipeline.read import ALONE, ReadPartition, Stop, no_lane
 from pipeline.source import ALL_FULL_BYTES, FULL_BYTES, UsageReader, _Queue
 from tests.fetches import NOON_MS, TOPIC_ID, fetch_of
 
@@ -118,6 +118,7 @@ def test_a_trickle_does_not_keep_the_turn_from_partitions_that_wait(monkeypatch:
         def defer_remainder(self, after: Any) -> None:
             self.deferred.append(after)
 
+    monkeypatch.setattr("pipeline.read.STOP", Stop())  # a pipeline that ran before was asked to end
     monkeypatch.setattr("pipeline.read.reader_of", lambda *_: Reader())
     monkeypatch.setattr("pipeline.read.LONGEST_TURN_S", 3600)
     monkeypatch.setattr("pipeline.read.ROUND_S", 3600)
