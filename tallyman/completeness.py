@@ -37,6 +37,7 @@ _CHUNKS = (
 _TOGETHER, _MOST_BEGINS = 64, 100
 # In two readings, each by an index of its own: with OR every chunk that was ever booked would be looked at.
 _ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
+# Asked only where topics of more than one line were noted.
 _ABANDONED = f"SELECT DISTINCT topic_id, partition FROM progress WHERE topic_id IN ({ABANDONED_SQL})"  # noqa: S608
 # One statement for all that is read before progress: each costs more by itself than what it finds.
 _SEAL = (

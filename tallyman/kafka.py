@@ -217,7 +217,8 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 def make_producer(brokers: Sequence[str], **options: Any) -> Any:
-    """Return a producer whose futures succeed only when every in-sync replica has the record, each once.
+    """Return a producer whose futures succeed only when every in-sync replica has the record, each once unless
+    `options` say otherwise.
 
     Its buffer has no bound of its own: whoever sends waits for futures before sending much more.
 

@@ -64,7 +64,6 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
     project, doubts = options.load(), load_room("invoices.gather:Doubts")()
     with clickhouse(project):  # what ClickHouse refuses is a sentence
         drafts = load_room("invoices.batch:preview")(project, month, tuple(accounts), doubts=doubts)
-    final = load_room("invoices.batch:read_final")(project, month)
     print_doubts(doubts)
     if as_json:
         import json
@@ -72,6 +71,7 @@ def preview(options: Options, month: str, accounts: Sequence[str], as_json: bool
         encode = load_room("invoices.model:encode_invoice")
         print_json([json.loads(encode(draft), parse_float=str) for draft in drafts])
         return
+    final = load_room("invoices.batch:read_final")(project, month)
     for draft in drafts:
         _print_draft(draft, final.get(draft.account))
     say(preview_summary(month, drafts, final))

@@ -415,7 +415,7 @@ def test_the_view_of_minutes_shows_no_value_whose_events_were_voided(client: Cli
 
 
 def test_the_view_of_minutes_finds_the_first_of_many_readings_in_little_memory(client: Client) -> None:
-    """To look for each among all the others would take a gigabyte and a half."""
+    """To look for each among all the others would take gigabytes."""
     first = Meter(meter="boot", event_type="host", aggregation="first", scale=0)
     many = [reading(first, NOON + timedelta(milliseconds=5 * n), n) for n in range(10_000)]
     voided = [replace(many[n], count=-1, value=0, booking=DAY + 1) for n in (0, 1, 5_000)]
