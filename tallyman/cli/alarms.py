@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 _REFUSALS_SHOWN = 5  # of each endpoint
+_OLD = timedelta(minutes=15)  # windows end with a minute and wait for what is late; no running engine takes so long
 _COMMANDS = ("enable", "deliver-again")
 
 
@@ -125,8 +126,10 @@ def _show(engine: Engine, history: int, as_json: bool) -> None:
     events = load_room("rules.state:read_history")(engine, history) if history else []
     refusals = load_room("rules.outbox:read_refusals")(engine, _REFUSALS_SHOWN)
     states = [state for rule in rules.values() for state in rule.states if state.phase != "seen"]
+    decided_to = max((rule.decided_to for rule in rules.values() if rule.decided_to), default=None)
     if as_json:
         print_json({
+            "decided_to": decided_to,
             "alarms": [_state(state) for state in states],
             "history": [_event(event) for event in events],
             "disabled": [_refusal(each) for each in refusals if each.message_id is None],
@@ -148,7 +151,7 @@ def _show(engine: Engine, history: int, as_json: bool) -> None:
             ],
         )
     else:
-        say("no alarm is pending or firing")
+        say(f"no alarm is pending or firing; {_decided(decided_to)}")
     if events:
         result()
         print_table(
@@ -174,6 +177,14 @@ def _show(engine: Engine, history: int, as_json: bool) -> None:
         endpoint, message_id = refusals[0].endpoint, refusals[0].message_id
         step = ["enable", endpoint] if message_id is None else ["deliver-again", message_id]
         say(f"Next: {shlex.join(['tallyman', 'alarms', *step])}")
+
+
+def _decided(decided_to: datetime | None) -> str:
+    """Say how old that is: nothing is decided while the rules engine stands still, or what it asks."""
+    if decided_to is None:
+        return "no window was decided yet. Does the rules engine run? tallyman status says so"
+    told = f"windows are decided up to {show_time(decided_to, UTC)}"
+    return told if datetime.now(UTC) - decided_to < _OLD else f"{told}: is that old? See tallyman status"
 
 
 def _refusal(refusal: Any) -> dict[str, object]:

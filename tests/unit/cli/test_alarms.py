@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from rules.outbox import Answer, Message, claim, next_due, note, put, register
+from rules.state import Change, RuleState, commit, load_states
 from rules.tables import deliveries, prepare
 from tallyman.cli import run
 from tallyman.control import open_control, write
@@ -54,6 +56,23 @@ def test_what_an_endpoint_did_not_take_is_shown_with_the_next_step(engine: sa.En
     document = json.loads(capsys.readouterr().out)
     assert [each["endpoint"] for each in document["disabled"]] == ["operations"]
     assert [each["message_id"] for each in document["given_up"]] == ["msg_1"]
+
+
+def test_that_no_alarm_fires_is_told_with_the_moment_of_which_it_is_known(engine: sa.Engine, capsys: Captured) -> None:
+    assert run(["alarms"]) == 0
+    assert "no window was decided yet. Does the rules engine run?" in capsys.readouterr().err
+    for decided_to, told in (
+        (NOW, "2026-10-31 12:00 +00:00: is that old? See tallyman status"),
+        (datetime.now(UTC), ""),
+    ):
+        (before,) = load_states(engine).values() or (RuleState(rule="groups/full"),)
+        commit(engine, [Change(before, replace(before, decided_to=decided_to))], NOW)
+        assert run(["alarms"]) == 0
+        said = capsys.readouterr().err
+        assert "no alarm is pending or firing; windows are decided up to " in said and told in said
+        assert ("is that old?" in said) == bool(told)
+    assert run(["alarms", "--json"]) == 0
+    assert datetime.fromisoformat(json.loads(capsys.readouterr().out)["decided_to"]) == decided_to
 
 
 def test_an_endpoint_that_was_gone_gets_what_waits_for_it(engine: sa.Engine, capsys: Captured) -> None:
