@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EQUAL, DIFFERENT, UNCHECKED = 0, 1, 3  # 2 is wrong usage, as everywhere
 _COMMANDS = {"usage": "tallyman.cli.audit:usage", "counts": "tallyman.cli.audit:counts"}
 _OUTCOMES = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict", "letters", "conflicts")
+_ROWS_OF = {"letters": "dead", "conflicts": "conflict"}  # how many rows there are, and how many were counted
 _SHOWN = 20
 
 
@@ -242,11 +243,11 @@ def counts(options: Options, by: str, as_json: bool) -> None:
                     "repaired": [repair_object(each) for each in repairs]})  # fmt: skip
         leave(DIFFERENT if faulty else EQUAL)
     if by == "chunk":
-        print_table(["topic", "partition", "chunk", "from", "to", *_OUTCOMES],
-                    [[each.topic_id, each.partition, each.chunk, each.first, each.behind,
-                      *(getattr(each, name) for name in _OUTCOMES)] for each in chunks])  # fmt: skip
+        rows = [[each.topic_id, each.partition, each.chunk, each.first, each.behind,
+                 *(getattr(each, name) for name in _OUTCOMES)] for each in chunks]  # fmt: skip
+        _print_counts(["topic", "partition", "chunk", "from", "to", *_OUTCOMES], rows)
     else:
-        print_table(["topic", "partition", "up to", *_OUTCOMES], list(_by_partition(chunks)))
+        _print_counts(["topic", "partition", "up to", *_OUTCOMES], list(_by_partition(chunks)))
     for chunk in faulty:
         for fault in chunk.faults:
             result(f"partition {chunk.partition}, offsets {chunk.first} to {chunk.behind - 1}: {fault}")
@@ -257,6 +258,19 @@ def counts(options: Options, by: str, as_json: bool) -> None:
     else:
         say(f"reconciles: {count(sum(each.received for each in chunks), 'event')} received, each has one outcome")
     leave(DIFFERENT if faulty else EQUAL)
+
+
+def _print_counts(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print the columns that tell something, so that they fit a terminal; of the others only the names."""
+    column = dict(zip(header, zip(*rows, strict=True), strict=False))
+    zeros = [name for name in _OUTCOMES[2:7] if not any(column.get(name, ()))]
+    left_out = {*zeros, *(name for name, as_counted in _ROWS_OF.items() if column.get(name) == column.get(as_counted))}
+    if len({*column.get("topic", ())}) == 1:
+        left_out.add("topic")
+    places = [place for place, name in enumerate(header) if name not in left_out]
+    print_table([header[place] for place in places], [[row[place] for place in places] for row in rows])
+    if zeros:
+        say(f"0 everywhere: {', '.join(zeros)}")
 
 
 def _by_partition(chunks: Iterable[ChunkCounts]) -> Iterable[list[object]]:
