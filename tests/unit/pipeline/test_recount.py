@@ -39,7 +39,7 @@ class Found:
         if sql.startswith("INSERT"):
             self.rows += rows
             return []
-        return sorted(self.rows)
+        return [(len(self.rows),)] if "count()" in sql else sorted(self.rows)
 
     def disconnect(self) -> None:
         return
