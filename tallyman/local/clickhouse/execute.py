@@ -47,7 +47,7 @@ def _send_blocks(session: Session, statement: Statement, answer: Answer, guard: 
                 columns = _columns_of(block)
                 if columns is None:
                     # A statement ends the stream that is open in the session, so this one begins again.
-                    answer.send_header(_describe(session, statement.sql))
+                    answer.send_header(session.describe_select(statement.sql))
                     _send_blocks(session, statement, answer, guard)
                     return
                 zones = _lost_zones(session, statement.sql, columns)
@@ -90,13 +90,9 @@ def _read_rest(blocks: Iterator[tuple[int, bytes]]) -> None:
         return
 
 
-def _describe(session: Session, sql: str) -> list[Column]:
-    return session.describe(f"({sql}\n)")  # a comment at the end of it ends with the line
-
-
 def _header_without_rows(session: Session, sql: str) -> list[Column]:
     try:
-        return _describe(session, sql)
+        return session.describe_select(sql)
     except ServerError:  # e.g. a readonly query may not set how it is described
         return session.describe_aside(sql) or session.header_of(sql)
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from chdb.state.sqlitelike import Connection
 
 from tallyman.local.clickhouse.errors import UNKNOWN_SETTING, ServerError, read_engine_error
+from tallyman.local.clickhouse.query_tree import EXPLAIN, columns_of_tree
 from tallyman.local.clickhouse.wire import Column
 
 _PLAINLY = "SETTINGS describe_compact_output = 1, print_pretty_type_names = 0"
@@ -217,6 +218,11 @@ class Session:
         """Names and types of "(SELECT ...)", "TABLE t" or "TABLE f()", without running it."""
         return self._columns(f"DESCRIBE {what} {_PLAINLY}")
 
+    def describe_select(self, sql: str) -> list[Column]:
+        """Names and types of a SELECT's answer, without running it."""
+        told = self._told_by_tree(sql, self._connection)
+        return self.describe(f"({sql}\n)") if told is None else told  # a comment at the end of it ends with the line
+
     def describe_insertable(self, what: str) -> list[tuple[Column, str]]:
         """As `describe`, with each column's kind: "", DEFAULT, MATERIALIZED, ALIAS or EPHEMERAL."""
         columns = []
@@ -235,7 +241,8 @@ class Session:
         try:
             self._aside.query(_set(self._base | self._given | {"readonly": "0"}))
             self._aside.query(f"USE {quote(self._database)}")
-            return self._columns(f"DESCRIBE ({sql}\n) {_PLAINLY}", self._aside)
+            told = self._told_by_tree(sql, self._aside)
+            return self._columns(f"DESCRIBE ({sql}\n) {_PLAINLY}", self._aside) if told is None else told
         except (RuntimeError, ServerError):
             return None
 
@@ -243,6 +250,13 @@ class Session:
         """Names and types of a statement's answer, by running it: only for what changes nothing."""
         head = self._lines(sql, "TSVWithNamesAndTypes")[:2]
         return [Column(name, type_name) for name, type_name in zip(*head, strict=True)] if head else []
+
+    def _told_by_tree(self, sql: str, connection: Connection) -> list[Column] | None:
+        """Names and types of a SELECT's answer where its query tree tells them."""
+        try:
+            return columns_of_tree([line for line, *_ in self._lines(f"{EXPLAIN} {sql}", connection=connection)])
+        except ServerError:  # e.g. of a client that wants the old analyzer
+            return None
 
     def _columns(self, sql: str, connection: Connection | None = None) -> list[Column]:
         return [Column(name, type_name) for name, type_name in self._lines(sql, connection=connection)]
