@@ -15,6 +15,7 @@ from chdb.state.sqlitelike import Connection
 
 from tallyman.errors import StackError
 from tallyman.local.clickhouse import DISK_RESERVE_BYTES
+from tallyman.local.clickhouse.changes import Changes
 from tallyman.local.clickhouse.session import Session, quote
 
 
@@ -30,6 +31,7 @@ class Engine:
         self._connect_to = f"{folder}?config-file={_write_config(folder, memory_bytes)}"
         self._threads = threads
         self._tags = count(1)
+        self._changes = Changes()
         self._lock = threading.Lock()
         with _stderr_of_engine() as said:
             try:
@@ -67,6 +69,7 @@ class Engine:
             tag=tag,
             threads=self._threads,
             known_settings=self._known_settings,
+            changes=self._changes,
         )
 
     def kill(self, tag: str) -> None:

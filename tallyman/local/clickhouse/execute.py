@@ -105,7 +105,8 @@ def run_whole(session: Session, statement: Statement, answer: Answer, guard: Gua
         ClientGoneError: If it went away.
     """
     try:
-        done = session.run(statement.sql, answer.note_progress)
+        with session.changes.during(statement.first):
+            done = session.run(statement.sql, answer.note_progress)
     except ServerError:
         guard.check()
         raise

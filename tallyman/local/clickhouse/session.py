@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from chdb.state.sqlitelike import Connection
 
+from tallyman.local.clickhouse.changes import Changes
 from tallyman.local.clickhouse.errors import UNKNOWN_SETTING, ServerError, read_engine_error
 from tallyman.local.clickhouse.query_tree import EXPLAIN, columns_of_tree
 from tallyman.local.clickhouse.wire import Column
@@ -71,8 +72,11 @@ class Session:
         tag: str,
         threads: int,
         known_settings: frozenset[str],
+        changes: Changes,
     ) -> None:
         self.tag = tag
+        self.changes = changes
+        self._described: dict[str, tuple[int, list[tuple[Column, str]]]] = {}  # with the number of changes before
         self._known = known_settings
         self._connect = connect
         self._base = {**BASE_SETTINGS, "max_threads": str(threads), "log_comment": tag}
@@ -105,6 +109,7 @@ class Session:
 
     def drop_temporary(self, name: str) -> None:
         """Forget a temporary table, if the session has it."""
+        self._described.clear()
         with suppress(RuntimeError):  # a session that was made readonly drops it when it is reopened
             self._connection.query(f"DROP TEMPORARY TABLE IF EXISTS {quote(name)}")
 
@@ -156,12 +161,14 @@ class Session:
     def _reopen(self) -> None:
         self._connection.close()
         self._connection = self._connect()
+        self._described.clear()
         self._given, self._own, self._client_set, self._spent = {}, {}, False, False
         self._start()
 
     def note_client_set(self) -> None:
         """The client changed the session's own settings by SET, or its database by USE."""
         self._client_set = True
+        self._described.clear()
         ((self._database,),) = self._lines("SELECT currentDatabase()")
 
     @contextmanager
@@ -224,11 +231,19 @@ class Session:
         return self.describe(f"({sql}\n)") if told is None else told  # a comment at the end of it ends with the line
 
     def describe_insertable(self, what: str) -> list[tuple[Column, str]]:
-        """As `describe`, with each column's kind: "", DEFAULT, MATERIALIZED, ALIAS or EPHEMERAL."""
+        """As `describe`, with each column's kind: "", DEFAULT, MATERIALIZED, ALIAS or EPHEMERAL.
+
+        A worker inserts into the same tables some times a second; they are asked for again when one may have changed.
+        """
+        now = self.changes.number
+        if what in self._described and self._described[what][0] == now:
+            return self._described[what][1]
         columns = []
         for line in self._lines(f"DESCRIBE {what} SETTINGS print_pretty_type_names = 0"):
             name, type_name, kind = line[:3]
             columns.append((Column(name, type_name), kind))
+        if "(" not in what:  # what a table function reads is not ours
+            self._described[what] = now, columns
         return columns
 
     def describe_aside(self, sql: str) -> list[Column] | None:

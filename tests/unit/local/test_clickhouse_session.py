@@ -1,12 +1,14 @@
-"""What columns an answer without rows has is read from the query tree; DESCRIBE is asked where that does not say."""
+"""What a session knows of columns: read from the query tree where that says them, and asked once for each table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("chdb")
+from tallyman.local.clickhouse.changes import Changes
 from tallyman.local.clickhouse.query_tree import columns_of_tree
 from tallyman.local.clickhouse.session import Session
 from tallyman.local.clickhouse.wire import Column
@@ -30,7 +32,9 @@ class Recording:
     def query(self, sql: Any, output: str = "") -> Recording:
         text = sql.decode() if isinstance(sql, bytes) else sql
         self.asked.append(text.split()[0])
-        self._said = {"EXPLAIN": "\n".join(self._lines), "DESCRIBE": "d\tInt8"}.get(self.asked[-1], "").encode()
+        described = "d\tInt8" if "describe_compact_output = 1" in text else "d\tInt8\t"
+        said = {"EXPLAIN": "\n".join(self._lines), "DESCRIBE": described, "SELECT": "d"}
+        self._said = said.get(self.asked[-1], "").encode()
         return self
 
     def bytes(self) -> bytes:
@@ -42,7 +46,8 @@ class Recording:
 
 def asking(lines: list[str]) -> tuple[Session, Recording]:
     connection: Any = Recording(lines)
-    session = Session(lambda: connection, database="d", tag="t", threads=1, known_settings=frozenset())
+    session = Session(lambda: connection, database="d", tag="t", threads=1, known_settings=frozenset(),
+                      changes=Changes())  # fmt: skip
     connection.asked.clear()
     return session, connection
 
@@ -88,3 +93,34 @@ def test_where_the_tree_does_not_tell_the_columns_describe_is_asked(lines: list[
 )
 def test_a_name_may_be_any_text_and_a_type_have_brackets_and_quotes(line: str, name: str, type_name: str) -> None:
     assert columns_of_tree(tree(line)) == [Column(name, type_name)]
+
+
+def test_a_table_is_described_once_for_many_inserts_and_anew_when_one_was_altered() -> None:
+    session, connection = asking([])
+    insert = "TABLE progress"
+    for _ in range(3):
+        assert session.describe_insertable(insert) == [(Column("d", "Int8"), "")]
+    for first in ("INSERT", "OPTIMIZE", "SHOW"):
+        with session.changes.during(first):
+            session.describe_insertable(insert)
+    assert connection.asked == ["DESCRIBE"]
+    session.describe_insertable("TABLE usage_hot")
+    assert connection.asked == ["DESCRIBE"] * 2
+    with pytest.raises(RuntimeError), session.changes.during("ALTER"):
+        session.describe_insertable(insert)  # the old columns, or the new ones
+        raise RuntimeError("a disk is full")
+    session.describe_insertable(insert)
+    assert connection.asked == ["DESCRIBE"] * 4
+
+
+def test_what_only_a_session_sees_under_a_name_is_forgotten_with_it() -> None:
+    session, connection = asking([])
+    forgetting: list[Callable[[], None]] = [lambda: None, lambda: session.drop_temporary("t"), session.note_client_set]
+    for forget in forgetting:
+        connection.asked.clear()
+        forget()
+        session.describe_insertable("TABLE t")
+        assert connection.asked[-1] == "DESCRIBE"
+    for _ in range(2):
+        session.describe_insertable("TABLE FUNCTION file('a.csv')")
+    assert connection.asked[-2:] == ["DESCRIBE"] * 2, "another program may write another file there"
