@@ -289,6 +289,8 @@ def recount_as_booked(task: Task, process: Process, name: str) -> Recounted:
     if counted.numbered:
         again = recount(task, source, process.then[task.topic_id])
         accepted = again.place(0).counts.aggregated - task.start.counts.aggregated
+        # A batch whose number was used before is one dead letter for what was read of it then, not of what is read now.
+        found = msgspec.structs.replace(found, places=again.places)
     return msgspec.structs.replace(found, ids=accepted)
 
 

@@ -15,7 +15,7 @@ from tallyman.event import LINES
 from tallyman.kafka import partition_of
 from tests.integration.booking import wait_for
 from tests.integration.test_growth import send_values
-from tests.integration.test_rebuild import HOME, Make, Operator, body, make, put_in_force
+from tests.integration.test_rebuild import HOME, Make, Operator, body, make, numbered, put_in_force, readings
 from tests.unit.invoices.sample import NIMBUS, build
 
 __all__ = ["make"]
@@ -28,9 +28,9 @@ AFTER = (
 )
 
 
-def batch(*lines: bytes) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
+def batch(*lines: bytes, sequence: int = 1) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
     headers = {"content-type": LINES, "tallyman-collector": "host-01", "tallyman-epoch": "spool-7",
-               "tallyman-sequence": "1"}  # fmt: skip
+               "tallyman-sequence": str(sequence)}  # fmt: skip
     return b"\n".join(lines), tuple((name, value.encode()) for name, value in headers.items())
 
 
@@ -61,6 +61,21 @@ def test_corrections_and_the_rows_of_numbered_batches_count_by_the_new_definitio
     assert (events["before"]["total"], events["after"]["total"]) == ("0", "6")
     assert operator.usage() == Decimal("2.5")
     assert rows(operator) == [(1, "compute.count", 6), (1, "compute.hours", 5)]
+
+
+def test_the_archive_rebuilds_a_meter_beside_batches_of_another_one_whose_numbers_were_used_before(make: Make) -> None:
+    """Such a batch was received as one dead letter, however many of its readings the rebuilt meter leaves out."""
+    operator = make(archive="true")
+    own = operator.own
+    cpu = [body(f"c-{n}", type="cpu", data={"value": "5"}) for n in range(3)]
+    own.send((body("e-1"), ()), partition=HOME)
+    own.send(batch(*cpu, sequence=1), batch(*cpu[:2], body("e-2"), sequence=1), batch(*cpu[:2], sequence=1),
+             (readings(5), numbered(2)), (readings(4), numbered(2)), partition=HOST)  # fmt: skip
+    with own.running():
+        own.wait_until_booked()
+        put_in_force(own, AFTER)
+    (hours,) = operator.rebuild("--source", "archive")["changes"]
+    assert (hours["before"]["total"], hours["after"]["total"]) == ("0.25", "0.25")
 
 
 def test_a_rebuild_is_proven_against_the_log_and_an_audit_says_what_it_is_about(make: Make) -> None:
