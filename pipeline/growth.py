@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from clickhouse_driver import Client
 
-from pipeline.close import found_books, open_books, refuse_older_store, unknown_topic
+from pipeline.close import found_books, open_books, refuse_older_store, refuse_unbooked, unknown_topic
 from pipeline.outlet import write_end
 from tallyman import books
 from tallyman.clickhouse import store_errors
@@ -56,18 +56,21 @@ def plan_growth(project: Project, partitions: int, name: str | None = None) -> G
     """Look at what is there, and say what would be done.
 
     Raises:
-        ConfigError: Nothing is booked yet, or these partitions or this name cannot be.
+        ConfigError: Nothing is booked yet, or these partitions or this name cannot be; or another line of topics is
+            booked now, or more of this one than the control store knows.
         LogError: The old topic has settings that lose usage.
-        BrokerError: Kafka does not answer.
+        BrokerError, StoreError, StoreRefusedError: Kafka or ClickHouse does not answer.
     """
     if name is not None and not is_topic_name(name):
         raise ConfigError(f'--name: {TOPIC_NAME_EXPECTED}, got "{name}"')
-    line = books.read_line(open_books(project), project.config.kafka.topic)
+    engine = open_books(project)
+    line = books.read_line(engine, project.config.kafka.topic)
     if not line:
         raise ConfigError(
             f'kafka.topic: nothing of "{project.config.kafka.topic}" was booked yet; set kafka.partitions and start '
             "the pipeline, it makes the topic"
         )
+    refuse_unbooked(project, engine)  # a second topic would follow the same one, and know nothing of the first
     begun = line[-1] if len(line) > 1 and not line[-1].founded else None
     old = line[-2] if begun else line[-1]
     info = check_topic(project.kafka_brokers, old.name, topic_id=old.topic_id, replication=project.kafka_replication)

@@ -161,7 +161,8 @@ def test_who_writes_to_another_line_than_is_booked_is_told(
     """Nobody would seal there, the close would be behind for good, and the letters would be lost."""
     event = ("Zoë Åström", "nova/berlin-1", "e-1")
     for words in (["seal"], ["close"], ["apply", "--yes"], ["dead", "retry", "--yes"], ["dead", "retry"],
-                  ["event", "void", *event, "--reason", "twice", "--yes"]):  # fmt: skip
+                  ["event", "void", *event, "--reason", "twice", "--yes"],
+                  ["topic", "grow", "--partitions", "2"], ["topic", "grow", "--partitions", "2", "--yes"]):  # fmt: skip
         assert run(words) == 2, words
         name = old_name.settings["topic"]
         assert f'kafka.topic: "{name}" is not what is booked now' in capsys.readouterr().err, words
@@ -192,7 +193,8 @@ def test_a_control_store_of_before_a_topic_grew_is_refused(books: OwnProject, tm
     books.sections["control"] = {"url": f"'sqlite:///{backup}'"}
     client = connect(books.endpoint)
     new = f"{books.settings['topic']}.v2"
-    for asked in (lambda: line_to_book(books.project, client), lambda: close_books(books.project)):
+    for asked in (lambda: line_to_book(books.project, client), lambda: close_books(books.project),
+                  lambda: plan_growth(books.project, 2, f"{books.settings['topic']}.v3")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf'"{new}" is booked in this ClickHouse, and this control store does'):
             asked()
     client.disconnect()
