@@ -101,6 +101,11 @@ class EventFile:
         except (OSError, EOFError, zlib.error) as error:  # a gzip file that was cut off or damaged, or the disk
             raise EventFileError(f"{self.name}: cannot be read to its end ({error})") from error
         self.done = self.disk.tell() if self.disk is not None else self.done + len(piece)
+        if not piece and self.total is not None and self.done < self.total:
+            raise EventFileError(
+                f"{self.name}: cannot be read to its end (it had {self.total:,} bytes when it was opened, and became "
+                "shorter)"
+            )
         return piece
 
     def _read_whole(self, head: bytes) -> tuple[bytes, bool]:

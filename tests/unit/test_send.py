@@ -142,6 +142,22 @@ def test_a_gzipped_file_that_cannot_be_read_to_its_end_says_so(
     assert str(error.value).startswith(f"{path}: cannot be read to its end ({told}")
 
 
+def test_a_file_that_becomes_shorter_while_it_is_read_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """It is written anew, or cut by a log's rotation; the line that it ends in now is no event."""
+    path = tmp_path / "october.ndjson"
+    path.write_bytes((event(1) + b"\n") * 20_000)
+    whole = path.stat().st_size
+    found: list[bytes] = []
+    with (
+        closing(open_events(path, LONGEST)) as file,
+        pytest.raises(EventFileError, match=rf"had {whole:,} bytes when it was opened, and became shorter"),
+    ):
+        for lines in file:
+            found += lines
+            os.truncate(path, whole // 2 - 7)
+    assert found and set(found) == {event(1)}
+
+
 @pytest.mark.parametrize("packed", [bytes, gzip.compress], ids=["plain", "gzipped"])
 def test_standard_input_may_be_gzipped_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[bytes], bytes]
