@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from tallyman.meter import (
     item_of,
     parameters_of,
 )
+
+if TYPE_CHECKING:
+    from pipeline.columns import Events
 
 LATEST_COUNTS = frozenset(("latest", "first", "time_weighted", "lifecycle"))
 EXTREMES_COUNT = frozenset(("min", "max", "sum_of_maxima", "counter"))
@@ -55,10 +58,20 @@ class Catalog:
         self.parameters = tuple(map(parameters_of, definitions.meters))
         self.by_item = frozenset(n for n, meter in enumerate(self.meters) if meter.aggregation in BY_ITEM)
         self.oldest_us = _microseconds(definitions.oldest_accepted)
+        self._oldest_us_of = np.array([_microseconds(definitions.oldest_of(each)) for each in self.meters], np.int64)
         self.ahead_us = _microseconds(definitions.furthest_ahead)
-        self.remember_us = self.oldest_us + self.ahead_us
+        self.remember_us = _microseconds(definitions.longest_accepted) + self.ahead_us
         kinds = {meter.aggregation for meter in definitions.meters}
         self.needs = Needs(extremes=not kinds.isdisjoint(EXTREMES_COUNT), latest=not kinds.isdisjoint(LATEST_COUNTS))
+
+    def oldest_us_of(self, events: Events) -> npt.NDArray[np.int64] | int:
+        """Return how late each of these events may come: as the least patient of the meters says that count it."""
+        if (self._oldest_us_of == self.oldest_us).all():
+            return self.oldest_us
+        meters = np.frombuffer(self.series.meters, np.uint32)[events.reading_series]
+        oldest = np.full(len(events), _LONGEST_US, np.int64)
+        np.minimum.at(oldest, events.reading_event, self._oldest_us_of[meters])
+        return oldest
 
     def series_of(self, meter: int, subject: str, data: Mapping[str, Any]) -> int:
         """Return the number of an event's series, or -1 when the meter's filter leaves the event out.

@@ -144,7 +144,7 @@ def _count_numbered(
 def _late(part: Events, block: Block, catalog: Catalog, among: Mask | None = None) -> Mask:
     """Set aside what is too old or too far ahead, by the clock of the log."""
     clocks = part.clocks_ms * 1000
-    old = ~part.admitted & (part.times_us < clocks - catalog.oldest_us)
+    old = ~part.admitted & (part.times_us < clocks - catalog.oldest_us_of(part))
     ahead = ~part.admitted & (part.times_us > clocks + catalog.ahead_us)
     late: Mask = old | ahead
     if among is not None:

@@ -198,7 +198,7 @@ class _Judge:
         first[0] = min(first[0], (number, detail))
 
     def _late(self, found: Events, clock_us: int) -> npt.NDArray[np.bool_]:
-        old = found.times_us < clock_us - self.catalog.oldest_us
+        old = found.times_us < clock_us - self.catalog.oldest_us_of(found)
         ahead = found.times_us > clock_us + self.catalog.ahead_us
         for row in np.flatnonzero(old | ahead).tolist():
             detail = f"time {format_time(int(found.times_us[row]))}, now {format_time(clock_us)}"

@@ -64,7 +64,7 @@ REASONS: Mapping[str, str] = {
     "wrong_type": "an attribute or a value has a type that it cannot have",
     "bad_time": "the time is no RFC 3339 time with a zone, and no text of seconds since 1970",
     "year_out_of_range": "the time lies outside the years 2000 to 2099",
-    "too_old": "older than the deployment accepts, by the clock of the log",
+    "too_old": "older than the deployment, or a meter that counts it, accepts, by the clock of the log",
     "too_far_ahead": "further in the future than the deployment accepts, by the clock of the log",
     "not_a_number": "the metered value is no number",
     "out_of_range": "the metered value is larger than any meter holds, or a name or dimension longer than it may be",

@@ -64,6 +64,8 @@ class Meter:
         state, states: `lifecycle`: path of the state, and the states whose seconds count.
         incarnation: `counter`: path of what changes when a counter starts again from 0 (boot id, container id).
         of: `counter`: what is made of the increments.
+        oldest_accepted: How late its events may come, by the clock of the log; None: as the deployment says. An event
+            is accepted for all meters that count it or for none: what is too old for one of them is a dead letter.
     """
 
     meter: str
@@ -91,6 +93,7 @@ class Meter:
     states: tuple[str, ...] = ()
     incarnation: str = ""
     of: Of = "sum"
+    oldest_accepted: timedelta | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= MAX_SCALE:
@@ -110,6 +113,9 @@ class Meter:
             raise ValueError(f"believed_for: expected more than 0 s, got {self.believed_for.total_seconds():.0f} s")
         if self.believed_for is not None and self.level == "delta":
             raise ValueError("believed_for: expected only with level: absolute, got delta; a level of changes holds on")
+        if self.oldest_accepted is not None and self.oldest_accepted <= timedelta(0):
+            got = f"{self.oldest_accepted.total_seconds():.0f} s"
+            raise ValueError(f"oldest_accepted: expected more than 0 s, got {got}")
         if not -MAX_DIGITS <= self.digits <= MAX_DIGITS:
             raise ValueError(f"digits: expected {-MAX_DIGITS} to {MAX_DIGITS}, got {self.digits}")
         if self.digits and self.rounding == "exact":
@@ -168,7 +174,16 @@ class Definitions:
     @property
     def remember(self) -> timedelta:
         """How long an accepted id answers for its copies: after that they are too old anyway."""
-        return self.oldest_accepted + self.furthest_ahead
+        return self.longest_accepted + self.furthest_ahead
+
+    @property
+    def longest_accepted(self) -> timedelta:
+        """How late an event may come for the most patient meter."""
+        return max(self.oldest_accepted, *map(self.oldest_of, self.meters), timedelta(0))
+
+    def oldest_of(self, meter: Meter) -> timedelta:
+        """How late a meter's events may come."""
+        return self.oldest_accepted if meter.oldest_accepted is None else meter.oldest_accepted
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,9 @@ class Reference:
 
     def _is_late(self, found: Judged, shown: bytes | None) -> bool:
         window, clock_us = self._in_force, self.clock_ms * 1000
-        oldest = clock_us - round(window.oldest_accepted.total_seconds() * 1e6)
+        counted = {reading.meter for reading in found.readings}
+        least = min(window.oldest_of(meter) for meter in window.meters if meter.meter in counted)
+        oldest = clock_us - round(least.total_seconds() * 1e6)
         newest = clock_us + round(window.furthest_ahead.total_seconds() * 1e6)
         if oldest <= found.event.time_us <= newest:
             return False
@@ -190,7 +192,7 @@ class Reference:
             return
         definitions = self._in_force
         clock_us, digest, first = self.clock_ms * 1000, digest_of(found.body), self.seen.get(who)
-        remember_us = round((definitions.oldest_accepted + definitions.furthest_ahead).total_seconds() * 1e6)
+        remember_us = round(definitions.remember.total_seconds() * 1e6)
         if first is not None and (admitted or clock_us - first.remembered_us <= remember_us):
             self._note("duplicate")
             if first.digest != digest:

@@ -24,6 +24,7 @@ METERS = """meters:
 - {meter: compute.hours, event_type: server, aggregation: sum, value: hours, scale: 3, unit: h}
 - {meter: compute.big, event_type: server, aggregation: count, where: {size: [large]}}
 - {meter: net.bytes, event_type: net, aggregation: sum, value: bytes, scale: 0, where: {direction: [out]}}
+- {meter: disk.bytes, event_type: disk, aggregation: sum, value: bytes, scale: 0, oldest_accepted: 60d}
 """
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 NAMES = ("aggregated", "duplicate", "dead", "ignored")
@@ -66,7 +67,7 @@ def test_a_preview_says_what_becomes_of_every_event_of_a_past_period(
         event("old-1", 300), event("old-2", 40), event("ahead", -3),
         b"{", event("fine", hours="1.0001"), event("nobody", kind="teapot"),
         event("in", kind="net", bytes=5, direction="in"), event("out", kind="net", bytes=10**20, direction="out"),
-        event("huge", note="x" * MAX_RECORD_BYTES),
+        event("huge", note="x" * MAX_RECORD_BYTES), event("kept", 40, kind="disk", bytes=7),
     ]  # fmt: skip
     file.write_bytes(gzip.compress(b"\n".join(lines)))
     with own.running():
@@ -75,15 +76,16 @@ def test_a_preview_says_what_becomes_of_every_event_of_a_past_period(
         told = send(file, "--preview", code=3)
         assert own.ask("SELECT count() FROM ids FINAL") == [(6,)]
         assert {name: told[name] for name in (*NAMES, "conflict")} == {
-            "aggregated": 6, "duplicate": 7, "dead": 7, "ignored": 1, "conflict": 1}  # fmt: skip
+            "aggregated": 7, "duplicate": 7, "dead": 7, "ignored": 1, "conflict": 1}  # fmt: skip
         assert {each["reason"]: (each["events"], each["first"]) for each in told["letters"]} == {
             "too_old": (2, 13), "too_far_ahead": (1, 15), "malformed": (1, 16), "too_precise": (1, 17),
             "unknown_meter": (1, 18), "too_large": (1, 21)}  # fmt: skip
         days = [(each["meter"], each["day"], each["events"], each["total"]) for each in told["meters"]]
-        yesterday, earlier = ((TODAY - timedelta(days=n)).date().isoformat() for n in (1, 20))
+        yesterday, earlier, first = ((TODAY - timedelta(days=n)).date().isoformat() for n in (1, 20, 40))
         assert days == [
             ("compute.big", earlier, 1, "1"), ("compute.hours", earlier, 2, "1.75"),
-            ("compute.hours", yesterday, 3, "4.5"), ("net.bytes", yesterday, 1, str(10**20)),
+            ("compute.hours", yesterday, 3, "4.5"),
+            ("disk.bytes", first, 1, "7"), ("net.bytes", yesterday, 1, str(10**20)),
         ]  # fmt: skip
         became = send(file, "--wait", code=3)
         assert (became["aggregated"], became["dead"]) == (told["aggregated"], told["dead"])
@@ -91,12 +93,14 @@ def test_a_preview_says_what_becomes_of_every_event_of_a_past_period(
         reasons = own.ask("SELECT reason, count() FROM dead_letters FINAL GROUP BY reason")
         assert dict(reasons) == {each["reason"]: each["events"] for each in told["letters"]}
         after = send(file, "--preview", code=3)
-        assert (after["aggregated"], after["duplicate"]) == (0, 13)
+        assert (after["aggregated"], after["duplicate"]) == (0, 14)
         assert run(["send", str(file), "--preview"]) == 3
         shown = capsys.readouterr()
-        assert "0 aggregated, 13 duplicate, 7 dead, 1 ignored" in shown.out
+        assert "0 aggregated, 14 duplicate, 7 dead, 1 ignored" in shown.out
         assert "tallyman dead retry --reason too_old" in shown.err and "nothing was sent" in shown.err
-    assert own.usage() == {"compute.hours": 1500 * 8 + 2000 + 1500 + 250, "compute.big": 1, "net.bytes": 10**20}
+    assert own.usage() == {
+        "compute.hours": 1500 * 8 + 2000 + 1500 + 250, "compute.big": 1, "net.bytes": 10**20, "disk.bytes": 7
+    }  # fmt: skip
     forget()
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from tallyman.cli import COMMANDS, cli
 from tallyman.config import EndpointConfig, TallymanConfig
 from tallyman.files import load_yaml, write_duration
+from tallyman.meter import Meter
 from tallyman.metrics import METRICS
 from tallyman.project import load_project
 
@@ -50,6 +51,31 @@ def test_every_setting_is_in_the_docs_with_its_default(name: str, default: Any) 
 def test_the_docs_name_no_setting_that_does_not_exist() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) == {name for name, _ in EVERY_SETTING}
+
+
+def meter_rows() -> dict[str, str]:
+    page = (ROOT / "docs" / "meters.md").read_text(encoding="utf-8")
+    return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+
+def test_every_key_of_a_meter_is_in_the_docs_with_its_default_and_no_other() -> None:
+    rows = meter_rows()
+    assert list(rows) == [field.name for field in dataclasses.fields(Meter)]
+    for field in dataclasses.fields(Meter):
+        told = rows[field.name].split("|")[2].strip()
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        nothing = field.default in ("", None, ()) or field.default is dataclasses.MISSING
+        assert told == ("required" if needed else "" if nothing else f"`{shown}`"), field.name
+
+
+def test_the_docs_name_every_word_that_a_key_of_a_meter_may_have() -> None:
+    rows, hints = meter_rows(), get_type_hints(Meter)
+    words = {name: get_args(kind) for name, kind in hints.items() if get_origin(kind) is Literal}
+    assert words.keys() == {"aggregation", "rounding", "bucket", "level", "answer", "of"}
+    for name, known in words.items():
+        told = rows[name]
+        assert [word for word in known if f"`{word}`" not in told] == [], name
 
 
 def command_lines() -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ WRONG = {
                                    "dimensions.subject: expected another name"),
     "a believed_for of a thousand years": ("aggregation: lifecycle, state: s, states: [up], believed_for: 365000d",
                                            "believed_for: expected a duration of at most 36500d"),
+    "events of no age at all": ("aggregation: sum, oldest_accepted: 0s", "oldest_accepted: expected more than 0 s"),
     "a path in the words of a query": ("aggregation: count, dimensions: {app: 'labels[\"app\"]'}",
                                        "dimensions.app: expected a path of names with dots between"),
     "a path of Windows": (r"aggregation: sum, value: '\Processor(_Total)\% Processor Time'",

@@ -12,13 +12,14 @@ from pipeline.book import Place
 from pipeline.identities import Accepted
 from tallyman.event import ADMITTED, ARROW, Series, format_time, home_key
 from tallyman.kafka import partition_of
-from tallyman.meter import Definitions
+from tallyman.meter import Definitions, Meter
 from tests.fetches import NOON_MS, fetch_of
 from tests.unit.pipeline.events import (
     NDJSON,
     NOON_US,
     PLAIN,
     SERVER,
+    TRAFFIC,
     StoredHere,
     Walk,
     batch_words,
@@ -152,6 +153,46 @@ def test_after_a_kill_nothing_that_is_read_again_is_asked_of_the_store() -> None
 def test_lateness_is_judged_by_the_clock_of_the_log(time_ms: int, reason: str | None) -> None:
     walk = Walk(short_window()).send(body(1, time=format_time(time_ms * 1000)))
     assert walk.reasons == ([reason] if reason else []) and reconciles(walk)
+
+
+PATIENT = replace(SERVER, oldest_accepted=timedelta(days=70))
+STRICT = replace(SERVER, meter="compute.berlin", where={"region": ("Berlin",)}, oldest_accepted=timedelta(minutes=30))
+
+
+def with_meters(*meters: Meter) -> Definitions:
+    """An hour is accepted of meters that say nothing else."""
+    return replace(short_window(), meters=meters)
+
+
+@pytest.mark.parametrize("meters, region, minutes_ago, reason", [
+    ((PATIENT,), "Berlin", 70 * 24 * 60, None), ((PATIENT,), "Berlin", 70 * 24 * 60 + 1, "too_old"),
+    ((STRICT, SERVER), "Berlin", 30, None), ((STRICT, SERVER), "Berlin", 31, "too_old"),
+    ((STRICT, SERVER), "Oslo", 31, None), ((STRICT, SERVER), "Oslo", 61, "too_old"),
+    ((STRICT, PATIENT), "Berlin", 31, "too_old"), ((STRICT, PATIENT), "Oslo", 61, None),
+])  # fmt: skip
+def test_each_meter_may_say_how_late_its_events_may_come(
+    meters: tuple[Meter, ...], region: str, minutes_ago: int, reason: str | None
+) -> None:
+    """An event is accepted for all meters that count it, or dead as a whole: the least patient of them decides."""
+    time = format_time((NOON_MS - minutes_ago * 60_000) * 1000)
+    walk = Walk(with_meters(*meters)).send(body(1, time=time, data={"hours": "1.5", "region": region}))
+    assert walk.reasons == ([reason] if reason else []) and reconciles(walk)
+
+
+@pytest.mark.parametrize("meter, reasons", [(PATIENT, []), (SERVER, ["too_old"])])
+def test_rows_of_a_numbered_batch_may_come_as_late_as_their_meters_say(meter: Meter, reasons: list[str]) -> None:
+    days_ago_us = NOON_US - 3 * 24 * HOUR_MS * 1000
+    cpu = Series(type="server", subject="Zoë Åström", scale=6, data={"region": "Nürnberg"})
+    batch = encode_readings([Reading(cpu, days_ago_us, days_ago_us, 15)])
+    walk = Walk(with_meters(replace(meter, value="value"))).send(batch, headers=numbered(1, content=ARROW))
+    assert walk.reasons == reasons and reconciles(walk)
+
+
+def test_an_id_is_remembered_as_long_as_the_most_patient_meter_accepts_its_copies() -> None:
+    event = body(1, time=format_time(NOON_US))
+    later_ms = NOON_MS + 69 * 24 * HOUR_MS
+    walk = Walk(with_meters(PATIENT, TRAFFIC)).send(event).send(event, at_ms=later_ms)
+    assert (walk.counts["aggregated"], walk.counts["duplicate"], walk.reasons) == (1, 1, [])
 
 
 def test_an_id_is_remembered_as_long_as_its_copies_could_be_accepted() -> None:
