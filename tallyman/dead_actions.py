@@ -56,7 +56,7 @@ def discard(client: Client, choice: LetterChoice, *, preview: bool) -> ActionRep
         UsageQueryError: There is no such reason, or a position is none or ambiguous.
     """
     keys = read_certain_keys(client, choice)
-    groups = count_groups(client, choice)
+    groups = count_groups(client, choice, of_keys=True)
     if not preview:
         for first in range(0, len(keys), _MARKS_AT_ONCE):
             mark_handled(client, keys[first : first + _MARKS_AT_ONCE], "discarded")

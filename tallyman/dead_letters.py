@@ -118,15 +118,22 @@ def count_dead_letters(client: Client, choice: LetterChoice = LetterChoice()) ->
     return tuple((str(row[0]), int(row[1])) for row in rows)
 
 
-def count_groups(client: Client, choice: LetterChoice) -> dict[tuple[str, str, str], int]:
+def count_groups(
+    client: Client, choice: LetterChoice, *, of_keys: bool = False
+) -> dict[tuple[str, str, str], int]:
     """Return (reason, type, source) -> how many, the most frequent first.
+
+    Args:
+        of_keys: Only of those that `read_keys` returns.
 
     Raises:
         UsageQueryError: As `read_dead_letters`.
     """
     conditions, parameters = _conditions(choice)
+    most = f" ORDER BY {_KEY} LIMIT {MOST_AT_ONCE}" if of_keys else ""
     rows = client.execute(
-        f"SELECT reason, type, source, count() FROM dead_letters FINAL WHERE {conditions}"  # noqa: S608
+        "SELECT reason, type, source, count() FROM"  # noqa: S608
+        f" (SELECT reason, type, source FROM dead_letters FINAL WHERE {conditions}{most})"
         " GROUP BY reason, type, source ORDER BY 4 DESC, 1, 2, 3",
         parameters,
     )

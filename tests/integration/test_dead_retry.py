@@ -189,6 +189,19 @@ def test_discarded_letters_are_out_of_the_way_and_not_gone(desk: Desk) -> None:
     assert desk.dead("retry", "--source", "nova/test", "--all", "--yes", "--wait")["aggregated"] == 1
 
 
+def test_a_discard_of_more_than_are_taken_at_once_tells_only_of_those(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is for the next one."""
+    desk.own.send(*((body(f"old-{number}", time=OLD), ()) for number in range(5)))
+    assert desk.hours() == 0 and desk.reasons() == {"too_old": 5}
+    monkeypatch.setattr("tallyman.dead_letters.MOST_AT_ONCE", 2)
+    for left in (3, 1):
+        told = desk.dead("discard", "--reason", "too_old", "--yes")
+        assert (told["chosen"], told["discarded"], told["groups"][0]["letters"]) == (2, 2, 2)
+        assert desk.reasons() == {"too_old": left}
+
+
 def test_every_chunk_reconciles_after_all_that(desk: Desk) -> None:
     desk.own.send((body("e-1", time=OLD), ()), (body("e-2"), ()), (b'{"hours": "lots"}', binary("e-3")))
     desk.hours()
