@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from tallyman.reconcile import ChunkCounts
 
 EQUAL, DIFFERENT, UNCHECKED = 0, 1, 3  # 2 is wrong usage, as everywhere
-_COMMANDS = {"usage": "tallyman.cli.audit:usage", "counts": "tallyman.cli.audit:counts"}
+_COMMANDS = {
+    "usage": "tallyman.cli.audit:usage",
+    "counts": "tallyman.cli.audit:counts",
+    "conflicts": "tallyman.cli.conflicts:conflicts",
+}
 _OUTCOMES = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict", "letters", "conflicts")
 _ROWS_OF = {"letters": "dead", "conflicts": "conflict"}  # how many rows there are, and how many were counted
 _SHOWN = 20
@@ -31,6 +35,7 @@ def audit(options: Options) -> None:
     \b
     Examples:
       tallyman audit counts
+      tallyman audit conflicts --since 24h
       tallyman audit usage
       tallyman audit usage --meter server.hours --from 2026-10 --to 2026-11 --source archive
     """
@@ -253,6 +258,8 @@ def counts(options: Options, by: str, as_json: bool) -> None:
             result(f"partition {chunk.partition}, offsets {chunk.first} to {chunk.behind - 1}: {fault}")
     for repair in repairs:
         say(gap_line(repair))
+    if any(chunk.conflict for chunk in chunks):
+        say("copies with other content than what counts: tallyman audit conflicts")
     if faulty:
         say(f"does not reconcile: {count(len(faulty), 'chunk')}; see which rows differ: tallyman audit usage")
     else:

@@ -150,6 +150,22 @@ def test_the_books_equal_the_log_and_the_archive_and_every_event_has_one_outcome
     assert auditor.tables() == []
 
 
+def test_a_copy_with_other_content_is_listed_with_the_positions_of_both(auditor: Auditor) -> None:
+    told = auditor.audit("conflicts", code=0)
+    (conflict,) = told["conflicts"]
+    offsets = [int(conflict[name].split(":")[1]) for name in ("first", "position")]
+    records = "SELECT body FROM events FINAL WHERE partition = %(home)s AND offset IN %(offsets)s ORDER BY offset"
+    first, later = (msgspec.json.decode(row[0]) for row in auditor.own.ask(records, home=HOME, offsets=offsets))
+    assert told["count"] == 1 and offsets == sorted(offsets) and conflict["position"].startswith(f"{HOME}:")
+    assert [conflict[name] for name in ("subject", "source", "id")] == [first["subject"], first["source"], first["id"]]
+    assert first["id"] == later["id"] and first["data"] != later["data"]
+    assert msgspec.json.decode(conflict["body"]) == later
+    assert auditor.audit("conflicts", "--until", "2026-01-01", code=0) == {"count": 0, "conflicts": []}
+    assert run(["audit", "conflicts", "--since", "1h"]) == 0
+    shown = auditor.capsys.readouterr()
+    assert conflict["first"] in shown.out and "1 conflict: the first copy counts" in shown.err
+
+
 def test_a_row_that_was_changed_is_found_with_the_offsets_it_comes_from(auditor: Auditor) -> None:
     """In a sealed booking, so that the hot rows are not asked any more."""
     own = auditor.own
