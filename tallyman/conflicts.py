@@ -27,7 +27,7 @@ class ConflictChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
-    """A later copy of an accepted event, or a correction of a version that was corrected already, that says other things.
+    """A later copy of an accepted event that says other things; or a second correction of one version.
 
     Attributes:
         position: Of the later copy, "partition:offset:index"; `first`: of the one that counts, which may lie in an
