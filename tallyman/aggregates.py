@@ -137,6 +137,7 @@ def read_usage(
         rebuilt=tuple(
             each.generation for each in known.switches if each.about(query.meter, (windows.start, windows.end))
         ),
+        felt_for=query.start - since,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal
 
@@ -242,6 +242,7 @@ class UsageAnswer:
             they kept. By name.
         gaps: What is missing, or may be, in the range that was asked for, or before it as long as levels are believed.
         rebuilt: The generations that count in some of the range, beside what was booked; of several the last wins.
+        felt_for: How long what is missing may decide what comes behind it: a level may have ended there.
     """
 
     query: UsageQuery
@@ -254,3 +255,17 @@ class UsageAnswer:
     behind: tuple[CollectorSeen, ...] = ()
     gaps: tuple[Gap, ...] = ()
     rebuilt: tuple[int, ...] = ()
+    felt_for: timedelta = timedelta(0)
+
+    def is_complete(self, row: UsageRow) -> bool | None:
+        """Whether all that was sent of a row's window is in it: its end is reached, and nothing of it is missing.
+
+        None where the question left out by itself what was booked later.
+        """
+        if self.query.sealed_only or self.query.up_to_booking is not None:
+            return None
+        if self.complete_to is None or row.end > self.complete_to:
+            return False
+        since = row.start - self.felt_for
+        missing = any(gap.touches(since, row.end) for gap in self.gaps)
+        return not missing and not any(repair.touches(since, row.end) for repair in self.repaired)

@@ -52,7 +52,8 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, generation: 
     A level or state that holds over a window without events is carried over it, as far as usage is complete; with
     --sealed or --as-of to where the day of the next booking begins. Of a counter it is told, too, how often it began
     again (resets), how often readings were further apart than its meter allows (holes), and how many lay below an
-    earlier one of the same incarnation (decreases).
+    earlier one of the same incarnation (decreases). JSON and CSV say of each row whether it is complete: usage is as
+    far as its end, and nothing of it is missing; with --sealed and --as-of they do not say.
 
     \b
     Examples:
@@ -82,7 +83,9 @@ def usage(options: Options, as_json: bool, as_csv: bool, zone: str, generation: 
         print_json(as_document(answer))
     elif as_csv:
         header, rows = as_rows(answer, [])
-        print_csv(header, rows)
+        complete = [answer.is_complete(row) for row in answer.rows]
+        told = ["" if each is None else str(each).lower() for each in complete]
+        print_csv([*header, "complete"], [[*row, each] for row, each in zip(rows, told, strict=True)])
         for line in completeness(answer):
             say(line)
     else:
@@ -158,7 +161,7 @@ def as_document(answer: UsageAnswer) -> dict[str, object]:
         "as_of": query.up_to_booking,
         "repaired": [repair_object(each) for each in answer.repaired],
         "generations": answer.rebuilt,
-        "rows": [_as_object(row) for row in answer.rows],
+        "rows": [_as_object(row) | {"complete": answer.is_complete(row)} for row in answer.rows],
     }
 
 

@@ -73,6 +73,7 @@ def test_a_program_gets_json_with_exact_texts(client: Client, capsys: pytest.Cap
             "groups": {},
             "value": "2.5",
             "events": 2,
+            "complete": True,
         }
     ]
 
@@ -81,11 +82,27 @@ def test_a_spreadsheet_gets_csv(client: Client, capsys: pytest.CaptureFixture[st
     assert run([*ASK, "--to", "2026-10-26", "--by", "az", "--csv"]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
-        "from,to,az,value,events",
-        "2026-10-24T22:00:00+00:00,2026-10-25T23:00:00+00:00,,2,1",
-        "2026-10-24T22:00:00+00:00,2026-10-25T23:00:00+00:00,nord,0.5,1",
+        "from,to,az,value,events,complete",
+        "2026-10-24T22:00:00+00:00,2026-10-25T23:00:00+00:00,,2,1,true",
+        "2026-10-24T22:00:00+00:00,2026-10-25T23:00:00+00:00,nord,0.5,1,true",
     ]
     assert "complete up to" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [((), ["true", "false"]), (("--as-of", str(DAY + 1)), ["", ""]), (("--sealed",), [""])],
+)
+def test_beside_each_figure_stands_whether_it_is_complete(
+    client: Client, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], told: list[str]
+) -> None:
+    """The log stands at five in the morning of the 26th. Who leaves out what came later is told nothing of the sort."""
+    ask = [*ASK, "--to", "2026-10-27", "--window", "day", *options]
+    assert run([*ask, "--csv"]) == 0
+    assert [line.rpartition(",")[2] for line in capsys.readouterr().out.splitlines()] == ["complete", *told]
+    assert run([*ask, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["complete"] for row in rows] == [{"true": True, "false": False, "": None}[each] for each in told]
 
 
 def test_sealed_usage_is_what_an_invoice_would_see(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,8 +239,8 @@ def test_of_a_counter_it_is_told_what_its_readings_prove(client: Client, capsys:
     }  # fmt: skip
     assert run([*ask, "--csv"]) == 0
     assert [line.split(",")[2:] for line in capsys.readouterr().out.splitlines()] == [
-        ["value", "events", "resets", "holes", "decreases"],
-        ["37", "4", "1", "1", "1"],
+        ["value", "events", "resets", "holes", "decreases", "complete"],
+        ["37", "4", "1", "1", "1", "false"],
     ]
     assert run(ask) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == [
