@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -154,15 +154,21 @@ def _plan_to_tell(
     )  # fmt: skip
 
 
-def repair(project: Project, client: Client, plan: RepairPlan, *, who: str, note: str) -> Repair:
+def repair(
+    project: Project, client: Client, plan: RepairPlan, *, who: str, note: str,
+    show: Callable[[str], None] = lambda _: None,
+) -> Repair:  # fmt: skip
     """Do what was planned; return the decision, which is another's if somebody was faster.
+
+    Args:
+        show: Is told each step that is done.
 
     Raises:
         ConfigError: Meanwhile nothing is wrong any more, the plan cannot be kept, or another line of topics is booked.
         StoreError, BrokerError: It is not finished; run it again.
     """
-    for _ in steps(project, client, plan, who=who, note=note):
-        pass
+    for step in steps(project, client, plan, who=who, note=note):
+        show(step)
     decided = read_repairs(client, plan.topic.topic_id, plan.partition)
     return decided[plan.number - 1]
 

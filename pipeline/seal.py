@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -64,8 +64,11 @@ class Sealer:
         self._partitions = partitions
         self.ended = False
 
-    def seal_all(self) -> list[Seal]:
+    def seal_all(self, show: Callable[[str], None] = lambda _: None) -> list[Seal]:
         """Seal every booking that all partitions have left.
+
+        Args:
+            show: Is told each step of each booking.
 
         Raises:
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
@@ -74,10 +77,13 @@ class Sealer:
         sealed: list[Seal] = []
         with store_errors(self._client, "sealing into usage"):
             while True:
-                steps = list(self.steps())
-                if not steps or not isinstance(steps[-1], Seal):
+                step: Seal | str = ""
+                for step in self.steps():
+                    if not isinstance(step, Seal):
+                        show(f"{step}, {len(sealed)} done")
+                if not isinstance(step, Seal):
                     return sealed
-                sealed.append(steps[-1])
+                sealed.append(step)
 
     def steps(self) -> Iterator[Seal | str]:
         """Seal the oldest booking that can be sealed, if any, step by step; the last step is its seal."""

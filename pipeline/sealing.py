@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clickhouse_driver import Client
@@ -80,14 +80,17 @@ class SealDesk:
         self._consumer.close()
         self._client.disconnect()
 
-    def seal(self) -> SealReport:
+    def seal(self, show: Callable[[str], None] = lambda _: None) -> SealReport:
         """Seal every booking that all partitions have left.
+
+        Args:
+            show: Is told how it goes.
 
         Raises:
             ConfigError: Another line of topics is booked now.
             StoreError: ClickHouse did not acknowledge; nothing is half sealed, call again.
         """
-        return self._report(self._seal())
+        return self._report(self._seal(show))
 
     def _note(self) -> None:
         """Note how the line goes on; which line is booked, only who books decides.
@@ -99,14 +102,15 @@ class SealDesk:
             refuse_other_line(self._client, self._line[0].topic_id, self._topic.name)
             note_line(self._client, self._line)
 
-    def _seal(self) -> tuple[Seal, ...]:
+    def _seal(self, show: Callable[[str], None] = lambda _: None) -> tuple[Seal, ...]:
         self._note()
-        sealed = tuple(self._sealer.seal_all())
+        sealed = tuple(self._sealer.seal_all(show))
         if self._sealer.ended:
             self._begin()
             self._note()
-            sealed += tuple(self._sealer.seal_all())
+            sealed += tuple(self._sealer.seal_all(show))
         with store_errors(self._client, "tidying usage_hot and usage"):
+            show("making blocks of what was sealed")
             self._sealer.roll_up_missing()
             self._sealer.join_heard()
             self._sealer.drop_old_hot(time.time_ns() // 1_000_000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tallyman.cli.context import Options, clickhouse, is_number, load_room, project_options, who
-from tallyman.cli.output import print_json, print_table, result, say, show_time
+from tallyman.cli.output import print_json, print_table, progress_line, result, say, show_time
 from tallyman.repairs import LATE
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def repair(options: Options, what: str, at: int | None, note: str, yes: bool, as
             say(line)
         done = None
         if yes:
-            done = load_room("pipeline.repair:repair")(project, client, plan, who=who(), note=note)
+            shown = progress_line(f"repair of partition {what}")
+            done = load_room("pipeline.repair:repair")(project, client, plan, who=who(), note=note, show=shown)
+            shown("done", done=True)
         else:
             say("nothing was done. To do it, add --yes")
     if as_json:

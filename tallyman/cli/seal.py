@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tallyman.cli.context import Options, clickhouse, load_room, project_options
-from tallyman.cli.output import count, print_json, print_table, result, say, show_time
+from tallyman.cli.output import count, print_json, print_table, progress_line, result, say, show_time
 from tallyman.cli.services import stopped_by_signals
 
 
@@ -40,7 +40,9 @@ def seal(options: Options, preview: bool, watch: bool, as_json: bool) -> None:
                     for report in desk.watch(stop):
                         click.echo(json.dumps(_document(report))) if as_json else _print(report)
                 return
-            report = desk.look() if preview else desk.seal()
+            line = progress_line("seal")
+            report = desk.look() if preview else desk.seal(line)
+            line("done", done=True)
         finally:
             desk.close()
     if as_json:

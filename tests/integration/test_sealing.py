@@ -97,7 +97,9 @@ def test_a_staging_table_that_cannot_be_dropped_keeps_no_booking_from_being_seal
     book(client, Booked(minute=NOON, value=7))
     progress(client, 0, 0, 4, NOON, booking=DAY + 1)
     client.settings["max_table_size_to_drop"] = 1  # of everything that goes wrong with a drop
-    sealed = Sealer(client, [(TOPIC, 0, 8)]).seal_all()
+    told: list[str] = []
+    sealed = Sealer(client, [(TOPIC, 0, 8)]).seal_all(told.append)
+    assert told[:2] == ["frontier, 0 done", "staging, 0 done"], "who waits sees it go on"
     assert [(each.booking, each.rows, each.events) for each in sealed] == [(DAY, 1, 1)]
     assert client.execute("SHOW TABLES LIKE 'usage_staging_%%'") != []
 
