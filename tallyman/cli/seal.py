@@ -40,9 +40,12 @@ def seal(options: Options, preview: bool, watch: bool, as_json: bool) -> None:
                     for report in desk.watch(stop):
                         click.echo(json.dumps(_document(report))) if as_json else _print(report)
                 return
-            line = progress_line("seal")
-            report = desk.look() if preview else desk.seal(line)
-            line("done", done=True)
+            if preview:
+                report = desk.look()
+            else:
+                shown = progress_line("seal")
+                report = desk.seal(shown)
+                shown("done", done=True)
         finally:
             desk.close()
     if as_json:
