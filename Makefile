@@ -7,7 +7,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
-BENCHES = $(basename $(notdir $(shell grep -l '^if __name__' bench/*.py)))
+# `load` and `peer` are started by other benchmarks, with arguments.
+BENCHES = $(filter-out load peer,$(basename $(notdir $(shell grep -l '^if __name__' bench/*.py))))
 # Files run side by side, each worker with a broker and a ClickHouse of its own; the long ones begin first. One more
 # worker than there are cores: a third of the time is spent waiting.
 FOLDERS := chaos e2e model integration contract unit

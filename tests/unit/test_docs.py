@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -51,6 +52,15 @@ def test_every_setting_is_in_the_docs_with_its_default(name: str, default: Any) 
 def test_the_docs_name_no_setting_that_does_not_exist() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) == {name for name, _ in EVERY_SETTING}
+
+
+def test_make_bench_runs_every_bench_of_the_docs_and_none_that_is_part_of_another() -> None:
+    """The first one that fails ends it: `bench.load` and `bench.peer` are started by others, with arguments."""
+    asked = ["make", "-s", "--eval=names: ; @echo $(BENCHES)", "names"]
+    run = set(subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+    told = set(re.findall(r"python -m bench\.(\w+)", "\n".join(page.read_text(encoding="utf-8") for page in PAGES)))
+    assert len(told) > 10 and told - run == set()
+    assert run.isdisjoint({"load", "peer"})
 
 
 def meter_rows() -> dict[str, str]:
