@@ -51,7 +51,11 @@ lint: setup ## ruff, mypy --strict and the import arrows
 	@$(BIN)/lint-imports
 
 bench: setup ## each performance claim, measured here and printed as a table
-	@for name in $(BENCHES); do echo "== python -m bench.$$name"; $(BIN)/python -m bench.$$name; done
+	@missed=; \
+	for name in $(BENCHES); do \
+		echo "== python -m bench.$$name"; $(BIN)/python -m bench.$$name || missed="$$missed $$name"; \
+	done; \
+	if [ -n "$$missed" ]; then echo "missed or failed:$$missed" >&2; exit 1; fi
 
 constraints: ## resolve all versions anew, in an empty virtual environment, and write constraints.txt
 	@.ci/pin constraints.txt

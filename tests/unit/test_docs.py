@@ -63,6 +63,18 @@ def test_make_bench_runs_every_bench_of_the_docs_and_none_that_is_part_of_anothe
     assert run.isdisjoint({"load", "peer"})
 
 
+def test_make_bench_measures_on_when_a_limit_is_missed_and_names_it_at_the_end(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "ran $2"\ntest "$2" != bench.latency\n', encoding="utf-8")
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    asked = ["make", "-s", "bench", f"VENV={tmp_path}", "BENCHES=ingest latency restart"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert re.findall(r"^ran bench\.(\w+)$", done.stdout, re.MULTILINE) == ["ingest", "latency", "restart"]
+    assert done.returncode != 0 and "missed or failed: latency" in done.stderr
+
+
 def meter_rows() -> dict[str, str]:
     page = (ROOT / "docs" / "meters.md").read_text(encoding="utf-8")
     return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
