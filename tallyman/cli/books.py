@@ -8,30 +8,36 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tallyman.cli.context import Options, load_room, project_options
-from tallyman.cli.output import print_json, progress_line, result, say
+from tallyman.cli.context import Options, clickhouse, load_room, project_options
+from tallyman.cli.output import print_json, print_table, progress_line, result, say
 
 if TYPE_CHECKING:
     from tallyman.meter import Definitions
+    from tallyman.project import Project
 
 
 @click.command()
+@click.option("--preview", is_flag=True, help="Only say what would be closed.")
 @click.option("--no-wait", is_flag=True, help="Return when the close is written, without waiting for the seal.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True, metavar="SECONDS",
               help="Wait at most so long for the seal.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @project_options
-def close(options: Options, no_wait: bool, timeout: float, as_json: bool) -> None:
+def close(options: Options, preview: bool, no_wait: bool, timeout: float, as_json: bool) -> None:
     """End the open booking now, and have it sealed.
 
     Bookings end at midnight UTC by themselves; this is for when somebody cannot wait. What arrives later is booked
     later, with its own minute on it.
 
     \b
-    Example:
+    Examples:
+      tallyman close --preview
       tallyman close && tallyman invoice run --month 2026-10
     """
     project = options.load()
+    if preview:
+        _preview_close(project, as_json)
+        return
     report = load_room("pipeline.close:close_books")(project)
     closed = report.booking - 1
     say(f"closed: booking {report.booking} is open now")
@@ -47,6 +53,25 @@ def close(options: Options, no_wait: bool, timeout: float, as_json: bool) -> Non
         result(f"sealed up to booking {sealed_to}")
     else:
         result(f"booking {report.booking}")
+
+
+def _preview_close(project: Project, as_json: bool) -> None:
+    """Show what is booked and not sealed: all of it would be, when every partition is booked up to the close."""
+    with clickhouse(project):  # what ClickHouse refuses is a sentence
+        desk = load_room("pipeline.sealing:SealDesk")(project)
+        try:
+            report = desk.look()
+        finally:
+            desk.close()
+    waiting = [{"booking": each.booking, "rows": each.rows, "events": each.events} for each in report.unsealed]
+    if as_json:
+        print_json({"would_seal": waiting, "sealed_to": report.sealed_to or None})
+        return
+    if waiting:
+        print_table(["would be sealed", "rows", "events"], [list(each.values()) for each in waiting])
+    else:
+        result("nothing is booked that is not sealed; what comes until the close would be")
+    say("nothing was closed. To do it: tallyman close")
 
 
 @click.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,24 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tallyman.cli.books.load_room", lambda target: getattr(room, target.partition(":")[2]))
     return room
+
+
+@pytest.mark.parametrize("waiting", [(), (SimpleNamespace(booking=20780001, rows=7, events=1200),)])
+def test_a_preview_of_a_close_says_what_would_be_sealed_and_closes_nothing(
+    room: Room, waiting: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = SimpleNamespace(unsealed=waiting, sealed_to=20780000)
+    desk = SimpleNamespace(look=lambda: report, close=lambda: room.calls.append("let go"))
+    room.SealDesk = lambda project: desk  # type: ignore[attr-defined]
+    monkeypatch.setattr("tallyman.cli.books.clickhouse", nullcontext)
+    assert run(["close", "--preview"]) == 0
+    said = capsys.readouterr()
+    assert ("20780001     7    1200" in said.out) is bool(waiting) and "nothing was closed" in said.err
+    assert run(["close", "--preview", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "would_seal": [{"booking": 20780001, "rows": 7, "events": 1200}] if waiting else [], "sealed_to": 20780000
+    }  # fmt: skip
+    assert room.calls == ["let go", "let go"]
 
 
 def test_close_waits_until_what_it_closed_is_sealed(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
