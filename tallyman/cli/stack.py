@@ -139,7 +139,8 @@ def status(options: Options, as_json: bool) -> None:
     """Show what runs here and how complete usage is.
 
     Exit code 0 when all of it is ready, 1 when nothing runs, 3 when something is not ready. With a ClickHouse of your
-    own (clickhouse.host) and no stack here: how complete usage is, and 1 when it does not answer.
+    own (clickhouse.host) and no stack here: how complete usage is, and 1 when it does not answer. With --json also how
+    far each partition is booked, and its watermark.
 
     \b
     Example:
@@ -213,7 +214,13 @@ def _read_books(project: Project) -> dict[str, Any]:
             expected_delay=project.config.usage.expected_delay,
             partitions=project.config.kafka.partitions,
         )
+    delay = project.config.usage.expected_delay
     return {
+        "partitions": [
+            {"topic_id": each.topic_id, "partition": each.partition, "offset": each.offset, "booking": each.booking,
+             "log_clock": each.clock, "watermark": each.clock and each.clock - delay}
+            for each in found.partitions
+        ],
         "complete_to": found.complete_to,
         "sealed_to": found.sealed_to,
         "held_by": [held_as_object(each) for each in found.held_by],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tallyman.cli import run
-from tallyman.completeness import Completeness
+from tallyman.completeness import Completeness, PartitionProgress
 
 KAFKA, CLICKHOUSE = "kafka: {brokers: ['kafka-1:9092']}\n", "clickhouse: {host: ch-1}\n"
 NOON = datetime(2026, 10, 31, 12, tzinfo=UTC)
@@ -57,6 +58,24 @@ def test_with_a_clickhouse_of_ones_own_status_says_how_complete_usage_is(
     printed = capsys.readouterr()
     assert "usage is complete up to 2026-10-31 12:00 +00:00, sealed up to booking 20757000" in printed.out
     assert "usage is that of ClickHouse at ch-1:9000" in printed.err
+
+
+def test_as_json_status_says_how_far_each_partition_is_and_its_watermark(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topic = "Ecl5Q0nRQo2TbJGAGKdzDA"
+    places = tuple(
+        PartitionProgress(topic_id=topic, partition=number, offset=7 * number, clock=clock, booking=20_757_001)
+        for number, clock in ((0, None), (1, NOON))
+    )
+    found = Completeness(complete_to=None, sealed_to=20_757_000, partitions=places)
+    monkeypatch.setattr("tallyman.completeness.read_completeness", lambda *_, **__: found)
+    settings(project, KAFKA + CLICKHOUSE + "usage: {expected_delay: 30s}\n")
+    assert run(["status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["partitions"]
+    assert [(each["partition"], each["offset"], each["watermark"]) for each in told] == [
+        (0, 0, None), (1, 7, "2026-10-31T11:59:30+00:00")
+    ]  # fmt: skip
 
 
 def test_a_clickhouse_of_ones_own_that_does_not_answer_is_said(
