@@ -30,7 +30,8 @@ _SEVERAL = re.compile(r"(?<!&)&(?!&)")
 @click.option("--from", "from_", default="today", show_default=True, metavar="WHEN",
               help="First moment: 2026-10-01, 2026-10, 2026-10-01T14:30, today, or an age such as 24h.")  # fmt: skip
 @click.option("--to", metavar="WHEN", help="First moment that no longer counts.  [default: this minute, included]")
-@click.option("--window", type=click.Choice(WINDOWS), default="total", show_default=True, help="One row for each.")
+@click.option("--window", type=click.Choice(WINDOWS), default="total", show_default=True,
+              help="One row for each; weeks begin on Monday.")  # fmt: skip
 @click.option("--zone", default="UTC", show_default=True, metavar="ZONE",
               help="Where days begin: an IANA name such as Europe/Berlin.")  # fmt: skip
 @click.option("--by", multiple=True, metavar="NAME", help="Tell rows apart by a dimension, or by subject; repeatable.")
