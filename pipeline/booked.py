@@ -7,6 +7,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import groupby
 
 from clickhouse_driver import Client, errors
@@ -15,6 +16,7 @@ from pipeline.book import Counts, Place
 from pipeline.frontier import PLACES, place_of, read_begin, repaired_place
 from pipeline.replay import INDEX_FACTOR, OFFSET_FACTOR
 from tallyman.books import Topic
+from tallyman.errors import ConfigError
 from tallyman.repairs import NOT_UNDONE, read_repairs
 from tallyman.topics import ENDED
 
@@ -147,19 +149,46 @@ def expired_to(client: Client, clocks_ms: Iterable[int]) -> int:
     -1 if none. Ids are remembered from the log clock on, or from the event's time if that is later.
     """
     clocks = sorted(set(clocks_ms))
+    ttl = _ttl_of_ids(client)
+    if not ttl:
+        return -1
+    kept_from = bisect_left(clocks, True, key=lambda clock_ms: _takes(client, ttl, clock_ms) is False)
+    return clocks[kept_from - 1] if kept_from else -1
+
+
+def refuse_short_memory(client: Client, remember: timedelta, now_ms: int) -> None:
+    """Refuse a TTL of the operator that takes ids of which copies may still be accepted: those would count again.
+
+    One that looks at more than when an id is remembered from cannot be judged, and is the operator's.
+
+    Args:
+        remember: How long an id has to answer for its copies.
+
+    Raises:
+        ConfigError: The sentence says how long it has to be.
+    """
+    ttl = _ttl_of_ids(client)
+    if ttl and _takes(client, ttl, now_ms - int(remember.total_seconds() * 1000)):
+        raise ConfigError(
+            f"the TTL on ids ({ttl}) takes identities before their copies are too old to count, {remember} after they "
+            "were accepted (the largest oldest_accepted, and usage.furthest_ahead): copies would count again; ALTER "
+            'TABLE ids MODIFY TTL to a longer one, see "accepted identities" in docs/operations.md'
+        )
+
+
+def _ttl_of_ids(client: Client) -> str:
+    """Return the expression of the TTL on `ids`, "" if there is none."""
     (engine,) = client.execute(
         "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'ids'"
     )[0]
     ttl = _TTL.search(engine)
-    if ttl is None:
-        return -1
+    return ttl[1] if ttl else ""
 
-    def is_kept(clock_ms: int) -> bool:
-        remembered = f"SELECT toInt64({clock_ms * 1000}) AS remembered_us"
-        try:
-            return not client.execute(f"SELECT toDateTime({ttl[1]}) <= now() FROM ({remembered})")[0][0]  # noqa: S608
-        except errors.ServerException:  # it looks at other columns, or is not only one
-            return False
 
-    kept_from = bisect_left(clocks, True, key=is_kept)
-    return clocks[kept_from - 1] if kept_from else -1
+def _takes(client: Client, ttl: str, clock_ms: int) -> bool | None:
+    """Whether a TTL takes by now what is remembered from a log clock on; None where more would have to be known."""
+    remembered = f"SELECT toInt64({clock_ms * 1000}) AS remembered_us"
+    try:
+        return bool(client.execute(f"SELECT toDateTime({ttl}) <= now() FROM ({remembered})")[0][0])  # noqa: S608
+    except errors.ServerException:  # it looks at other columns, or is not only one
+        return None

@@ -19,6 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline import metrics as counted
 from pipeline.archive import keep_archive_for
+from pipeline.booked import refuse_short_memory
 from pipeline.compiled import load_id_kernel, load_kernel
 from pipeline.growth import is_followed, line_to_book
 from pipeline.job import build
@@ -31,8 +32,9 @@ from pipeline.source import close_readers
 from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
-from tallyman.clickhouse import connect, migrate
+from tallyman.clickhouse import connect, migrate, store_errors
 from tallyman.errors import DamageError, LogError, StoreRefusedError, TallymanError
+from tallyman.in_force import definitions_in_force, definitions_of
 from tallyman.metrics import serve
 from tallyman.project import Project
 
@@ -171,6 +173,9 @@ def prepare(project: Project) -> JobConfig:
         migrate(client)
         keep_archive_for(client, project.config.pipeline.archive_ttl)
         line = line_to_book(project, client)
+        remember = max(each.remember for each in (definitions_of(project), definitions_in_force(project)))
+        with store_errors(client, "reading the TTL on ids"):
+            refuse_short_memory(client, remember, time.time_ns() // 1_000_000)
     finally:
         client.disconnect()
     return job_config(project, line)

@@ -24,10 +24,12 @@ from pipeline.close import apply_definitions, close_books, found_books, wait_unt
 from pipeline.hot import HotCopy
 from pipeline.rollup import roll_up_missing
 from pipeline.runtime import forget
+from pipeline.worker import prepare
 from tallyman.blocks import BLOCKS_S
 from tallyman.books import Topic
 from tallyman.cli import run
 from tallyman.clickhouse import SETTINGS, connect, migrate
+from tallyman.errors import ConfigError
 from tallyman.event import ARROW, LINES, Series, home_key
 from tallyman.kafka import partition_of
 from tallyman.local.folder import ClickHouseEndpoint
@@ -244,6 +246,8 @@ def test_identities_that_a_ttl_has_taken_are_not_checked_and_all_else_is(auditor
     assert found["chunks"] == [] and {each["reason"] for each in found["unchecked"]} == {
         "a TTL on ids has taken identities that were accepted in it; its usage was compared"
     }
+    with pytest.raises(ConfigError, match="copies would count again"):
+        prepare(own.project)
     own.ask("ALTER TABLE usage_hot UPDATE sum = sum + 1 WHERE meter = 'net.bytes' SETTINGS mutations_sync = 1")
     assert len(auditor.audit("usage", "--source", "log", code=1)["differences"]) == 1
 

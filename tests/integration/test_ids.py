@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 from clickhouse_driver import Client
 
 from pipeline import frontier
+from pipeline.booked import refuse_short_memory
 from pipeline.frontier import StoredIds
 from pipeline.id_filter import IdFilter
 from pipeline.identities import HASHES
 from tallyman.clickhouse import connect
+from tallyman.errors import ConfigError
 from tallyman.local.folder import ClickHouseEndpoint
 from tests.fetches import TOPIC_ID
 from tests.usage_rows import fresh_database
@@ -107,3 +112,23 @@ def test_a_filter_loaded_from_the_store_calls_none_of_its_ids_new(ids: StoredIds
             assert known.perhaps(TOPIC_ID, 0, portion.high, portion.low).all()
         other = np.random.default_rng(1).integers(0, 2**64, (2, 10_000), np.uint64)
         assert known.perhaps(TOPIC_ID, 0, *other).mean() < 1.02 - known.covered
+
+
+@pytest.mark.parametrize(
+    ("kept_for", "is_refused"),
+    [
+        ("toIntervalDay(37)", False),
+        ("toIntervalDay(36)", True),
+        ("toIntervalSecond(1)", True),
+        ("toIntervalYear(90)", True),  # ends behind 2106, where ClickHouse's seconds begin anew
+        ("toIntervalDay(1) WHERE partition = 9", False),  # of a partition that is gone, say: the operator's
+    ],
+)
+def test_a_ttl_on_ids_that_would_let_copies_count_again_is_refused(
+    database: Client, kept_for: str, is_refused: bool
+) -> None:
+    remember, now_ms = timedelta(days=36, hours=1), time.time_ns() // 1_000_000
+    refuse_short_memory(database, remember, now_ms)
+    database.execute(f"ALTER TABLE ids MODIFY TTL toDateTime(intDiv(remembered_us, 1000000)) + {kept_for}")
+    with pytest.raises(ConfigError, match="copies would count again") if is_refused else nullcontext():
+        refuse_short_memory(database, remember, now_ms)
