@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from clickhouse_driver import Client
 
 from pipeline.book import booking_after
+from pipeline.booked import refuse_short_memory
 from pipeline.catalog import Catalog
 from pipeline.json_events import JsonDecoder
 from pipeline.outlet import write_close, write_end
@@ -126,10 +127,16 @@ def apply_definitions(project: Project) -> CloseReport | None:
 
     Raises:
         BrokerError: Not every partition acknowledged; call again.
-        ConfigError: Another line of topics is booked now.
+        ConfigError: Another line of topics is booked now, or a TTL on ids is too short for how late events may come.
     """
     engine = open_books(project)
     refuse_unbooked(project, engine)
+    client = connect(project.clickhouse)
+    try:
+        with store_errors(client, "reading the TTL on ids"):
+            refuse_short_memory(client, definitions_of(project).remember, time.time_ns() // 1_000_000)
+    finally:
+        client.disconnect()
     topic = _founded(project, engine)
     after = _number_definitions(project, engine)
     before = books.closed_definitions(engine, topic.name)

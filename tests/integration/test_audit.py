@@ -246,8 +246,9 @@ def test_identities_that_a_ttl_has_taken_are_not_checked_and_all_else_is(auditor
     assert found["chunks"] == [] and {each["reason"] for each in found["unchecked"]} == {
         "a TTL on ids has taken identities that were accepted in it; its usage was compared"
     }
-    with pytest.raises(ConfigError, match="copies would count again"):
-        prepare(own.project)
+    for begin in (prepare, apply_definitions):  # a meter that is put in force may be more patient than all before
+        with pytest.raises(ConfigError, match="copies would count again"):
+            begin(own.project)
     own.ask("ALTER TABLE usage_hot UPDATE sum = sum + 1 WHERE meter = 'net.bytes' SETTINGS mutations_sync = 1")
     assert len(auditor.audit("usage", "--source", "log", code=1)["differences"]) == 1
 
