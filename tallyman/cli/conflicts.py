@@ -20,7 +20,8 @@ from tallyman.cli.output import count, print_json, print_table, say, show_time
 def conflicts(options: Options, since: str | None, until: str | None, limit: int, as_json: bool) -> None:
     """List later copies of counted events that say other things, with the positions of both: the first one counts.
 
-    A position is partition:offset:index. If the later copy is the right one: tallyman event amend.
+    A position is partition:offset:index. Behind the growth of a topic the first copy may stand in the earlier one,
+    there in a partition that only its id tells. If the later copy is the right one: tallyman event amend.
 
     \b
     Examples:
