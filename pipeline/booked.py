@@ -177,11 +177,9 @@ def refuse_short_memory(client: Client, remember: timedelta, now_ms: int) -> Non
 
 
 def _ttl_of_ids(client: Client) -> str:
-    """Return the expression of the TTL on `ids`, "" if there is none."""
-    (engine,) = client.execute(
-        "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'ids'"
-    )[0]
-    ttl = _TTL.search(engine)
+    """Return the expression of the TTL on `ids`, "" if there is none, or no table yet."""
+    rows = client.execute("SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = 'ids'")
+    ttl = _TTL.search(rows[0][0]) if rows else None
     return ttl[1] if ttl else ""
 
 

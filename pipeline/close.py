@@ -87,7 +87,7 @@ def _founded(project: Project, engine: sa.Engine) -> books.Topic:
 def _found(project: Project, engine: sa.Engine, topic: books.Topic, before: books.Topic | None) -> None:
     """Write the first close of a topic, and the end of the one that it follows."""
     if before is None:
-        _number_definitions(project, engine)
+        books.add_definitions(engine, _decodable(project))
     _write_next(project, engine, topic, again=True)
     if before is not None:
         info = check_topic(
@@ -131,14 +131,10 @@ def apply_definitions(project: Project) -> CloseReport | None:
     """
     engine = open_books(project)
     refuse_unbooked(project, engine)
-    client = connect(project.clickhouse)
-    try:
-        with store_errors(client, "reading the TTL on ids"):
-            refuse_short_memory(client, definitions_of(project).remember, time.time_ns() // 1_000_000)
-    finally:
-        client.disconnect()
+    definitions = _decodable(project)
+    _refuse_forgetting(project, definitions)
     topic = _founded(project, engine)
-    after = _number_definitions(project, engine)
+    after = books.add_definitions(engine, definitions)
     before = books.closed_definitions(engine, topic.name)
     if before is not None and before.number == after.number:
         return None
@@ -196,15 +192,25 @@ def _close_newest(project: Project, engine: sa.Engine, topic: books.Topic) -> Cl
         topic = _founded(project, engine)
 
 
-def _number_definitions(project: Project, engine: sa.Engine) -> Definitions:
-    """Number the definitions of a project's files, once a decoder was made of them.
+def _decodable(project: Project) -> Definitions:
+    """Return the definitions of a project's files, once a decoder was made of them.
 
     Where none can be, nothing is numbered: behind a close that named them no worker could go on, and no later
     definitions would help, since what stands between the two closes needs a decoder too.
     """
     definitions = definitions_of(project)
     JsonDecoder(Catalog(definitions), 1, kernel=None)
-    return books.add_definitions(engine, definitions)
+    return definitions
+
+
+def _refuse_forgetting(project: Project, definitions: Definitions) -> None:
+    """Refuse definitions that accept copies of events for longer than the TTL on `ids` lets their identities stay."""
+    client = connect(project.clickhouse)
+    try:
+        with store_errors(client, "reading the TTL on ids"):
+            refuse_short_memory(client, definitions.remember, time.time_ns() // 1_000_000)
+    finally:
+        client.disconnect()
 
 
 def wait_until_sealed(

@@ -22,7 +22,7 @@ from tallyman.kafka import end_offsets, make_consumer, make_producer
 from tallyman.local.folder import ClickHouseEndpoint, Endpoints, write_endpoints
 from tallyman.project import Project, load_project
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 Headers = Sequence[tuple[str, bytes]]
 COUNTS = ("received", "aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 

@@ -30,7 +30,14 @@ def stop_at(records: int) -> None:
 
 def wait_for(records: int) -> None:
     with _GROWN:
-        assert _GROWN.wait_for(lambda: sum(map(len, VALUES.values())) >= records, 30)
+        assert _GROWN.wait_for(lambda: sum(map(len, VALUES.values())) >= records, 120)
+
+
+def ask_when_empty(fetches: int) -> None:
+    """Stop the pipeline once each of two partitions came empty so often; after two minutes in any case."""
+    with _GROWN:
+        _GROWN.wait_for(lambda: min(EMPTY[0], EMPTY[1]) >= fetches, 120)
+    STOP.ask()
 
 
 def next_position(topic_id: str, partition: int) -> int:
@@ -46,8 +53,8 @@ class Fold(beam.DoFn):
 
     def process(self, fetch: Fetch) -> Iterator[None]:
         assert fetch.first == _NEXT[fetch.partition]
-        EMPTY[fetch.partition] += fetch.first == fetch.next
         with _GROWN:
+            EMPTY[fetch.partition] += fetch.first == fetch.next
             VALUES[fetch.partition] += fetch.values
             _NEXT[fetch.partition] = fetch.next
             _GROWN.notify_all()

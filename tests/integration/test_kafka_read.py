@@ -331,8 +331,10 @@ def test_a_pipeline_reads_every_record_once_through_rebuilds(topic: Topic) -> No
 
 
 def test_an_idle_pipeline_emits_empty_fetches_and_stops_when_asked(topic: Topic) -> None:
-    threading.Timer(1.5, STOP.ask).start()
+    idle = threading.Thread(target=reading.ask_when_empty, args=(2,))
+    idle.start()
     run(topic, until=10**9)
+    idle.join()
     assert reading.EMPTY[0] >= 2
     assert reading.EMPTY[1] >= 2
 

@@ -59,7 +59,7 @@ class Kcat:
 def kcat(kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path) -> Iterator[Kcat]:
     if shutil.which("kcat") is None:
         not_here("kcat is not installed; on Debian: apt-get install kcat")
-    own = OwnProject(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=PARTITIONS)
+    own = OwnProject(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, partitions=PARTITIONS, chunk_size=64)
     with own.running():
         found_books(own.project)
         yield Kcat(own)
