@@ -1,4 +1,4 @@
-"""Files of usage events: NDJSON, one JSON event, or a JSON array of them; plain, gzipped, or standard input.
+"""Files of usage events: NDJSON, JSON written over many lines, or a JSON array; plain, gzipped, or standard input.
 
 Every line is handed on as it is, decodable or not: what is wrong with it is the pipeline's to say, as a dead letter.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -19,9 +21,10 @@ import msgspec
 from tallyman.errors import EventFileError, UsageQueryError
 
 _PIECE = 1 << 20
-_WHOLE = 256 << 20  # an array or a single event that is written over many lines is read at once, up to here
+_WHOLE = 256 << 20  # an array, or events that are written over many lines, are read at once, up to here
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
+_BLANK = re.compile(r"[ \t\r\n]*")
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -144,11 +147,29 @@ def _open_stream(piped: BinaryIO, longest: int, name: str) -> EventFile:
 
 
 def _events_of(whole: bytes) -> list[bytes] | None:
-    """Return the events of a whole JSON document, None if it is none."""
+    """Return the events of a whole array, or of JSON objects one behind the other; None if it is neither."""
     try:
         return [_in_one_line(bytes(raw)) for raw in _decode_array(whole)]
     except (msgspec.DecodeError, RecursionError):
-        return [_in_one_line(whole.strip())] if _is_object(whole) else None
+        return _objects_of(whole)
+
+
+def _objects_of(whole: bytes) -> list[bytes] | None:
+    """Return the objects that a text consists of, as `jq .` writes them; None if there is anything else in it."""
+    text = whole.decode("utf-8", "surrogateescape")
+    decoder, objects, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        begin = _BLANK.match(text, at).end()  # type: ignore[union-attr]
+        if begin == len(text):
+            break
+        try:
+            found, at = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict):
+            return None
+        objects.append(_in_one_line(text[begin:at].encode("utf-8", "surrogateescape")))
+    return objects
 
 
 def _in_one_line(event: bytes) -> bytes:

@@ -64,6 +64,17 @@ def test_an_event_written_over_many_lines_is_one_with_all_its_digits() -> None:
     assert read(b"[" + content + b"," + content + b"]")[0] == 2 * [read(content)[0][0]]
 
 
+def test_events_written_over_many_lines_may_follow_one_another() -> None:
+    """As `jq .` writes them, also with bytes that are no UTF-8 in one of them."""
+    first, second = (json.dumps(json.loads(event(n)), indent=2, ensure_ascii=False).encode() for n in (1, 2))
+    odd = b'{\n  "id": "\xff"\n}'
+    assert [json.loads(each) for each in read(first + b"\n" + second + b"\n\n")[0]] == [
+        json.loads(event(1)), json.loads(event(2))
+    ]  # fmt: skip
+    assert read(first + b" " + odd)[0][1:] == [b'{"id":"\xff"}']
+    assert b"\n".join(read(first + b"\n{oops\n" + second)[0]) == first + b"\n{oops\n" + second
+
+
 def test_an_array_that_is_cut_off_becomes_lines_so_that_nothing_is_dropped() -> None:
     content = b"[" + event(1) + b",\n" + event(2)
     assert b"\n".join(read(content)[0]) == content
