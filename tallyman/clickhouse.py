@@ -46,6 +46,7 @@ STORE_ERRORS = (driver_errors.Error, EOFError, OSError)
 _NO_WAY = frozenset((errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH))
 
 TYPE_MISMATCH, UNKNOWN_TABLE = 53, 60
+_NOTE = "INSERT INTO schema_migrations (name) VALUES"
 _SCHEMA = (
     "the table is not as tallyman/schema makes it: put back what was dropped, renamed or altered"
     ' (docs/operations.md, "When ClickHouse refuses"), then start the pipeline again'
@@ -244,8 +245,11 @@ def _migrate(client: Client) -> list[str]:
             if not _VIEW.match(statement):
                 with store_errors(client, f"schema/{name}"):
                     client.execute(replicated_tables(statement) if replicated else statement)
-        client.execute("INSERT INTO schema_migrations (name) VALUES", [(name,)])
         fresh.append(name)
+        if applied:  # of a store that holds usage each may take long
+            client.execute(_NOTE, [(name,)])
+    if fresh and not applied:
+        client.execute(_NOTE, [(name,) for name in fresh])
     keep_views(client)
     return fresh
 

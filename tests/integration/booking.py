@@ -100,7 +100,7 @@ class OwnProject:
             yield
         finally:
             stop.set()
-            thread.join(timeout=30)
+            thread.join(timeout=120)
         assert codes == [0]
 
     def wait_until_booked(self) -> None:
@@ -135,12 +135,13 @@ class OwnProject:
 def wait_for(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """Wait for a condition; errors of parts that are just starting again count as "not yet"."""
     deadline = time.monotonic() + patience_s
-    problem = ""
+    problem, pause = "", 0.1
     while time.monotonic() < deadline:
         try:
             if found := condition():
                 return found
         except Exception as error:  # noqa: BLE001 - said below, if it never gets better
             problem = f" ({type(error).__name__}: {error})"
-        time.sleep(0.15)  # each look is a connection and a query; other tests need the core, too
+        time.sleep(pause)  # each look is a connection and a query; other tests need the core, too
+        pause = min(pause * 1.3, 0.4)
     raise AssertionError(f"not within {patience_s:.0f} s: {what}{problem}")

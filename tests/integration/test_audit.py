@@ -132,7 +132,7 @@ def fill(own: OwnProject) -> None:
         own.define(MORE)
         report = apply_definitions(own.project)
         assert report is not None
-        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=180)
         own.send(*((body(f"later-{n}"), ()) for n in range(20)), partition=HOME)
         own.send((body("t", type="traffic", data={"bytes": 10**20}), ()), partition=HOME)
         own.wait_until_booked()

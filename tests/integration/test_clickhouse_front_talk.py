@@ -459,7 +459,7 @@ def test_eight_clients_work_at_once(front: Front) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert not failures
 
 

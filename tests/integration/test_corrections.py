@@ -132,7 +132,7 @@ def test_an_amendment_that_another_was_faster_than_is_not_told_as_done(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert sorted(codes.values()) == [0, 3]
     (won,) = (hours for hours, code in codes.items() if code == 0)
     assert desk.own.usage() == {"compute.hours": won * HOUR}

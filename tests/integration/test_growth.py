@@ -208,7 +208,7 @@ def test_seals_pass_over_the_growth_and_answers_are_exact_across_both_topics(own
         send(own, old, range(45, 60))
         wait_for_hours(own, 60)
         report = close_books(own.project)
-        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=180)
         send(own, new, [60])
         wait_for_hours(own, 61)
     client = connect(own.endpoint)

@@ -272,7 +272,7 @@ def test_an_invoice_bills_usage_of_both_topics_once(desk: Desk) -> None:
     new = desk.grow()
     desk.send(new, *(body(f"e-{n}", time=when) for n in range(10, 50)))
     desk.wait_for_hours(50)
-    wait_until_sealed(desk.own.project, close_books(desk.own.project).booking - 1, timeout_s=60)
+    wait_until_sealed(desk.own.project, close_books(desk.own.project).booking - 1, timeout_s=180)
     report = batch.run(desk.own.project, f"{end - timedelta(days=1):%Y-%m}")
     assert [invoice.account for invoice in report.issued] == ["acct-0001"] and not report.failed
     (issued,) = report.issued
@@ -297,7 +297,7 @@ def test_usage_of_both_topics_is_rebuilt_under_new_definitions(desk: Desk) -> No
     desk.own.define(METERS.replace("scale: 9,", "scale: 9, where: {region: [Nürnberg]},"))
     applied = apply_definitions(desk.own.project)
     assert applied is not None
-    wait_until_sealed(desk.own.project, close_books(desk.own.project).booking - 1, timeout_s=60)
+    wait_until_sealed(desk.own.project, close_books(desk.own.project).booking - 1, timeout_s=180)
     day = datetime.fromisoformat(NOW).replace(hour=0, minute=0, second=0, microsecond=0)
     range_ = ("--from", day.isoformat(), "--to", (day + timedelta(days=1)).isoformat())
     told = desk.ask("rebuild", "--meter", "compute.hours", *range_, "--yes")

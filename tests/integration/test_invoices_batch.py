@@ -341,7 +341,7 @@ def test_two_runs_at_once_issue_each_invoice_once(project, client):
     for process in runs:
         process.start()
     for process in runs:
-        process.join(60)
+        process.join(120)
     assert [process.exitcode for process in runs] == [0, 0]
     assert sorted(contents(project.invoices_folder)) == [
         f"NIM-2026-00000{n}.{kind}" for n in (1, 2) for kind in ("html", "json")

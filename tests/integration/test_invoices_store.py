@@ -113,7 +113,7 @@ def test_a_process_that_is_killed_with_a_number_in_its_hand_leaves_no_gap(contro
     barrier = context.Barrier(1)
     process = context.Process(target=finalise_some, args=(control_url, list(range(10)), barrier, 7))
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == -signal.SIGKILL
     for account in range(10):
         store.finalise(engine, draft_of(account), PATTERN, NOVEMBER)

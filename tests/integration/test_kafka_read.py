@@ -353,7 +353,7 @@ def test_a_pipeline_outlives_its_broker(own_broker: Broker) -> None:
     own_broker.kill()
     own_broker.start()
     send(topic, [b"%d" % number for number in range(500, 1000)])
-    reader.join(60)
+    reader.join(120)
     logging.getLogger("kafka").setLevel(logging.NOTSET)
     assert not reader.is_alive()
     assert reading.VALUES[0] == [b"%d" % number for number in range(1000)]

@@ -143,9 +143,9 @@ def test_a_partition_with_a_batch_that_is_too_large_stops_there_and_the_others_g
     send(kafka_broker, ended, 0, b"end", b"late 0", bytes(MAX_BYTES + 1), b"hidden")
     send(kafka_broker, ended, 1, b"end", b"late 1")
     with caplog.at_level(logging.ERROR), sending_on(kafka_broker, ended, following, {0: 1, 1: 1}):
-        wait_for(lambda: "late_records_unreadable" in caplog.text, "the partition to be set aside", patience_s=60)
+        wait_for(lambda: "late_records_unreadable" in caplog.text, "the partition to be set aside")
         send(kafka_broker, ended, 1, b"later")
-        wait_for(comes(kafka_broker, following, b"late 0", b"late 1", b"later"), "what came later", patience_s=60)
+        wait_for(comes(kafka_broker, following, b"late 0", b"late 1", b"later"), "what came later")
     (told,) = [record for record in caplog.records if record.message == "late_records_unreadable"]
     assert (told.partition, told.levelname) == (0, "ERROR")  # type: ignore[attr-defined]
 
@@ -172,7 +172,7 @@ def test_what_lies_before_the_end_is_not_looked_at(
     ended, following = topics
     send(kafka_broker, ended, 0, bytes(MAX_BYTES + 1), b"end", b"late 0")
     with caplog.at_level(logging.ERROR), sending_on(kafka_broker, ended, following, {0: 2, 1: 0}):
-        wait_for(comes(kafka_broker, following, b"late 0"), "what came late", patience_s=60)
+        wait_for(comes(kafka_broker, following, b"late 0"), "what came late")
     assert "late_records_unreadable" not in caplog.text
 
 

@@ -47,7 +47,7 @@ def test_a_topic_under_a_new_name_that_senders_used_first_counts(books: OwnProje
     with books.running():
         report = apply_definitions(books.project)  # somebody closed today: what a repair does, too
         assert report is not None
-        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=180)
     books.settings["topic"] = f"{books.settings['topic']}.again"
     project = books.project
     ensure_topics(project.kafka_brokers, project.config.kafka, 1)  # by an administrator
@@ -86,7 +86,7 @@ def test_a_line_that_is_gone_back_to_counts(books: OwnProject) -> None:
     books.settings["topic"] = f"{right}.typo"
     with books.running():
         report = wait_for(lambda: close_books(books.project), "this line to be booked")
-        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=180)
     books.settings["topic"] = right
     books.send(*map(body, range(5, 8)))
     with books.running():
@@ -106,7 +106,7 @@ def test_a_line_that_is_gone_back_to_goes_on_by_itself_where_nothing_was_sent_me
     books.settings["topic"] = sealed
     with books.running():
         report = wait_for(lambda: close_books(books.project), "this line to be booked")
-        wait_until_sealed(books.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(books.project, report.booking - 1, timeout_s=180)
     books.settings["topic"] = right
     with books.running():
         wait_for(lambda: close_books(books.project), "the right line to be booked")
@@ -120,7 +120,8 @@ def test_a_worker_that_still_has_the_old_name_books_nothing_into_what_the_new_li
     old = books.settings["topic"]
     client = connect(books.endpoint)
     with books.running():
-        wait_for(lambda: books.reached(), "the worker to run")
+        books.send(body(0))  # a copy: once it is booked, the worker has noted its line
+        books.wait_until_booked()
         books.settings["topic"] = f"{old}.again"
         new = found_books(books.project)
         note_line(client, [new])

@@ -150,7 +150,7 @@ def put_in_force(own: OwnProject, meters: str = AFTER) -> None:
     own.define(meters)
     report = apply_definitions(own.project)
     assert report is not None
-    wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+    wait_until_sealed(own.project, report.booking - 1, timeout_s=180)
     own.wait_until_booked()
 
 
@@ -287,7 +287,7 @@ def test_readers_see_the_old_or_the_new_and_never_a_mix(make: Make) -> None:
         operator.type("rebuild", "undo", "1")
     over.set()
     for reader in readers:
-        reader.join(30)
+        reader.join(120)
     assert seen == {Decimal("27.5"), Decimal("17.5")}
 
 
@@ -334,7 +334,7 @@ def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(
     with own.running():
         own.wait_until_booked()
         report = close_books(own.project)
-        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=180)
         with monkeypatch.context() as patch:
             patch.setattr(Sealer, "seal_all", lambda self: [])  # as beside a replica that is away
             own.send((body("e-2"), ()), partition=HOME)
@@ -343,7 +343,7 @@ def test_usage_that_older_definitions_booked_behind_the_seal_is_waited_for(
             own.wait_until_booked()
             told = operator.rebuild(meters=("compute.peak",), code=1)
             assert f"booking {report.booking} is not sealed yet" in told and "Wait for the seal" in told
-        wait_until_sealed(own.project, report.booking, timeout_s=60)
+        wait_until_sealed(own.project, report.booking, timeout_s=180)
         assert operator.rebuild(meters=("compute.peak",))["changes"][0]["after"]["events"] == 2
     own.ask("INSERT INTO usage_hot SELECT * REPLACE (booking + 5 AS booking, chunk + 9 AS chunk) FROM usage_hot")
     told = operator.rebuild(meters=("compute.peak",), code=1)
@@ -364,7 +364,7 @@ def test_a_close_that_is_written_a_day_late_opens_no_booking_and_another_one_doe
         own.send((readings(5), numbered(1)), partition=host)
         own.wait_until_booked()
         report = close_books(own.project)
-        wait_until_sealed(own.project, report.booking - 1, timeout_s=60)
+        wait_until_sealed(own.project, report.booking - 1, timeout_s=180)
         own.send((readings(7), numbered(2)), partition=host)
         own.wait_until_booked()
     engine = open_books(own.project)
@@ -384,7 +384,7 @@ def test_a_close_that_is_written_a_day_late_opens_no_booking_and_another_one_doe
         assert "is not sealed yet, and what came before booking" in told
     with own.running():
         reached = own.ask("SELECT max(reached_booking) FROM progress")[0][0]
-        wait_until_sealed(own.project, reached - 1, timeout_s=60)
+        wait_until_sealed(own.project, reached - 1, timeout_s=180)
         assert operator.rebuild(meters=("host.cpu",))["changes"][0]["after"]["events"] == 12
 
 

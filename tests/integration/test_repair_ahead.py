@@ -173,7 +173,7 @@ def test_a_day_that_began_ahead_of_progress_is_known_to_hold_what_was_booked_bef
     with own.running():
         own.send(at_two("new-1"), partition=0)
         own.wait_for_end(0)
-        wait_until_sealed(own.project, close_books(own.project).booking - 1, timeout_s=60)
+        wait_until_sealed(own.project, close_books(own.project).booking - 1, timeout_s=180)
         own.wait_for_end(0)
         own.wait_for_end(1)
         assert own.usage() == {"host.cpu": 12}

@@ -43,7 +43,7 @@ def book(own: OwnProject, partitions: tuple[int, ...]) -> None:
     consumer.close()
     wait_for(lambda: all(own.reached().get(number, 0) >= end for number, end in ends.items()), f"progress to {ends}")
     stop.set()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     forget()
 
 

@@ -125,7 +125,7 @@ def test_behind_a_fence_only_inserts_into_what_it_is_on_are_waited_for(
             wait_for_inserts(client, ["usage_hot", "ids"], patience_s=0)
     finally:
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         client.execute("DROP TABLE recount_x")
 
 

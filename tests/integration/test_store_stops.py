@@ -35,10 +35,10 @@ def test_a_table_that_is_away_ends_the_service_and_all_is_exact_when_it_is_back(
         own.wait_until_booked()
         own.ask(f"DETACH TABLE {table}")
         send(brokers, topic, usage.records(30))
-        thread.join(60)
+        thread.join(120)
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
     assert codes == [1]
     told = [record.__dict__["error"] for record in caplog.records if record.message == "store_refused"]
     assert told and all("(code 60, UNKNOWN_TABLE); the table is not there" in each for each in told)
