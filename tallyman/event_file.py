@@ -25,6 +25,7 @@ _WHOLE = 256 << 20  # an array, or events that are written over many lines, are 
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\r\n]*")
+_scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode  # numbers of any length
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -56,12 +57,9 @@ class EventFile:
         start = head.lstrip()
         if start.startswith(b"[") or (start.startswith(b"{") and not _is_object(start.split(b"\n", 1)[0])):
             whole, is_all = self._read_whole(head)
-            if not is_all and start.startswith(b"[") and not _is_json(start.split(b"\n", 1)[0]):
-                raise UsageQueryError(  # its lines are no events, and each would be a dead letter
-                    f"{self.name}: an array of more than {_WHOLE >> 20} MiB; write one event a line (jq -c '.[]')"
-                )
-            events = _events_of(whole)
-            if events is not None:
+            if not is_all:
+                self._refuse_many_lines(whole.removeprefix(_BOM).lstrip())
+            elif (events := _events_of(whole)) is not None:
                 yield [event for event in events if self._fits(event, 1)]
                 return
             head = whole
@@ -72,6 +70,19 @@ class EventFile:
         if self.disk is not None:
             self.stream.close()
             self.disk.close()
+
+    def _refuse_many_lines(self, start: bytes) -> None:
+        """Refuse what is no event a line, and too large to be read at once: each line would be a dead letter."""
+        if start.startswith(b"["):
+            if not _is_json(start.split(b"\n", 1)[0]):
+                raise UsageQueryError(
+                    f"{self.name}: an array of more than {_WHOLE >> 20} MiB; write one event a line (jq -c '.[]')"
+                )
+        elif b"\n" in _first_object(start):
+            raise UsageQueryError(
+                f"{self.name}: more than {_WHOLE >> 20} MiB of events written over many lines; write one event a line "
+                "(jq -c .)"
+            )
 
     def _lines(self, rest: bytes) -> Iterator[list[bytes]]:
         number, overlong = 0, False
@@ -157,19 +168,29 @@ def _events_of(whole: bytes) -> list[bytes] | None:
 def _objects_of(whole: bytes) -> list[bytes] | None:
     """Return the objects that a text consists of, as `jq .` writes them; None if there is anything else in it."""
     text = whole.decode("utf-8", "surrogateescape")
-    decoder, objects, at = json.JSONDecoder(), [], 0
+    objects, at = [], _BLANK.match(text, 0).end()  # type: ignore[union-attr]
     while at < len(text):
-        begin = _BLANK.match(text, at).end()  # type: ignore[union-attr]
-        if begin == len(text):
-            break
-        try:
-            found, at = decoder.raw_decode(text, begin)
-        except (ValueError, RecursionError):
+        end = _end_of_object(text, at)
+        if end is None:
             return None
-        if not isinstance(found, dict):
-            return None
-        objects.append(_in_one_line(text[begin:at].encode("utf-8", "surrogateescape")))
+        objects.append(_in_one_line(text[at:end].encode("utf-8", "surrogateescape")))
+        at = _BLANK.match(text, end).end()  # type: ignore[union-attr]
     return objects
+
+
+def _first_object(start: bytes) -> bytes:
+    """Return the object that a text begins with, b"" if there is none, or one that ends late."""
+    text = start[:_PIECE].decode("utf-8", "surrogateescape")
+    return text[: _end_of_object(text, 0) or 0].encode("utf-8", "surrogateescape")
+
+
+def _end_of_object(text: str, at: int) -> int | None:
+    """Return where the JSON object ends that begins at a place; None if none does."""
+    try:
+        found, end = _scan(text, at)
+    except (ValueError, RecursionError):
+        return None
+    return end if isinstance(found, dict) else None
 
 
 def _in_one_line(event: bytes) -> bytes:

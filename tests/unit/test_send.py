@@ -75,6 +75,26 @@ def test_events_written_over_many_lines_may_follow_one_another() -> None:
     assert b"\n".join(read(first + b"\n{oops\n" + second)[0]) == first + b"\n{oops\n" + second
 
 
+def test_events_over_many_lines_that_are_too_large_to_be_read_at_once_are_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever the part that was read ends: also right behind one of them."""
+    pretty = b'{\n"id": "1234"\n}\n'  # 16 bytes
+    monkeypatch.setattr("tallyman.event_file._PIECE", 1 << 10)
+    for whole in range(4000, 4040):
+        monkeypatch.setattr("tallyman.event_file._WHOLE", whole)
+        for lead in (b"", b" ", b"\n" * 7):
+            with pytest.raises(UsageQueryError, match=r"written over many lines; write one event a line \(jq -c \.\)"):
+                read(lead + pretty * 1000)
+    assert len(read(pretty * 200)[0]) == 200
+    assert read(b'{"cut": \n' + (event(2) + b"\n") * 1000)[0] == [b'{"cut": ', *[event(2)] * 1000]
+
+
+def test_numbers_of_any_length_are_handed_on_as_they_are() -> None:
+    digits = b"9" * 5000
+    assert read(b'{\n"a": ' + digits + b"\n}\n{\n}")[0] == [b'{"a":' + digits + b"}", b"{}"]
+
+
 def test_an_array_that_is_cut_off_becomes_lines_so_that_nothing_is_dropped() -> None:
     content = b"[" + event(1) + b",\n" + event(2)
     assert b"\n".join(read(content)[0]) == content
