@@ -19,7 +19,7 @@ from tallyman.metrics import counter, gauge, histogram
 
 STANDS_STILL_S = 15.0
 LATE_WAITS_S = 120.0  # how long late records may wait before somebody is told: they have days
-_OUTCOMES = ("aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
+OUTCOMES = ("aggregated", "duplicate", "dead", "ignored", "forwarded", "conflict")
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ def _show_lag(partition: int) -> None:
 
 def note_block(block: Block) -> None:
     """Count the events of a judged block by what became of them. A restart counts what it reads again a second time."""
-    for outcome, number in zip(_OUTCOMES, block.counts[1:], strict=True):
+    for outcome, number in zip(OUTCOMES, block.counts[1:], strict=True):
         if number:
             counter("tallyman_pipeline_events_total").labels(outcome).inc(number)
     for reason, number in Counter(letter.reason for letter in block.dead).items():

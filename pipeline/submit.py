@@ -24,6 +24,7 @@ from apache_beam.portability.api import beam_job_api_pb2_grpc as job_grpc
 from apache_beam.runners.portability.portable_runner import PortableRunner
 
 from pipeline import metrics as counted
+from pipeline.fates import LOOK_FOR_FATES_S, Fates
 from pipeline.follow import Follower
 from pipeline.job import build
 from pipeline.portable import Portable, check_known, flags_of, job_name
@@ -115,7 +116,10 @@ def book_topic(
     flags, over = flags_of(portable, config.topic), Over(stop)
     follower, aside = Follower(config), SetAside(config)
     watch = Watch(connect(project.clickhouse), config.partitions, project.config.usage.expected_delay)
-    duties = ((follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S))
+    fates = Fates(connect(project.clickhouse), config.topic_id, config.partitions)
+    duties = [(follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S)]
+    if portable.environment != "LOOPBACK":  # else the workers count in this process
+        duties.append((fates.look, LOOK_FOR_FATES_S))
 
     def reads() -> frozenset[int]:
         return aside.without(config.assigned)
@@ -132,6 +136,7 @@ def book_topic(
         upkeep.close()
         follower.close()
         watch.close()
+        fates.close()
         aside.close()
     return fault or upkeep.fault
 

@@ -196,13 +196,14 @@ def progress(
     size: int = 16,
     topic: str = TOPIC,
     booking: int = DAY,
+    counts: Sequence[int] = (0,) * 7,
 ) -> None:
-    """Say how far a chunk is booked."""
+    """Say how far a chunk is booked, and what became of its events."""
     clock_ms = round(clock.timestamp() * 1000)
     place: Sequence[Any] = (chunk * size + covered, clock_ms, booking, 1, 0)
     client.execute(
         "INSERT INTO progress (topic_id, partition, chunk, generation, covered, reached_offset, reached_clock_ms,"
         " reached_booking, reached_definitions, reached_digest, turned_offset, turned_clock_ms, turned_booking,"
         " turned_definitions, turned_digest, reached_counts, turned_counts) VALUES",
-        [(topic, partition, chunk, 0, covered, *place, *place, [0] * 7, [0] * 7)],
+        [(topic, partition, chunk, 0, covered, *place, *place, list(counts), [0] * 7)],
     )

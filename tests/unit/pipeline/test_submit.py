@@ -189,8 +189,15 @@ def test_the_job_of_a_topic_that_ended_while_the_service_was_down_is_cancelled()
     assert jobs.cancelled == ["id-0", "id-1"]
 
 
-def test_the_service_beside_a_cluster_says_how_complete_usage_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a worker does: a silent host and batches that did not come are alarms on a cluster, too."""
+@pytest.mark.parametrize(
+    ("environment", "pool", "more"),
+    [("LOOPBACK", "", []), ("EXTERNAL", "localhost:50000", ["Fates"])],
+    ids=["workers in this process count themselves", "workers elsewhere show nothing"],
+)
+def test_the_service_beside_a_cluster_says_how_complete_usage_is_and_what_died(
+    monkeypatch: pytest.MonkeyPatch, environment: Any, pool: str, more: list[str]
+) -> None:
+    """As a worker does: a silent host, batches that did not come and dead letters are alarms on a cluster, too."""
     seen: list[Any] = []
 
     class Duties:
@@ -209,6 +216,6 @@ def test_the_service_beside_a_cluster_says_how_complete_usage_is(monkeypatch: py
     monkeypatch.setattr(submit, "keep_submitting", lambda *_: None)
     usage = SimpleNamespace(expected_delay=timedelta(seconds=10))
     project: Any = SimpleNamespace(clickhouse=CONFIG.database, kafka_replication=1, config=SimpleNamespace(usage=usage))
-    portable = Portable(job_endpoint="localhost:8099", environment="LOOPBACK")
+    portable = Portable(job_endpoint="localhost:8099", environment=environment, environment_config=pool)
     assert book_topic(project, CONFIG, threading.Event(), Health(), portable) is None
-    assert [type(each).__name__ for each in seen] == ["Follower", "SetAside", "Watch"]
+    assert [type(each).__name__ for each in seen] == ["Follower", "SetAside", "Watch", *more]
