@@ -1,4 +1,6 @@
-"""How fast the embedded ClickHouse is as its clients see it: `python bench/clickhouse_front.py`.
+"""How fast the embedded ClickHouse is as its clients see it.
+
+    python -m bench.clickhouse_front
 
 Starts a server of its own in a temporary folder and prints one table. Everything goes through `clickhouse_driver` over
 loopback, so client and server share the machine's cores.
@@ -6,6 +8,7 @@ loopback, so client and server share the machine's cores.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -107,6 +110,7 @@ def measure(port: int, process: psutil.Process) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (port, process, started):
         print("Speeds: by the clock (by the server's CPU time, by server's and client's together)")
         print(f"{'load of the machine before':<50}  {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -1,13 +1,14 @@
 """What it costs to turn JSON events into columns: by compiled loops, shape by shape, one by one, and in msgspec alone.
 
-python -m bench.decode 100000
+    python -m bench.decode             # a hundred thousand events
+    python -m bench.decode 1000000     # as many
 
 The ways take turns, so that a busy machine is as unkind to each; of each stretch the best turn counts.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -65,7 +66,10 @@ def measure(count: int, size: int) -> dict[str, float]:
     return {name: float(each.sum()) / count for name, each in best.items()}
 
 
-def main(count: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("events", nargs="?", type=int, default=100_000, help="how many, made once")
+    count = parser.parse_args().events
     print(f"{'lines together':>14}  {'compiled':>9}  {'by shape':>9}  {'one by one':>10}  {'msgspec alone':>13}  "
           f"{'times as fast':>13}")  # fmt: skip
     for size in (8, 16, 32, 64, 250, 1000, 4000, 16000):
@@ -75,4 +79,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100_000)
+    main()

@@ -7,6 +7,7 @@ The records are made once; each time they are sent their ids get another beginni
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import sys
 import threading
@@ -72,9 +73,14 @@ def _file(project: Project) -> Path:
 
 def main() -> None:
     """Send at a steady rate until standard input ends; print events and seconds."""
-    folder, data, rate, seed = sys.argv[1:]
-    project = load_project(Path(folder), Path(data))
-    made = records(pickle.loads(_file(project).read_bytes()), int(seed))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", type=Path, help="folder for which the templates were made")
+    parser.add_argument("data", type=Path, help="its data, where `stack.json` lies")
+    parser.add_argument("rate", type=float, help="events per second")
+    parser.add_argument("seed", type=int, help="of the ids")
+    told = parser.parse_args()
+    project = load_project(told.project, told.data)
+    made = records(pickle.loads(_file(project).read_bytes()), told.seed)
     over = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -83,7 +89,7 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     producer = make_producer(project.kafka_brokers)
-    pause_s, began, sent = EVENTS_IN_RECORD / float(rate), time.monotonic(), 0
+    pause_s, began, sent = EVENTS_IN_RECORD / told.rate, time.monotonic(), 0
     while not over.wait(max(0.0, began + sent * pause_s - time.monotonic())):
         _send(producer, project, *next(made))
         sent += 1

@@ -1,13 +1,13 @@
 """The peer of `bench.ingest`: ClickHouse inserting the same events itself, one thread, 65,000 rows at a time.
 
-python -m bench.peer native 4000000
-python -m bench.peer json 400000
+    python -m bench.peer native 4000000
+    python -m bench.peer json 400000
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -89,7 +89,12 @@ def _json_files(folder: Path, count: int) -> Iterator[Path]:
             yield file
 
 
-def main(kind: str, count: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("native", "json"), help="columns, or lines with ids")
+    parser.add_argument("events", type=int, help="how many")
+    told = parser.parse_args()
+    kind, count = told.kind, told.events
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         session = Session(str(folder / "db"))
@@ -107,4 +112,4 @@ def main(kind: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()
