@@ -33,6 +33,7 @@ from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from tallyman.books import Topic
 from tallyman.clickhouse import connect, migrate, store_errors
+from tallyman.completeness import tell_delay
 from tallyman.errors import DamageError, LogError, StoreRefusedError, TallymanError
 from tallyman.in_force import definitions_in_force, definitions_of
 from tallyman.metrics import serve
@@ -172,6 +173,8 @@ def prepare(project: Project) -> JobConfig:
     try:
         migrate(client)
         keep_archive_for(client, project.config.pipeline.archive_ttl)
+        with store_errors(client, "telling views the expected delay"):
+            tell_delay(client, project.config.usage.expected_delay)
         line = line_to_book(project, client)
         remember = max(each.remember for each in (definitions_of(project), definitions_in_force(project)))
         with store_errors(client, "reading the TTL on ids"):

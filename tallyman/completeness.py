@@ -35,6 +35,7 @@ _CHUNKS = (
     " ORDER BY topic_id, partition, chunk"
 )
 _TOGETHER, _MOST_BEGINS = 64, 100
+_DELAY = "usage.expected_delay_ms"  # as the view names it
 # In two readings, each by an index of its own: with OR every chunk that was ever booked would be looked at.
 _ENDED = f"SELECT groupUniqArray((topic_id, partition)) FROM progress WHERE reached_booking = {ENDED}"  # noqa: S608
 # Asked only where topics of more than one line were noted.
@@ -179,6 +180,16 @@ def read_completeness(
         months=months_of(months),
     )
     return everything.about()
+
+
+def tell_delay(client: Client, expected_delay: timedelta) -> bool:
+    """Have the view `completeness_minute` know how long events take to arrive; return whether that is news."""
+    told = client.execute("SELECT value FROM settings_told FINAL WHERE name = %(name)s", {"name": _DELAY})
+    value = round(expected_delay / timedelta(milliseconds=1))
+    if told == [(value,)]:
+        return False
+    client.execute("INSERT INTO settings_told (name, value) VALUES", [(_DELAY, value)])
+    return True
 
 
 def _set_aside(

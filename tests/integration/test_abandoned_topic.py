@@ -10,6 +10,7 @@ from clickhouse_driver import Client
 
 from tallyman.aggregates import read_completeness, read_usage
 from tallyman.books import Topic
+from tallyman.completeness import tell_delay
 from tallyman.repairs import note_quarantine
 from tallyman.topics import ENDED, note_line
 from tallyman.usage import UsageQuery
@@ -47,6 +48,7 @@ def test_a_topic_that_was_replaced_under_a_new_name_holds_nothing_back_and_what_
     assert found.quarantines == ()
     query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + HOUR, group_by=())
     assert [row.value for row in read_usage(client, query).rows] == [1]
+    tell_delay(client, timedelta(0))
     newest_minute = "SELECT max(minute) FROM completeness_minute WHERE complete"
     assert client.execute(newest_minute) == [(NOON + HOUR - MINUTE,)]
     note_line(client, [new])

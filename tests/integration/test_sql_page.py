@@ -29,7 +29,7 @@ LATE = datetime(2026, 10, 25, 23, 30, tzinfo=UTC)  # on 26 October in Berlin; th
 def client(clickhouse_endpoint: ClickHouseEndpoint) -> Iterator[Client]:
     """Three days around the change of clocks, sealed and hot, late usage, a copy with other content."""
     with fresh_database(clickhouse_endpoint) as client:
-        progress(client, 0, 0, 8, LATE + timedelta(minutes=1))
+        progress(client, 0, 0, 8, LATE + timedelta(minutes=2))
         seal(client, DAY, *(
             Booked(minute=LATE - timedelta(hours=hours), value=Decimal("0.000000001") + hours) for hours in range(30)
         ))  # fmt: skip
