@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from threading import Thread
 from typing import Any
 
@@ -20,7 +21,7 @@ from tallyman.clickhouse import connect
 from tallyman.completeness import _near, _read_seal
 from tallyman.errors import StoreError
 from tallyman.local.folder import ClickHouseEndpoint
-from tallyman.usage import UsageQuery
+from tallyman.usage import EMPTY, Totals, UsageQuery, merge
 from tests.integration.booking import wait_for
 from tests.usage_rows import DAY, TOPIC, Booked, book, progress, seal
 
@@ -151,3 +152,51 @@ def test_a_sealer_that_slept_leaves_what_another_one_sealed_as_it_is(
     query = UsageQuery(meter="compute.vcpu_seconds", start=NOON, end=NOON + timedelta(hours=4))
     assert sum(row.value for row in read_usage(client, query).rows) == 12
     assert client.execute("SELECT booking, rows FROM seals ORDER BY booking") == [(DAY, 1), (DAY + 1, 1)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seal_holds_what_merging_the_longest_rows_gives_column_by_column(client: Client, seed: int) -> None:
+    """The seal's SQL and `merge` are the same algebra, written twice; zombies' shorter rows are no part of either."""
+    rng, longest = Random(seed), dict[tuple[Any, ...], tuple[int, Totals]]()
+    progress(client, 0, 0, 4, NOON, booking=DAY + 1)
+    rows = []
+    for number in range(600):
+        series = (rng.choice("ab"), rng.choice(("{}", '{"az":null}')), NOON + rng.randrange(3) * MINUTE, DAY,
+                  rng.randrange(1, 3), 0, rng.choice(("", "17")))  # fmt: skip
+        place, covered = (rng.randrange(2), rng.randrange(4)), rng.randrange(1, 16)
+        latest_at = rng.randrange(5), bytes([rng.randrange(3), number >> 8, number & 255]).ljust(16, b"\0")
+        large = rng.randrange(-(2**100), 2**100)
+        totals = Totals(rng.randrange(9), large, large - rng.randrange(9), large + rng.randrange(9), large, latest_at)
+        rows.append((*series, *place, TOPIC, covered, totals.count, totals.sum, totals.min, totals.max, totals.latest,
+                     *latest_at))  # fmt: skip
+        if covered > longest.get((series, place), (0,))[0]:
+            longest[series, place] = covered, totals
+        elif covered == longest[series, place][0]:
+            rows.pop()  # as long, and of the same log: it would be the same row
+    columns = (
+        "subject, dimensions, minute, booking, definitions, generation, item, partition, chunk, topic_id, covered,"
+        " count, sum, min, max, latest, latest_us, latest_by, meter, aggregation, scale, parameters"
+    )
+    shared = ("some.meter", "sum", 9, "p")
+    for aside in ({"generation": 3}, {"booking": DAY + 1}):  # of a rebuild, and what is still open
+        place = 5 if "generation" in aside else 3
+        rows.append((*rows[0][:place], next(iter(aside.values())), *rows[0][place + 1 :]))
+    client.execute("SYSTEM STOP MERGES usage_hot")
+    for first in range(0, len(rows), 100):
+        client.execute(
+            f"INSERT INTO usage_hot ({columns}) VALUES", [(*row, *shared) for row in rows[first : first + 100]]
+        )
+    wanted: dict[tuple[Any, ...], Totals] = {}
+    for (series, _), (_, totals) in longest.items():
+        wanted[series] = merge(wanted.get(series, EMPTY), totals)
+    try:
+        assert [seal.booking for seal in Sealer(client, [(TOPIC, 0, 16)]).seal_all()] == [DAY]
+    finally:
+        client.execute("SYSTEM START MERGES usage_hot")
+    found = client.execute(
+        "SELECT subject, dimensions, minute, booking, definitions, generation, item, count, sum, min, max, latest,"
+        " latest_us, hex(latest_by), meter, aggregation, scale, parameters FROM usage"
+    )
+    told = {row[:7]: Totals(*row[7:12], latest_at=(row[12], bytes.fromhex(row[13]))) for row in found}
+    assert {row[14:] for row in found} == {shared} and len(told) == len(found)
+    assert told == wanted
