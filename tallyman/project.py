@@ -194,6 +194,26 @@ def load_meters(folder: Path) -> tuple[Meter, ...]:
     return tuple(sorted(meters, key=lambda meter: meter.meter))
 
 
+def find_doubtful(folder: Path) -> Iterator[str]:
+    """Yield what can be meant as it stands and rarely is: a path that says once more where all paths begin."""
+    for marked in load_marked_folder(folder, MetersFile):
+        for i, meter in enumerate(marked.value.meters):
+            for key, path in _paths(meter):
+                begin = next((each for each in ("data.", "$.") if path.startswith(each)), "")
+                if begin and (rest := path.removeprefix("$.").removeprefix("data.")):
+                    yield (
+                        f'{marked.place(f"meters[{i}].{key}")}: "{path}" is looked for at data.{path} of an event, '
+                        f'since paths begin inside data; is "{rest}" meant?'
+                    )
+
+
+def _paths(meter: Meter) -> Iterator[tuple[str, str]]:
+    """Yield the paths into `data` that a meter names, each with its key; "" where it names none."""
+    yield from ((key, getattr(meter, key)) for key in ("value", "resource", "state", "incarnation"))
+    yield from ((f"dimensions.{name}", path) for name, path in meter.dimensions.items())
+    yield from ((key, path) for key in ("where", "ends_on") for path in getattr(meter, key))
+
+
 def _find_unfit(meter: Meter) -> Iterator[tuple[str, str]]:
     """Yield what no file may say: the key, and what is expected there.
 
@@ -237,10 +257,7 @@ def _find_empty(meter: Meter) -> Iterator[tuple[str, str]]:
 
 def _find_no_paths(meter: Meter) -> Iterator[tuple[str, str]]:
     """Yield the paths that are none, such as those of a query language or of a counter of Windows."""
-    named = [(key, getattr(meter, key)) for key in ("value", "resource", "state", "incarnation")]
-    named += [(f"dimensions.{name}", path) for name, path in meter.dimensions.items()]
-    named += [(key, path) for key in ("where", "ends_on") for path in getattr(meter, key)]
-    for key, path in named:
+    for key, path in _paths(meter):
         if not is_path(path):
             yield key, (
                 "a path of names with dots between, such as labels.app, without quotes, backslashes and control "

@@ -124,6 +124,7 @@ def find_problems(options: Options) -> tuple[list[str], list[str]]:
     """Return problems and warnings of a project, one line each."""
     from tallyman.errors import ConfigError
     from tallyman.files import find_left_out
+    from tallyman.project import find_doubtful
 
     try:
         project = options.load()
@@ -133,6 +134,7 @@ def find_problems(options: Options) -> tuple[list[str], list[str]]:
     warnings = [] if project.meters else ["meters/: no meter is defined, so every event will be a dead letter"]
     problems += _partition_problems(project)
     warnings += _ignored_in_vain(project)
+    warnings += find_doubtful(project.folder / "meters")
     warnings += [told for name in _FOLDERS for told in find_left_out(project.folder / name)]
     for what, target, extra in _CHECKS:
         try:

@@ -132,6 +132,22 @@ def test_a_type_that_is_ignored_in_vain_is_a_warning(project: Path, capsys: pyte
     assert "ping" not in out
 
 
+def test_a_path_that_begins_with_data_once_more_is_a_warning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "meters" / "more.yaml").write_text(
+        "meters:\n- meter: more.seconds\n  event_type: more\n  aggregation: sum\n  value: data.seconds\n"
+        "  dimensions: {az: $.data.az, region: region}\n  where: {data.kind: [a]}\n",
+        encoding="utf-8",
+    )
+    assert run(["check"]) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(", since")[0] for line in out] == [
+        'warning: meters/more.yaml:5: meters[0].value: "data.seconds" is looked for at data.data.seconds of an event',
+        'warning: meters/more.yaml:6: meters[0].dimensions.az: "$.data.az" is looked for at data.$.data.az of an event',
+        'warning: meters/more.yaml:7: meters[0].where: "data.kind" is looked for at data.data.kind of an event',
+    ]
+    assert [line.partition("; ")[2] for line in out] == ['is "seconds" meant?', 'is "az" meant?', 'is "kind" meant?']
+
+
 def test_a_file_that_is_not_read_is_a_warning(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "alarms" / "more.YAML").write_text("groups: []\n", encoding="utf-8")
     assert run(["check"]) == 3
