@@ -173,12 +173,12 @@ def prepare(project: Project) -> JobConfig:
     try:
         migrate(client)
         keep_archive_for(client, project.config.pipeline.archive_ttl)
-        with store_errors(client, "telling views the expected delay"):
-            tell_delay(client, project.config.usage.expected_delay)
         line = line_to_book(project, client)
         remember = max(each.remember for each in (definitions_of(project), definitions_in_force(project)))
         with store_errors(client, "reading the TTL on ids"):
             refuse_short_memory(client, remember, time.time_ns() // 1_000_000)
+        with store_errors(client, "telling views the expected delay"):
+            tell_delay(client, project.config.usage.expected_delay)
     finally:
         client.disconnect()
     return job_config(project, line)

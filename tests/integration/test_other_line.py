@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import worker
 from pipeline.close import apply_definitions, close_books, found_books, wait_until_sealed
 from pipeline.growth import grow, line_to_book, plan_growth
 from pipeline.seal import Sealer
@@ -173,8 +174,13 @@ def test_who_writes_to_another_line_than_is_booked_is_told(
 
 
 def test_a_second_host_with_a_control_store_of_its_own_is_refused(books: OwnProject, tmp_path: Path) -> None:
-    """It would count by its own definitions 1, whatever is in force."""
-    books.sections["control"] = {"url": f"'sqlite:///{tmp_path / 'other.db'}'"}
+    """It would count by its own definitions 1, whatever is in force; nor do views go by its settings."""
+    delay_ms = "SELECT value FROM settings_told FINAL WHERE name = 'usage.expected_delay_ms'"
+    assert books.ask(delay_ms) == [(10_000,)]
+    books.sections |= {"control": {"url": f"'sqlite:///{tmp_path / 'other.db'}'"}, "usage": {"expected_delay": "99s"}}
+    with pytest.raises(ConfigError, match=r"control\.url"):
+        worker.prepare(books.project)
+    assert books.ask(delay_ms) == [(10_000,)]
     client = connect(books.endpoint)
     with pytest.raises(ConfigError, match=r"control\.url: topic .* is booked in this ClickHouse, and this control"):
         line_to_book(books.project, client)
