@@ -99,6 +99,27 @@ def test_a_killed_worker_that_reads_again_is_told_nothing_twice(client: Client, 
         assert growth.reasons() == {"too_old": 1, "not_a_number": 1}
 
 
+def test_a_repair_that_goes_on_with_less_takes_nothing_back(client: Client, fates: Fates) -> None:
+    """A counter only grows: what lies behind the repair is told as it grows from there on."""
+    progress(client, 0, 3, 9, NOON, size=SIZE, counts=(9, 8, 0, 1, 0, 0, 0))
+    fates.look()
+    growth = Growth()
+    for covered, counts in ((12, (5, 4, 0, 1, 0, 0, 0)), (14, (7, 5, 0, 2, 0, 0, 0))):
+        progress(client, 0, 3, covered, NOON, size=SIZE, counts=counts)
+        fates.look()
+    assert growth.outcomes() == {"aggregated": 1, "dead": 1}
+
+
+def test_what_a_rebuild_counts_again_is_not_told(client: Client, fates: Fates) -> None:
+    growth = Growth()
+    client.execute(
+        "INSERT INTO progress (topic_id, partition, chunk, generation, covered, reached_offset, reached_counts) VALUES",
+        [(TOPIC, 0, 3, 7, 16, 64, [16, 12, 0, 4, 0, 0, 0])],
+    )
+    fates.look()
+    assert growth.outcomes() == {}
+
+
 def test_a_clickhouse_that_goes_away_in_the_middle_has_it_told_later(
     client: Client, fates: Fates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
