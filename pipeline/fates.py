@@ -15,7 +15,7 @@ from pipeline.metrics import OUTCOMES
 from tallyman.metrics import counter
 from tallyman.repairs import NOT_JUDGED_ANEW
 
-LOOK_FOR_FATES_S = 15.0
+LOOK_FOR_FATES_S = 5.0
 _DEAD = 1 + OUTCOMES.index("dead")  # of the counts in progress, which begin with what was received
 _NOTHING = (0,) * (1 + len(OUTCOMES))
 _NEWEST = (

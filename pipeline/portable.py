@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from tallyman.errors import ConfigError
 
@@ -26,12 +27,14 @@ class Portable:
         environment: Where Python runs: in this process, or in a pool of workers beside each TaskManager.
         environment_config: "host:port" of that pool, as a TaskManager sees it.
         options: "--name=value" or "--name", for Beam and Flink.
+        flink_rest: URL of the cluster's REST API, by which jobs are cancelled; "" for what Beam's job server can do.
     """
 
     job_endpoint: str
     environment: Literal["LOOPBACK", "EXTERNAL"]
     environment_config: str = ""
     options: tuple[str, ...] = ()
+    flink_rest: str = ""
 
 
 class _Forced(NamedTuple):
@@ -51,7 +54,7 @@ _OURS = {
     "default_environment_type": "--environment",
     "default_environment_config": "--environment-config",
 }
-_NAMED_BY_US = "a job is found again by its name, tallyman-TOPIC"
+_NAMED_BY_US = "a job is found again by its name, tallyman-TOPIC-ID"
 # Retries are few, so that a log that is not what was booked ends the job with its sentence instead of being tried for
 # ever; after any other failure the job is submitted anew.
 DEFAULTS = {
@@ -70,13 +73,16 @@ _NUMBERS = {
 _ENCODES = ("enable_data_sampling", "enable_always_on_exception_sampling")
 
 
-def job_name(topic: str) -> str:
-    """Return the name under which a topic's job is found on the job server."""
-    return f"tallyman-{topic}"
+def job_name(topic: str, topic_id: str) -> str:
+    """Return the name under which a topic's job is found, on the job server and on a cluster that others use, too."""
+    return f"tallyman-{topic}-{topic_id}"
 
 
-def flags_of(wanted: Portable, topic: str) -> list[str]:
+def flags_of(wanted: Portable, job: str) -> list[str]:
     """Return all options of a job as Beam takes them.
+
+    Args:
+        job: Its name, see `job_name`.
 
     Raises:
         ConfigError: One of them would lose usage or stop it in silence, or contradicts another.
@@ -93,7 +99,7 @@ def flags_of(wanted: Portable, topic: str) -> list[str]:
     flags += [f"--job_endpoint={wanted.job_endpoint}", f"--environment_type={wanted.environment}"]
     if wanted.environment_config:
         flags.append(f"--environment_config={wanted.environment_config}")
-    return [*flags, f"--job_name={job_name(topic)}"]
+    return [*flags, f"--job_name={job}"]
 
 
 def check_known(flags: Sequence[str], known: Collection[str], endpoint: str) -> None:
@@ -125,6 +131,7 @@ def _parse(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _check_environment(wanted: Portable) -> None:
     _host(wanted.job_endpoint, "--job-endpoint", "flink-1:8099")
+    _check_rest(wanted.flink_rest)
     if wanted.environment == "EXTERNAL":
         _host(wanted.environment_config, "--environment-config", "localhost:50000")
     elif wanted.environment_config:
@@ -134,6 +141,12 @@ def _check_environment(wanted: Portable) -> None:
             f"--environment LOOPBACK: Python runs in this process, on this machine, but the job endpoint "
             f"{wanted.job_endpoint} is elsewhere; start a worker pool beside each TaskManager and use EXTERNAL"
         )
+
+
+def _check_rest(url: str) -> None:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ConfigError(f'--flink-rest: expected a URL such as http://flink-1:8081, got "{url}"')
 
 
 def _host(address: str, option: str, example: str) -> str:

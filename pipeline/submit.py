@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +25,7 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 
 from pipeline import metrics as counted
 from pipeline.fates import LOOK_FOR_FATES_S, Fates
+from pipeline.flink_jobs import FlinkJobs
 from pipeline.follow import Follower
 from pipeline.job import build
 from pipeline.portable import Portable, check_known, flags_of, job_name
@@ -33,7 +34,7 @@ from pipeline.runtime import JobConfig
 from pipeline.upkeep import Over, Upkeep
 from pipeline.watch import WATCH_EVERY_S, Watch
 from pipeline.worker import prepare_in_time
-from tallyman.clickhouse import connect
+from tallyman.clickhouse import STORE_ERRORS, connect
 from tallyman.errors import (
     BrokerError,
     ConfigError,
@@ -69,7 +70,10 @@ def main(project: Project, stop: threading.Event, metrics_port: int | None, *, p
     Raises:
         ConfigError: An option is wrong.
     """
-    flags_of(portable, project.config.kafka.topic)  # what is wrong there is told before anything is waited for
+    flags_of(portable, "")  # what is wrong there is told before anything is waited for
+    if portable.environment == "EXTERNAL" and not portable.flink_rest:
+        log.warning("flink_jobs_stay", extra={"error": "without --flink-rest a job that is left runs on, and keeps its "
+                                                       "slots, until it is cancelled in Flink"})  # fmt: skip
     health = Health()
     server = serve(metrics_port, health.ready) if metrics_port is not None else None
     try:
@@ -113,13 +117,16 @@ def book_topic(
     project: Project, config: JobConfig, stop: threading.Event, health: Health, portable: Portable
 ) -> LogError | StoreRefusedError | None:
     """Keep the job of one topic running until its end, or until told to stop; return why it cannot go on."""
-    flags, over = flags_of(portable, config.topic), Over(stop)
+    flags, over = flags_of(portable, job_name(config.topic, config.topic_id)), Over(stop)
+    cluster = FlinkJobs(portable.flink_rest) if portable.flink_rest else None
     follower, aside = Follower(config), SetAside(config)
     watch = Watch(connect(project.clickhouse), config.partitions, project.config.usage.expected_delay)
     fates = Fates(connect(project.clickhouse), config.topic_id, config.partitions)
     duties = [(follower.look, LOOK_EVERY_S), (aside.look, LOOK_FOR_REPAIRS_S), (watch.watch, WATCH_EVERY_S)]
     if portable.environment != "LOOPBACK":  # else the workers count in this process
         duties.append((fates.look, LOOK_FOR_FATES_S))
+        with suppress(*STORE_ERRORS):  # else a duty finds where the books stand, later
+            fates.look()
 
     def reads() -> frozenset[int]:
         return aside.without(config.assigned)
@@ -129,7 +136,7 @@ def book_topic(
         upkeep.start()
         with health.of(follower):
             fault = keep_submitting(
-                lambda: run_job(config, flags, portable.job_endpoint, over, reads), over, aside.meet
+                lambda: run_job(config, flags, portable.job_endpoint, over, reads, cluster), over, aside.meet
             )
     finally:
         over.set()
@@ -181,6 +188,7 @@ def run_job(
     endpoint: str,
     stop: threading.Event,
     reads: Callable[[], frozenset[int]],
+    cluster: FlinkJobs | None = None,
 ) -> None:
     """Submit the job and wait until it ends; cancel it when `stop` is set, or other partitions are to be read.
 
@@ -201,8 +209,10 @@ def run_job(
         partitions = reads()
     with job_server(endpoint) as jobs:
         check_known(flags, _known_options(jobs), endpoint)
-        name = job_name(config.topic)
+        name = job_name(config.topic, config.topic_id)
         _cancel_older(jobs, config)
+        if cluster is not None:
+            cluster.cancel(_names(config))
         before = {job.job_id for job in _jobs(jobs, name)}
         pipeline = beam.Pipeline(runner=PortableRunner(), options=_options(flags))
         build(pipeline, config, sorted(partitions), apart=True)
@@ -213,6 +223,8 @@ def run_job(
             state = _wait(jobs, job_id, lambda: stop.wait(LOOK_EVERY_S) or reads() != partitions)
         finally:
             _cancel(jobs, result)
+            if cluster is not None:
+                _cancel_there(cluster, name)
         if state in _OVER:
             raise failure(state, _error_messages(jobs, job_id))
 
@@ -300,12 +312,23 @@ def _job_id(jobs: Any, name: str, before: set[str]) -> str:
     raise BrokerError(f'the job server took the job "{name}" and does not know it; was it restarted meanwhile?')
 
 
+def _names(config: JobConfig) -> tuple[str, ...]:
+    """Return the names of the jobs of a topic and of those that it follows."""
+    return *(job_name(each.name, each.topic_id) for each in config.before), job_name(config.topic, config.topic_id)
+
+
+def _cancel_there(cluster: FlinkJobs, name: str) -> None:
+    try:
+        cluster.cancel([name])
+    except BrokerError as error:  # why the job ended is worth more; the next one finds it, or an operator
+        log.warning("job_not_cancelled", extra={"error": str(error)[:300]})
+
+
 def _cancel_older(jobs: Any, config: JobConfig) -> None:
     """Cancel what an earlier process has left running: two jobs would count right, but do all work twice. That of a
     topic before, which has ended while nobody looked, has nothing to do and keeps its slots.
     """
-    names = (*(each.name for each in config.before), config.topic)
-    for job in (job for name in names for job in _jobs(jobs, job_name(name))):
+    for job in (job for name in _names(config) for job in _jobs(jobs, name)):
         if job_api.JobState.Enum.Name(job.state) not in _OVER:
             log.info("older_job_cancelled", extra={"job_id": job.job_id})
             jobs.Cancel(job_api.CancelJobRequest(job_id=job.job_id), timeout=_ANSWER_S)

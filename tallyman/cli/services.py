@@ -48,6 +48,7 @@ def agent(options: Options, **settings: Any) -> None:
 @click.option("--environment", type=click.Choice(["LOOPBACK", "EXTERNAL"]), default=None,
               help="Where Python runs: in this process, or in worker pools.  [default: LOOPBACK]")  # fmt: skip
 @click.option("--environment-config", metavar="HOST:PORT", help="The worker pool, as a TaskManager sees it.")
+@click.option("--flink-rest", metavar="URL", help="Flink's REST API, by which a job that is left is cancelled.")
 @click.argument("beam_options", nargs=-1, metavar="[-- --OPTION=VALUE ...]")
 @_service
 @project_options
@@ -57,6 +58,7 @@ def pipeline(
     job_endpoint: str | None,
     environment: str | None,
     environment_config: str | None,
+    flink_rest: str | None,
     beam_options: tuple[str, ...],
     **settings: Any,
 ) -> None:
@@ -69,10 +71,10 @@ def pipeline(
     Examples:
       tallyman pipeline --metrics-port 9465
       tallyman pipeline --runner PortableRunner --job-endpoint flink-1:8099 --environment EXTERNAL
-        --environment-config localhost:50000 -- --parallelism=4
+        --environment-config localhost:50000 --flink-rest http://flink-1:8081 -- --parallelism=4
     """
     if runner == "FnApiRunner":
-        if job_endpoint or environment or environment_config or beam_options:
+        if job_endpoint or environment or environment_config or flink_rest or beam_options:
             raise click.UsageError("these options are a cluster's: add --runner PortableRunner")
         run_service("pipeline.worker:main", options, **settings)
         return
@@ -80,7 +82,7 @@ def pipeline(
         raise click.UsageError("--runner PortableRunner needs --job-endpoint, such as flink-1:8099")
     asked = {"job_endpoint": job_endpoint, "environment": environment or "LOOPBACK"}
     portable = load_room("pipeline.portable:Portable")(
-        **asked, environment_config=environment_config or "", options=beam_options
+        **asked, environment_config=environment_config or "", flink_rest=flink_rest or "", options=beam_options
     )
     run_service("pipeline.submit:main", options, more={"portable": portable}, **settings)
 

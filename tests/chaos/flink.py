@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tallyman.clickhouse import connect
+from tallyman.local.ports import choose_port
 from tallyman.local.stack import Stack
 from tallyman.log import setup
 from tallyman.project import Project, load_project
@@ -70,6 +72,7 @@ class Run:
         self._pool = WorkerPool(folder / "pool")
         self._job_server = JobServer(folder / "job-server", self._manager.address)
         self._service: subprocess.Popen[bytes] | None = None
+        self._metrics_port = choose_port()
 
     def go(self) -> Outcome:
         began = time.monotonic()
@@ -87,11 +90,12 @@ class Run:
                 self._wait_until_all_went_on(project)
                 self._wait_for_checkpoint()
                 victim = VICTIMS[number % len(VICTIMS)]
-                start_again, killed = self._kill(victim), time.monotonic()
+                killed, start_again = time.monotonic(), self._kill(victim)
                 self._wait_until_all_went_on(project)
                 outcome.recovered_s.append((victim, time.monotonic() - killed))
                 print(f"  {victim} killed; all partitions go on after {outcome.recovered_s[-1][1]:.1f} s", flush=True)
                 start_again()
+            _wait_for("the service to tell what became of events", self._told)
             self._killing.set()
             sender.join(PATIENCE_S)
             ends = ends_of(project.kafka_brokers, project.config.kafka.topic, PARTITIONS)
@@ -124,11 +128,17 @@ class Run:
         argv = tallyman_argv(
             "pipeline", "--runner", "PortableRunner", "--job-endpoint", self._job_server.endpoint,
             "--environment", "EXTERNAL", "--environment-config", self._pool.address,
-            "--project", self._folder, "--data", self._data,
+            "--flink-rest", f"http://{self._manager.address}",
+            "--project", self._folder, "--data", self._data, "--metrics-port", str(self._metrics_port),
             "--", "--parallelism=2", "--checkpointing_interval=1000",
         )  # fmt: skip
         with (self._folder / "service.log").open("ab") as out:
             self._service = subprocess.Popen(argv, stdout=out, stderr=out, env=python_env())
+
+    def _told(self) -> bool:
+        """Whether the service that was started last shows events: its own workers show no metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=10) as page:
+            return b'tallyman_pipeline_events_total{outcome="aggregated"}' in page.read()
 
     def _send(self, project: Project) -> None:
         """Send all records, and go on beyond as long as processes are killed: a partition without news cannot go on."""
@@ -165,9 +175,12 @@ class Run:
             _wait_for("a worker", lambda: self._pool.workers())
             self._rng.choice(self._pool.workers()).kill()
         elif self._service is not None:
+            left = set(self._manager.running_jobs())
             self._service.kill()
             self._service.wait()
             self._start_service()
+            # What it left goes on without it; until that is cancelled it would be taken for the new one.
+            _wait_for("another job", lambda: (now := set(self._manager.running_jobs())) and not now & left)
         return lambda: None
 
 

@@ -108,12 +108,13 @@ def test_the_pipeline_takes_a_clusters_options_and_hands_on_what_follows_the_das
 
     monkeypatch.setattr("tallyman.cli.services.load_room", room)
     where = ["--runner", "PortableRunner", "--job-endpoint", "flink-1:8099"]
-    pool = ["--environment", "EXTERNAL", "--environment-config", "localhost:50000"]
+    pool = ["--environment", "EXTERNAL", "--environment-config", "localhost:50000", "--flink-rest", "http://flink-1:8081"]
     assert run(["pipeline", *service[1:], *where, *pool, "--", "--parallelism=4", "--streaming"]) == 7
     assert calls[0]["portable"] == {
         "job_endpoint": "flink-1:8099",
         "environment": "EXTERNAL",
         "environment_config": "localhost:50000",
+        "flink_rest": "http://flink-1:8081",
         "options": ("--parallelism=4", "--streaming"),
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.portable import FORCED, Portable, check_known, flags_of
+from pipeline.portable import FORCED, Portable, check_known, flags_of, job_name
 from tallyman.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ def asked(*options: str, **changed: Any) -> Portable:
 
 
 def test_what_matters_is_forced_and_the_rest_has_a_default() -> None:
-    flags = flags_of(asked("--parallelism=4"), "usage.events.v1")
+    flags = flags_of(asked("--parallelism=4"), job_name("usage.events.v1", "Ecl5Q0nR"))
     assert set(flags) == {
         "--streaming",
         "--finish_bundle_before_checkpointing",
@@ -27,7 +27,7 @@ def test_what_matters_is_forced_and_the_rest_has_a_default() -> None:
         "--parallelism=4",
         "--job_endpoint=localhost:8099",
         "--environment_type=LOOPBACK",
-        "--job_name=tallyman-usage.events.v1",
+        "--job_name=tallyman-usage.events.v1-Ecl5Q0nR",
     }
 
 
@@ -75,6 +75,7 @@ def test_workers_of_their_own_are_found_by_their_address() -> None:
         (asked(job_endpoint="flink-1:8099"), "--environment LOOPBACK: .* flink-1:8099 is elsewhere; .* use EXTERNAL"),
         (asked(environment="EXTERNAL"), '--environment-config: expected host:port such as localhost:50000, got ""'),
         (asked(environment_config="pool:50000"), "--environment-config: LOOPBACK needs none"),
+        (asked(flink_rest="flink-1:8081"), "--flink-rest: expected a URL such as http://flink-1:8081, got .flink-1"),
     ],
 )
 def test_what_would_go_wrong_in_silence_is_refused_with_a_sentence(wanted: Portable, sentence: str) -> None:

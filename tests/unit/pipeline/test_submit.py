@@ -183,8 +183,9 @@ def test_a_job_server_that_never_answers_a_cancel_holds_nobody_up(
 
 
 def test_the_job_of_a_topic_that_ended_while_the_service_was_down_is_cancelled() -> None:
-    jobs = JobServer(*map(submit.job_name, ("usage.v1", "usage.v2", "usage.of.others")))
-    config: Any = SimpleNamespace(topic="usage.v2", before=(SimpleNamespace(name="usage.v1"),))
+    jobs = JobServer(*(submit.job_name(name, "id") for name in ("usage.v1", "usage.v2", "usage.of.others")))
+    before = SimpleNamespace(name="usage.v1", topic_id="id")
+    config: Any = SimpleNamespace(topic="usage.v2", topic_id="id", before=(before,))
     submit._cancel_older(jobs, config)
     assert jobs.cancelled == ["id-0", "id-1"]
 
