@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -210,9 +210,8 @@ def run_job(
     with job_server(endpoint) as jobs:
         check_known(flags, _known_options(jobs), endpoint)
         name = job_name(config.topic, config.topic_id)
+        left = cluster.running(_names(config)) if cluster is not None else frozenset()
         _cancel_older(jobs, config)
-        if cluster is not None:
-            cluster.cancel(_names(config))
         before = {job.job_id for job in _jobs(jobs, name)}
         pipeline = beam.Pipeline(runner=PortableRunner(), options=_options(flags))
         build(pipeline, config, sorted(partitions), apart=True)
@@ -220,11 +219,13 @@ def run_job(
         log.info("job_submitted", extra={"job_name": name, "job_server": endpoint})
         try:
             job_id = _job_id(jobs, name, before)
+            if cluster is not None:
+                cluster.hand_over(_names(config), left, lambda: stop.wait(LOOK_EVERY_S))
             state = _wait(jobs, job_id, lambda: stop.wait(LOOK_EVERY_S) or reads() != partitions)
         finally:
             _cancel(jobs, result)
             if cluster is not None:
-                _cancel_there(cluster, name)
+                _cancel_there(cluster, _names(config))
         if state in _OVER:
             raise failure(state, _error_messages(jobs, job_id))
 
@@ -317,9 +318,9 @@ def _names(config: JobConfig) -> tuple[str, ...]:
     return *(job_name(each.name, each.topic_id) for each in config.before), job_name(config.topic, config.topic_id)
 
 
-def _cancel_there(cluster: FlinkJobs, name: str) -> None:
+def _cancel_there(cluster: FlinkJobs, names: Collection[str]) -> None:
     try:
-        cluster.cancel([name])
+        cluster.cancel(names, cluster.running(names))
     except BrokerError as error:  # why the job ended is worth more; the next one finds it, or an operator
         log.warning("job_not_cancelled", extra={"error": str(error)[:300]})
 

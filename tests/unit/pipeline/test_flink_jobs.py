@@ -72,24 +72,54 @@ def test_jobs_that_run_or_restart_are_cancelled_once_and_those_of_others_are_lef
     flink: Flink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.flink_jobs._LOOK_EVERY_S", 0.01)
-    FlinkJobs(flink.url).cancel([NAME])
+    there = FlinkJobs(flink.url)
+    there.cancel([NAME], there.running([NAME]))
     assert flink.cancelled == ["a", "d"]
     assert {job: state for job, (_, state) in flink.states.items()} == {
         "a": "CANCELED", "b": "RUNNING", "c": "FAILED", "d": "CANCELED"
     }  # fmt: skip
-    FlinkJobs(flink.url).cancel([NAME])
+    there.cancel([NAME], ["a", "b"])
     assert flink.cancelled == ["a", "d"]
+
+
+def test_what_was_left_goes_on_until_another_job_is_there(flink: Flink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.flink_jobs._LOOK_EVERY_S", 0.01)
+    there, looks = FlinkJobs(flink.url), list[list[str]]()
+    left = there.running([NAME])
+    assert left == {"a", "d"}
+
+    def look() -> bool:
+        looks.append(list(flink.cancelled))
+        if len(looks) == 3:
+            flink.states["e"] = [NAME, "CREATED"]
+        return False
+
+    there.hand_over([NAME], left, look)
+    assert looks == [[], [], []] and flink.cancelled == ["a", "d"] and there.running([NAME]) == {"e"}
+    there.hand_over([NAME], frozenset(), look)
+    assert len(looks) == 3
+
+
+def test_a_service_that_is_stopped_while_it_hands_over_waits_no_longer(
+    flink: Flink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = FlinkJobs(flink.url)
+    there.hand_over([NAME], there.running([NAME]), lambda: True)
+    assert flink.cancelled == []
+    monkeypatch.setattr("pipeline.flink_jobs.COMES_WITHIN_S", 0)
+    with pytest.raises(BrokerError, match="the job was submitted 0 s ago and is not in Flink"):
+        there.hand_over([NAME], there.running([NAME]), lambda: False)
 
 
 @pytest.mark.parametrize("flink", [1 << 30], indirect=True)
 def test_a_job_that_does_not_end_is_named(flink: Flink) -> None:
     with pytest.raises(BrokerError, match=r"the job a was cancelled 0 s ago and has not ended; look at its tasks"):
-        FlinkJobs(flink.url).cancel([NAME], within_s=0)
+        FlinkJobs(flink.url).cancel([NAME], ["a"], within_s=0)
 
 
 def test_a_cluster_that_is_away_is_tried_again_later(flink: Flink) -> None:
     with pytest.raises(BrokerError, match="Flink's REST API does not answer as expected: HTTP Error 404") as caught:
-        FlinkJobs(f"{flink.url}wrong").cancel([NAME])
+        FlinkJobs(f"{flink.url}wrong").running([NAME])
     assert caught.value.retriable
     with pytest.raises(BrokerError, match="does not answer as expected"):
-        FlinkJobs("http://127.0.0.1:1").cancel([NAME])
+        FlinkJobs("http://127.0.0.1:1").running([NAME])
