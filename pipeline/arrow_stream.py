@@ -7,6 +7,7 @@ kilobytes of compressed zeros are twenty million rows, and they would take the w
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -30,13 +31,22 @@ def open_messages(body: bytes) -> tuple[Any, Any]:
     """Return the schema of a stream, and its messages behind it.
 
     Raises:
-        pa.ArrowException, OSError, ValueError: These bytes are no Arrow stream.
+        pa.ArrowException, OSError, ValueError: These bytes are no Arrow stream; also raised at the last message's end.
     """
-    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    source = pa.BufferReader(body)
+    messages = pa.ipc.MessageReader.open_stream(source)
     first = next(messages, None)
     if first is None or first.type != "schema":  # pyarrow takes any message for one, and the process dies of it
         raise ValueError(f"expected a schema first, got {first.type if first else 'nothing'}")
-    return pa.ipc.read_schema(first), messages
+    return pa.ipc.read_schema(first), _to_the_end(messages, source, len(body))
+
+
+def _to_the_end(messages: Any, source: Any, size: int) -> Iterator[Any]:
+    """Yield all messages; what stands behind the mark of the end is read by nobody, so there may be nothing."""
+    yield from messages
+    end = source.tell()
+    if end != size:
+        raise ValueError(f"expected its end at byte {end}, got {size - end} bytes more")
 
 
 def read_batches(schema: Any, messages: Any) -> list[Any]:

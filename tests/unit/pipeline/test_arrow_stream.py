@@ -115,6 +115,24 @@ def test_a_stream_that_begins_with_rows_is_refused() -> None:
     assert refusal(batch()[sum(sizes) :]) == ("malformed", "Arrow stream: expected a schema first, got nothing")
 
 
+@pytest.mark.parametrize("behind", [batch(), b"\0" * 8, b"x"])
+def test_bytes_behind_the_end_of_a_stream_are_not_dropped_in_silence(behind: bytes) -> None:
+    """Clients that write a stream for each batch put them one behind the other; readers stop at the first one's end."""
+    record = batch() + behind
+    found = f"Arrow stream: expected its end at byte {len(batch())}, got {len(behind)} bytes more"
+    assert refusal(record) == ("malformed", found)
+    walk = Walk(DEFINITIONS).go(fetch_of([(record, numbered(1, content=ARROW), 0)])).flush()
+    assert [(letter.reason, letter.body) for letter in walk.dead] == [("malformed", record)]
+    assert walk.totals == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_legacy_format": True, "metadata_version": pa.ipc.MetadataVersion.V4}])
+def test_a_stream_may_lack_the_mark_of_its_end(options: dict[str, Any]) -> None:
+    whole, mark = written(zeros(ROWS), **options), 4 if options else 8
+    for record in (whole, whole[:-mark]):
+        assert [each.num_rows for each in read_batches(*open_messages(record))] == [ROWS]
+
+
 def test_a_dictionary_where_rows_belong_is_refused() -> None:
     names = pa.array(["a", "b"]).dictionary_encode()
     other = written(pa.record_batch([names], names=["series"]), schema=pa.schema([("series", names.type)]))
