@@ -37,7 +37,7 @@ def read_attributes(named: Mapping[str, bytes], content_type: str) -> dict[str, 
         EventError: `missing_field`, `not_utf8`, or `unknown_format`: the data is announced as something else than JSON.
     """
     media_type = content_type.split(";", 1)[0].strip().lower()
-    if media_type and media_type != "application/json" and not media_type.endswith("+json"):
+    if media_type and not media_type.endswith(("/json", "+json")):  # as CloudEvents' JSON format 1.0 has it, 3.1.1
         raise EventError(
             "unknown_format", f'content-type: expected application/json beside ce_ headers, got "{content_type[:100]}"'
         )

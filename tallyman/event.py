@@ -31,6 +31,7 @@ FORMATS: Mapping[str, Format] = {
     LINES: "lines",
     ARROW: "arrow",
     "application/json": "single",
+    "text/json": "single",
     # Names under which clients send lines; none of them is registered.
     "application/ndjson": "lines",
     "application/x-jsonlines": "lines",

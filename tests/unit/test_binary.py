@@ -33,14 +33,22 @@ def test_each_attribute_is_needed(name: str) -> None:
     assert problem is not None and problem.reason == "missing_field" and name in problem.detail
 
 
-@pytest.mark.parametrize("content", [None, b"application/json", b"Application/JSON; charset=utf-8", b"text/v1+json"])
+@pytest.mark.parametrize("content", [
+    None, b"application/json", b"Application/JSON; charset=utf-8", b"text/v1+json", b"text/json", b"Text/JSON ;a=b",
+])  # fmt: skip
 def test_the_data_may_be_any_kind_of_json(content: bytes | None) -> None:
     assert kind(**{"content-type": content}).problem is None
 
 
-def test_data_that_is_announced_as_something_else_is_an_unknown_format() -> None:
-    problem = kind(**{"content-type": b"application/avro"}).problem
+@pytest.mark.parametrize("content", [b"application/avro", b"json", b"text/plain", b"application/x-json", b"/ndjson"])
+def test_data_that_is_announced_as_something_else_is_an_unknown_format(content: bytes) -> None:
+    problem = kind(**{"content-type": content}).problem
     assert problem is not None and problem.reason == "unknown_format"
+
+
+def test_a_structured_event_may_be_announced_by_the_type_of_its_data() -> None:
+    """The CloudEvents SDK for Python 1 writes `datacontenttype` into the header."""
+    assert [kind_of((("content-type", name),)).format for name in (b"application/json", b"text/json")] == ["single"] * 2
 
 
 def test_a_structured_event_may_repeat_its_attributes_in_headers() -> None:
