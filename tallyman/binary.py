@@ -74,12 +74,12 @@ def compose(attributes: Mapping[str, str], data: bytes) -> bytes:
     """
     wire: dict[str, object] = {name: attributes[name] for name in sorted(attributes)}
     if data.strip():
-        check_nesting(data, MAX_NESTING - 1)
         try:
-            # Read, not pasted: data that closes its own brace could bring attributes of its own along.
-            wire["data"] = msgspec.json.decode(data, type=msgspec.Raw)
             if not data.isascii():
                 data.decode("utf-8")
+            check_nesting(data, MAX_NESTING - 1)
+            # Read, not pasted: data that closes its own brace could bring attributes of its own along.
+            wire["data"] = msgspec.json.decode(data, type=msgspec.Raw)
         except UnicodeDecodeError as error:
             raise EventError("not_utf8", f"data: expected UTF-8, got {error.reason} at byte {error.start}") from error
         except msgspec.DecodeError as error:

@@ -58,6 +58,8 @@ def test_a_structured_event_may_repeat_its_attributes_in_headers() -> None:
 
 @pytest.mark.parametrize("data, reason", [
     (b'{}, "id": "another"', "malformed"), (b'{"hours": ', "malformed"), (b'{"name": "\xff"}', "not_utf8"),
+    ('{"hours": 1}'.encode("utf-16"), "not_utf8"), (b'{"na\xefve": 1, }', "not_utf8"),
+    (b"\xff" + b"[" * 70, "not_utf8"),
 ])  # fmt: skip
 def test_data_that_is_not_one_json_value_makes_no_event(data: bytes, reason: str) -> None:
     with pytest.raises(EventError) as caught:
