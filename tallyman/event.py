@@ -135,7 +135,7 @@ class _Wire(msgspec.Struct, kw_only=True):
     type: str
     subject: str
     time: str
-    specversion: str = "1.0"
+    specversion: str | None = "1.0"
     data: dict[str, Any] | None = None
     data_base64: str | None = None
 
@@ -225,7 +225,8 @@ def decode_event(body: bytes) -> Event:
         wire = _read_wire(body)
     except msgspec.ValidationError as error:
         text = str(error)
-        raise EventError("missing_field" if "missing required field" in text else "wrong_type", text) from error
+        is_missing = "missing required field" in text or text.startswith("Expected `str`, got `null`")  # null is unset
+        raise EventError("missing_field" if is_missing else "wrong_type", text) from error
     except msgspec.DecodeError as error:
         raise EventError("malformed", str(error)) from error
     for name in ("id", "source", "type", "subject"):
@@ -236,7 +237,7 @@ def decode_event(body: bytes) -> Event:
             raise EventError(
                 "out_of_range", f"{name}: expected at most {MAX_NAME_BYTES} bytes, got {len(value)} characters"
             )
-    if wire.specversion != "1.0":
+    if wire.specversion is not None and wire.specversion != "1.0":
         raise EventError("wrong_type", f'specversion: expected "1.0", got "{wire.specversion[:20]}"')
     data = wire.data or {} if wire.data_base64 is None else _data_of(wire)
     return Event(wire.id, wire.source, wire.type, wire.subject, parse_time(wire.time), data)

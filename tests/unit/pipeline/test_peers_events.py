@@ -50,7 +50,9 @@ def sent(definitions: Definitions, lines: list[bytes]) -> Walk:
     (data_base64(b'{"k":"a"}'), "a"),
     (data_base64('{"k":"Zoë"}'.encode(), datacontenttype="application/json"), "Zoë"),
     (data_base64(b'{"k":"a","n":' + b"9" * 700 + b"}"), "a"),
-], ids=["no data", "thousand", "tiny", "zero behind", "a text", "bytes", "bytes of json", "long integer"])  # fmt: skip
+    ({"data": {"k": "a"}, "specversion": None, "datacontenttype": None, "dataschema": None, "tenant": None}, "a"),
+], ids=["no data", "thousand", "tiny", "zero behind", "a text", "bytes", "bytes of json", "long integer",
+        "unset attributes"])  # fmt: skip
 def test_what_other_clients_write_counts(
     definitions: Definitions, count: int, changed: dict[str, Any], k: str | None
 ) -> None:
@@ -70,7 +72,12 @@ def test_what_other_clients_write_counts(
     ({"data_base64": 7}, "wrong_type"),
     ({"data": "text"}, "wrong_type"),
     ({"text": b',"data":{"k":1e5000}'}, "out_of_range"),
-], ids=["xml", "a list", "not UTF-8", "both", "no Base64", "a number", "a text", "too long"])  # fmt: skip
+    ({"subject": None}, "missing_field"),
+    ({"time": None}, "missing_field"),
+    ({"text": b',"source":null'}, "missing_field"),
+    ({"specversion": 1.0}, "wrong_type"),
+], ids=["xml", "a list", "not UTF-8", "both", "no Base64", "a number", "a text", "too long",
+        "no subject", "no time", "no source", "a version that is a number"])  # fmt: skip
 def test_what_nobody_can_read_is_a_dead_letter_and_never_counts(
     count: int, changed: dict[str, Any], reason: str
 ) -> None:
