@@ -5,10 +5,12 @@ The fast decoders of `kafka.codec` do the work where what comes out is known to 
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import lz4.frame
 import zstandard
@@ -19,6 +21,7 @@ from pipeline.records import CorruptError
 MAX_BYTES = 256 << 20  # thirty times what a batch may have on the wire
 _PIECE = 1 << 20
 _WINDOW = 4096
+_MEMBER, _MEMBER_BYTES = b"\x1f\x8b\x08", 20  # of gzip: how one begins, and the least that it takes
 # How Java's clients frame blocks of snappy: a magic word and two versions, then each block behind its length.
 _XERIAL, _XERIAL_BYTES = b"\x82SNAPPY\0", 16
 
@@ -46,7 +49,8 @@ def decompress(number: int, data: bytes) -> bytes:
 
 def _gzip(data: bytes) -> bytes:
     if len(data) * 1032 <= MAX_BYTES:  # deflate makes no more of a byte
-        return bytes(codec.gzip_decode(data))
+        with suppress(gzip.BadGzipFile, EOFError):
+            return bytes(codec.gzip_decode(data))
     # What zlib leaves over it copies, so it sees the rest of a window only: a batch may have 400,000 members.
     out, at = io.BytesIO(), 0
     while at < len(data):
@@ -59,6 +63,8 @@ def _gzip(data: bytes) -> bytes:
             raise EOFError("cut off")
         while data[at : at + 1] == b"\0":
             at += 1
+        if len(data) - at < _MEMBER_BYTES or not data.startswith(_MEMBER, at):
+            break  # the broker takes such a batch, and reads no further, either
     return out.getvalue()
 
 
@@ -90,7 +96,10 @@ def _snappy(data: bytes) -> bytes:
         return bytes(codec.snappy.decompress(data))
     # Not by `kafka.codec`: for each block it copies all that is behind it, and a batch may have a million blocks.
     out, at = io.BytesIO(), _XERIAL_BYTES
-    while at < len(data):
+    while at + 4 <= len(data):  # the broker looks at no fewer bytes, either
+        if data.startswith(_XERIAL, at):
+            at += _XERIAL_BYTES
+            continue
         (size,) = struct.unpack_from(">i", data, at)
         at += 4
         if not 0 <= size <= len(data) - at:

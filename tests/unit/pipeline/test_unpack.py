@@ -60,7 +60,23 @@ def test_a_million_blocks_of_framed_snappy_take_seconds_not_minutes() -> None:
     assert time.process_time() - began < 20
 
 
-@pytest.mark.parametrize("block", [b"\0\0\0\x09abc", b"\xff\xff\xff\xfc", b"\0\0"])
+@pytest.mark.parametrize("data", [b"whole", LARGE], ids=["a word", "megabytes"])
+@pytest.mark.parametrize("behind", [b"garbage, longer than any header", b"\x1f\x8b\x08\0", b"\x1f\x8b" + bytes(20)])
+def test_what_stands_behind_the_last_gzip_member_is_left_out_as_kafka_does(data: bytes, behind: bytes) -> None:
+    """The broker takes such a batch, and Java's clients read it: no partition may stop at it."""
+    assert decompress(1, gzip.compress(data, 1) + behind) == data
+
+
+@pytest.mark.parametrize("behind", [b"\0", b"gar"])
+def test_fewer_bytes_than_a_length_behind_framed_snappy_are_left_out_as_kafka_does(behind: bytes) -> None:
+    assert decompress(2, snappy_encode(b"whole") + behind) == b"whole"
+
+
+def test_framed_snappy_may_begin_anew() -> None:
+    assert decompress(2, snappy_encode(b"one ") + snappy_encode(b"behind the other")) == b"one behind the other"
+
+
+@pytest.mark.parametrize("block", [b"\0\0\0\x09abc", b"\xff\xff\xff\xfc"])
 def test_framed_snappy_of_which_a_block_is_cut_off_is_refused(block: bytes) -> None:
     with pytest.raises(CorruptError, match="snappy data that cannot be read"):
         decompress(2, snappy_encode(b"whole") + block)
