@@ -70,15 +70,36 @@ def _gzip(data: bytes) -> bytes:
 
 def _lz4(data: bytes) -> bytes:
     if len(data) * 255 <= MAX_BYTES:  # LZ4 makes no more of a byte
-        return bytes(codec.lz4_decode(data))
+        with suppress(RuntimeError):
+            return bytes(codec.lz4_decode(data))
+    end = _end_of_blocks(data)
+    data = data[:end]
     out, frame = io.BytesIO(), lz4.frame.LZ4FrameDecompressor()
     while not frame.eof:
         piece = frame.decompress(data, _PIECE)
         if not piece and frame.needs_input:
-            raise EOFError("cut off")
+            if end is None:
+                raise EOFError("cut off")
+            break
         _write(out, piece)
         data = b""
     return out.getvalue()
+
+
+def _end_of_blocks(data: bytes) -> int | None:
+    """Return where the checksum of an LZ4 frame's content stands, None if it has none: the broker does not look at it,
+    and takes a batch in which it is wrong.
+    """
+    flags = data[4]
+    if not flags & 4:
+        return None
+    at, size = 7 + (8 if flags & 8 else 0) + (4 if flags & 1 else 0), -1
+    while size:
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4 + (size & 0x7FFFFFFF) + (4 if size and flags & 16 else 0)
+    if at + 4 > len(data):
+        raise EOFError("cut off")
+    return at
 
 
 def _zstd(data: bytes) -> bytes:

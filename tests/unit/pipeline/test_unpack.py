@@ -8,6 +8,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 import lz4.frame
 import pytest
@@ -70,6 +71,17 @@ def test_what_stands_behind_the_last_gzip_member_is_left_out_as_kafka_does(data:
 @pytest.mark.parametrize("behind", [b"\0", b"gar"])
 def test_fewer_bytes_than_a_length_behind_framed_snappy_are_left_out_as_kafka_does(behind: bytes) -> None:
     assert decompress(2, snappy_encode(b"whole") + behind) == b"whole"
+
+
+@pytest.mark.parametrize("data", [b"", b"whole", LARGE], ids=["nothing", "a word", "megabytes"])
+@pytest.mark.parametrize("options", [{}, {"store_size": False, "block_linked": False, "block_checksum": True}])
+def test_the_checksum_of_an_lz4_frames_content_is_not_looked_at_as_kafka_does(data: bytes, options: Any) -> None:
+    """The batch's own checksum covers it; a client that computes it wrongly stops no partition."""
+    frame = lz4.frame.compress(data, content_checksum=True, **options)
+    assert decompress(3, frame[:-1] + bytes([frame[-1] ^ 255])) == decompress(3, frame) == data
+    for end in (-4, -5, -9):  # without the checksum, or cut off
+        with pytest.raises(CorruptError, match="lz4 data that cannot be read"):
+            decompress(3, frame[:end])
 
 
 def test_framed_snappy_may_begin_anew() -> None:
