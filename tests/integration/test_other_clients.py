@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import lz4.frame
 import msgspec
 import pytest
+from kafka.codec import snappy_encode
+from kafka.record import default_records
 
 from pipeline.close import found_books
 from tallyman.local.folder import ClickHouseEndpoint
@@ -112,3 +116,23 @@ def test_binary_mode_counts_as_the_event_that_it_is(kcat: Kcat) -> None:
     kcat.send(b'{"hours": 1}', headers=headers[1:])
     assert (kcat.hours(), kcat.total("duplicate"), kcat.reasons()) == (1, 1, ["missing_field"])
     assert kcat.own.ask("SELECT body, headers['ce_id'] FROM dead_letters FINAL") == [('{"hours": 1}', "e-1")]
+
+
+ODD_CODECS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data) + b"behind it",
+    "snappy": lambda data: bytes(snappy_encode(data)) + b"gar",
+    "lz4": lambda data: lz4.frame.compress(data, content_checksum=True, block_linked=False)[:-4] + b"none",
+}
+
+
+def test_a_batch_that_the_broker_takes_stops_no_partition(
+    kafka_broker: str, clickhouse_endpoint: ClickHouseEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnProject(tmp_path / "p", kafka_broker, clickhouse_endpoint, METERS, chunk_size=64)
+    with own.running():
+        found_books(own.project)
+        for codec, encode in ODD_CODECS.items():
+            monkeypatch.setattr(default_records, f"{codec}_encode", lambda data, encode=encode: encode(bytes(data)))
+            own.send(*((event(f"{codec}-{n}"), ()) for n in range(50)), compression_type=codec, linger_ms=100)
+        own.wait_until_booked()
+    assert own.usage() == {"compute.hours": 50 * len(ODD_CODECS)}
