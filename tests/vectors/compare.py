@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, getcontex
 from fractions import Fraction
 from typing import Any
 
-from tallyman.meter import dimension_text
+from tallyman.meter import MAX_SCALE, dimension_text
 from tallyman.money import EXACT, plain
 from tests.vectors.model import Mismatch, Unknown
 
@@ -99,12 +99,19 @@ def close(ours: Decimal, wanted: Decimal, tolerance: Decimal | None) -> bool:
     Of a quotient without an end of digits, which neither side can write, those must agree that are expected.
     """
     if tolerance is None:
-        return ours == wanted or (_is_cut(ours) and _as_written(ours, wanted) == wanted)
+        return ours == wanted or (_is_cut(ours) and _as_written(ours, wanted) == _as_cut(wanted, ours))
     return abs(EXACT.subtract(ours, wanted)) <= tolerance
 
 
 def _is_cut(ours: Decimal) -> bool:
     return len(ours.as_tuple().digits) >= getcontext().prec - 1 and ours != ours.to_integral_value()
+
+
+def _as_cut(wanted: Decimal, ours: Decimal) -> Decimal:
+    """Return a quotient that is expected with more digits than ours has as we write it; no sum is one, or that fine."""
+    exponent = wanted.as_tuple().exponent
+    fine = isinstance(exponent, int) and -exponent > MAX_SCALE
+    return +wanted if fine and len(ours.as_tuple().digits) <= getcontext().prec else wanted
 
 
 def _as_written(ours: Decimal, wanted: Decimal) -> Decimal:
