@@ -26,9 +26,26 @@ _TIMES = frozenset(
 
 
 def limits_of(vector: Vector) -> frozenset[Limit]:
-    """Return which of our limits a case wants to be kept: those that are the reason of a refusal that it expects."""
-    sentences = list(_sentences(vector.expected)) if isinstance(vector.expected, Mapping) else []
-    return frozenset(limit for limit, pattern in _ABOUT if any(map(pattern.search, sentences)))
+    """Return which of our limits a case wants to be kept: those that are the reason of a refusal that it expects.
+
+    Where a case about what is late says when it is now, and that something is refused but not why, it may be either.
+    """
+    if not isinstance(vector.expected, Mapping):
+        return frozenset()
+    sentences = list(_sentences(vector.expected))
+    found = frozenset(limit for limit, pattern in _ABOUT if any(map(pattern.search, sentences)))
+    dated = vector.kind == "late" and vector.query.get("now") is not None
+    if not found and dated and _refuses(vector.expected, len(vector.events)):
+        return frozenset(limit for limit, _ in _ABOUT)
+    return found
+
+
+def _refuses(expected: Mapping[str, Any], events: int) -> bool:
+    """Whether an answer says that some event is not accepted."""
+    accepted = expected.get("accepted")
+    if isinstance(accepted, int):  # as is a bool
+        return accepted < events
+    return any(expected.get(name) for name in ("rejected", "refused", "dead", "dropped"))
 
 
 def _sentences(expected: Mapping[str, Any]) -> Iterator[str]:
