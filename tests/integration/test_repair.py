@@ -94,7 +94,8 @@ class Damaged(OwnProject):
 
     def fences(self) -> int:
         """Return how many tables refuse rows of who does not know of a repair."""
-        sql = "SELECT countIf(create_table_query LIKE '%%repaired_%%') FROM system.tables WHERE database = %(own)s"
+        fence = "match(create_table_query, 'CONSTRAINT .?repaired_')"
+        sql = f"SELECT countIf({fence}) FROM system.tables WHERE database = %(own)s"
         return int(self.client.execute(sql, {"own": self.endpoint.database})[0][0])
 
     def plan_or_none(self) -> RepairPlan | None:

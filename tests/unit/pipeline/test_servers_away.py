@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import metrics, recount, runtime, sealing, submit, upkeep, worker
+from pipeline.portable import Portable
 from pipeline.replay import Wanted
 from pipeline.runtime import Database, JobConfig
 from pipeline.sealing import SealDesk
@@ -81,7 +82,7 @@ def test_who_asks_for_health_is_answered_from_the_start_on_and_between_two_topic
     monkeypatch.setattr(module, "book_topic", lambda *_: None)
     monkeypatch.setattr(worker, "prepare", prepare)
     monkeypatch.setattr(submit, "flags_of", lambda *_: [])
-    options = {"portable": SimpleNamespace()} if module is submit else {}
+    options = {"portable": Portable(job_endpoint="", environment="LOOPBACK")} if module is submit else {}
     assert module.main(PROJECT, stop, 0, **options) == 0
     away = "no partition was read yet; StoreError: ClickHouse is away"
     assert (said, len(asked), server.closed) == (["no partition was read yet", away, away], 1, 1)
